@@ -1,0 +1,484 @@
+//! The messages: fixed little-endian records, a variable body at the end.
+//!
+//! `decode` is given a private copy and trusts nothing in it: unknown kinds, short records and codes
+//! outside their range are [`BadMessage`].
+
+use crate::base::clock::Nanos;
+use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
+
+/// A message that no correct process sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadMessage {
+    /// No message has this kind.
+    #[error("unknown message kind {0}")]
+    Kind(u8),
+    /// The record is shorter than its kind.
+    #[error("message kind {kind} of {bytes} bytes is too short")]
+    Short {
+        /// Its kind.
+        kind: u8,
+        /// Its length.
+        bytes: usize,
+    },
+    /// A code inside is not one of those allowed.
+    #[error("message kind {kind} carries code {code}")]
+    Code {
+        /// Its kind.
+        kind: u8,
+        /// The code.
+        code: u8,
+    },
+}
+
+/// How a task ended on its agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// Done; the body is the result as JSON, empty for none.
+    Succeeded = 1,
+    /// The task itself is wrong (input, parameters): trying again cannot help. The body says what.
+    Wrong = 2,
+    /// Something failed that may work elsewhere or later (memory, disk). The body says what.
+    Failed = 3,
+    /// Given up because the supervisor said so.
+    Cancelled = 4,
+}
+
+/// A task on its way to an agent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Run<'a> {
+    /// Which task.
+    pub task: TaskId,
+    /// Which dispatch of it.
+    pub attempt: Attempt,
+    /// Code of the kernel.
+    pub kernel: u8,
+    /// Size class, as the supervisor computed it.
+    pub class: u8,
+    /// The instruction-set level asked for, see `jobs::level_word`; 0: the agent chooses.
+    pub level: u8,
+    /// Inputs, output and parameters as JSON; empty when there are none.
+    pub body: &'a [u8],
+}
+
+/// Finished tasks of one kind on one agent, for the learning agent. Every finished task is in one of
+/// these; the supervisor adds them up for a few milliseconds, so that tiny tasks do not drown it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Experience {
+    /// Code of the kernel.
+    pub kernel: u8,
+    /// Size class.
+    pub class: u8,
+    /// Where it ran.
+    pub slot: AgentSlot,
+    /// How many tasks.
+    pub tasks: u32,
+    /// Time they took together, ns.
+    pub service_ns: u64,
+}
+
+/// What the supervisor says to an agent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ToAgent<'a> {
+    /// Run this task.
+    Run(Run<'a>),
+    /// Give this task up, whether it runs or waits.
+    Cancel(TaskId, Attempt),
+    /// Finish what runs and end.
+    Stop,
+    /// Run an optimisation cycle now.
+    Optimize,
+    /// Tasks finished somewhere.
+    Experience(Experience),
+    /// Another agent lives in this slot now: pid, incarnation, code of its kind.
+    Peer {
+        /// Its slot.
+        slot: AgentSlot,
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// Its process.
+        pid: u32,
+        /// Code of its kind; 0: nobody lives there any more.
+        kind: u8,
+    },
+}
+
+/// A finished task on its way back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Done<'a> {
+    /// Which task.
+    pub task: TaskId,
+    /// Which dispatch of it.
+    pub attempt: Attempt,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// Code of the instruction-set level that ran.
+    pub level: u8,
+    /// When the agent began with it.
+    pub started: Nanos,
+    /// How long it took there, ns.
+    pub service_ns: u64,
+    /// Arithmetic operations, as the kernel counts them.
+    pub flops: f64,
+    /// Bytes read and written, as the kernel counts them.
+    pub bytes: f64,
+    /// Result as JSON, or the error's words.
+    pub body: &'a [u8],
+}
+
+/// What an agent asks of the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Request {
+    /// Kill and replace the agent: it hangs or is sick.
+    Restart = 1,
+    /// Let the agent finish what it has, then replace it.
+    Drain = 2,
+}
+
+/// How much a note matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Severity {
+    /// Good to know.
+    Info = 1,
+    /// Somebody should look.
+    Warning = 2,
+    /// A `performance_alert`: a threshold of the configuration was crossed.
+    Alert = 3,
+}
+
+/// What an agent says to the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum FromAgent<'a> {
+    /// Mapped, pinned and waiting for work.
+    Ready {
+        /// The core it is pinned to, `u32::MAX` when it could not be pinned.
+        core: u32,
+    },
+    /// A task ended.
+    Done(Done<'a>),
+    /// Please act on another agent.
+    Ask {
+        /// What to do.
+        request: Request,
+        /// With whom.
+        slot: AgentSlot,
+        /// And with which life of it; an older one is ignored.
+        incarnation: Incarnation,
+        /// Why, in words.
+        reason: &'a str,
+    },
+    /// For the event log.
+    Note {
+        /// How much it matters.
+        severity: Severity,
+        /// `event-kind` and text, separated by a newline.
+        text: &'a str,
+    },
+}
+
+mod kind {
+    pub const RUN: u8 = 1;
+    pub const CANCEL: u8 = 2;
+    pub const STOP: u8 = 3;
+    pub const OPTIMIZE: u8 = 4;
+    pub const EXPERIENCE: u8 = 5;
+    pub const PEER: u8 = 6;
+    pub const READY: u8 = 64;
+    pub const DONE: u8 = 65;
+    pub const ASK: u8 = 66;
+    pub const NOTE: u8 = 67;
+}
+
+/// Reads fixed fields off the front of a record.
+struct Fields<'a> {
+    kind: u8,
+    bytes: usize,
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn new(kind: u8, payload: &'a [u8]) -> Self {
+        Self { kind, bytes: payload.len(), rest: payload }
+    }
+
+    #[inline]
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], BadMessage> {
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(BadMessage::Short { kind: self.kind, bytes: self.bytes })?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    fn u8(&mut self) -> Result<u8, BadMessage> {
+        Ok(self.take::<1>()?[0])
+    }
+    fn u16(&mut self) -> Result<u16, BadMessage> {
+        Ok(u16::from_le_bytes(self.take()?))
+    }
+    fn u32(&mut self) -> Result<u32, BadMessage> {
+        Ok(u32::from_le_bytes(self.take()?))
+    }
+    fn u64(&mut self) -> Result<u64, BadMessage> {
+        Ok(u64::from_le_bytes(self.take()?))
+    }
+    fn f64(&mut self) -> Result<f64, BadMessage> {
+        Ok(f64::from_bits(self.u64()?))
+    }
+    /// The rest as text; bytes that are no UTF-8 are cut off, they are for people only.
+    fn text(self) -> &'a str {
+        match std::str::from_utf8(self.rest) {
+            Ok(text) => text,
+            Err(error) => std::str::from_utf8(&self.rest[..error.valid_up_to()]).unwrap_or(""),
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Bytes of the record.
+    pub fn encoded_bytes(&self) -> usize {
+        8 + 4 + 3 + self.body.len()
+    }
+}
+
+impl<'a> ToAgent<'a> {
+    /// Writes the record into `buffer` (cleared first) and returns its kind.
+    #[inline]
+    pub fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
+        buffer.clear();
+        match self {
+            ToAgent::Run(run) => {
+                buffer.extend_from_slice(&run.task.0.to_le_bytes());
+                buffer.extend_from_slice(&run.attempt.0.to_le_bytes());
+                buffer.extend_from_slice(&[run.kernel, run.class, run.level]);
+                buffer.extend_from_slice(run.body);
+                kind::RUN
+            }
+            ToAgent::Cancel(task, attempt) => {
+                buffer.extend_from_slice(&task.0.to_le_bytes());
+                buffer.extend_from_slice(&attempt.0.to_le_bytes());
+                kind::CANCEL
+            }
+            ToAgent::Stop => kind::STOP,
+            ToAgent::Optimize => kind::OPTIMIZE,
+            ToAgent::Experience(experience) => {
+                buffer.extend_from_slice(&[experience.kernel, experience.class]);
+                buffer.extend_from_slice(&experience.slot.0.to_le_bytes());
+                buffer.extend_from_slice(&experience.tasks.to_le_bytes());
+                buffer.extend_from_slice(&experience.service_ns.to_le_bytes());
+                kind::EXPERIENCE
+            }
+            ToAgent::Peer { slot, incarnation, pid, kind } => {
+                buffer.extend_from_slice(&slot.0.to_le_bytes());
+                buffer.extend_from_slice(&incarnation.0.to_le_bytes());
+                buffer.extend_from_slice(&pid.to_le_bytes());
+                buffer.push(*kind);
+                kind::PEER
+            }
+        }
+    }
+
+    /// Reads a record.
+    #[inline]
+    pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
+        let mut fields = Fields::new(message_kind, payload);
+        Ok(match message_kind {
+            kind::RUN => ToAgent::Run(Run {
+                task: TaskId(fields.u64()?),
+                attempt: Attempt(fields.u32()?),
+                kernel: fields.u8()?,
+                class: fields.u8()?,
+                level: fields.u8()?,
+                body: fields.rest,
+            }),
+            kind::CANCEL => ToAgent::Cancel(TaskId(fields.u64()?), Attempt(fields.u32()?)),
+            kind::STOP => ToAgent::Stop,
+            kind::OPTIMIZE => ToAgent::Optimize,
+            kind::EXPERIENCE => ToAgent::Experience(Experience {
+                kernel: fields.u8()?,
+                class: fields.u8()?,
+                slot: AgentSlot(fields.u16()?),
+                tasks: fields.u32()?,
+                service_ns: fields.u64()?,
+            }),
+            kind::PEER => ToAgent::Peer {
+                slot: AgentSlot(fields.u16()?),
+                incarnation: Incarnation(fields.u32()?),
+                pid: fields.u32()?,
+                kind: fields.u8()?,
+            },
+            other => return Err(BadMessage::Kind(other)),
+        })
+    }
+}
+
+impl<'a> FromAgent<'a> {
+    /// Writes the record into `buffer` (cleared first) and returns its kind.
+    #[inline]
+    pub fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
+        buffer.clear();
+        match self {
+            FromAgent::Ready { core } => {
+                buffer.extend_from_slice(&core.to_le_bytes());
+                kind::READY
+            }
+            FromAgent::Done(done) => {
+                buffer.extend_from_slice(&done.task.0.to_le_bytes());
+                buffer.extend_from_slice(&done.attempt.0.to_le_bytes());
+                buffer.extend_from_slice(&[done.verdict as u8, done.level]);
+                buffer.extend_from_slice(&done.started.0.to_le_bytes());
+                buffer.extend_from_slice(&done.service_ns.to_le_bytes());
+                buffer.extend_from_slice(&done.flops.to_le_bytes());
+                buffer.extend_from_slice(&done.bytes.to_le_bytes());
+                buffer.extend_from_slice(done.body);
+                kind::DONE
+            }
+            FromAgent::Ask { request, slot, incarnation, reason } => {
+                buffer.push(*request as u8);
+                buffer.extend_from_slice(&slot.0.to_le_bytes());
+                buffer.extend_from_slice(&incarnation.0.to_le_bytes());
+                buffer.extend_from_slice(reason.as_bytes());
+                kind::ASK
+            }
+            FromAgent::Note { severity, text } => {
+                buffer.push(*severity as u8);
+                buffer.extend_from_slice(text.as_bytes());
+                kind::NOTE
+            }
+        }
+    }
+
+    /// Reads a record.
+    #[inline]
+    pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
+        let mut fields = Fields::new(message_kind, payload);
+        let code = |code| BadMessage::Code { kind: message_kind, code };
+        Ok(match message_kind {
+            kind::READY => FromAgent::Ready { core: fields.u32()? },
+            kind::DONE => FromAgent::Done(Done {
+                task: TaskId(fields.u64()?),
+                attempt: Attempt(fields.u32()?),
+                verdict: match fields.u8()? {
+                    1 => Verdict::Succeeded,
+                    2 => Verdict::Wrong,
+                    3 => Verdict::Failed,
+                    4 => Verdict::Cancelled,
+                    other => return Err(code(other)),
+                },
+                level: fields.u8()?,
+                started: Nanos(fields.u64()?),
+                service_ns: fields.u64()?,
+                flops: fields.f64()?,
+                bytes: fields.f64()?,
+                body: fields.rest,
+            }),
+            kind::ASK => FromAgent::Ask {
+                request: match fields.u8()? {
+                    1 => Request::Restart,
+                    2 => Request::Drain,
+                    other => return Err(code(other)),
+                },
+                slot: AgentSlot(fields.u16()?),
+                incarnation: Incarnation(fields.u32()?),
+                reason: fields.text(),
+            },
+            kind::NOTE => FromAgent::Note {
+                severity: match fields.u8()? {
+                    1 => Severity::Info,
+                    2 => Severity::Warning,
+                    3 => Severity::Alert,
+                    other => return Err(code(other)),
+                },
+                text: fields.text(),
+            },
+            other => return Err(BadMessage::Kind(other)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::ring::SLOT_PAYLOAD;
+
+    fn run() -> Run<'static> {
+        Run { task: TaskId(7), attempt: Attempt(2), kernel: 12, class: 3, level: 0, body: b"{}" }
+    }
+
+    fn done() -> Done<'static> {
+        Done {
+            task: TaskId(u64::MAX),
+            attempt: Attempt(1),
+            verdict: Verdict::Succeeded,
+            level: 4,
+            started: Nanos(5),
+            service_ns: 6,
+            flops: 1.5,
+            bytes: 2.5,
+            body: b"",
+        }
+    }
+
+    #[test]
+    fn messages_survive_the_journey() {
+        let mut buffer = Vec::new();
+        let to_agent = [
+            ToAgent::Run(run()),
+            ToAgent::Cancel(TaskId(9), Attempt(1)),
+            ToAgent::Stop,
+            ToAgent::Optimize,
+            ToAgent::Experience(Experience {
+                kernel: 1,
+                class: 2,
+                slot: AgentSlot(300),
+                tasks: 5,
+                service_ns: 4,
+            }),
+            ToAgent::Peer { slot: AgentSlot(1), incarnation: Incarnation(2), pid: 3, kind: 0 },
+        ];
+        for message in to_agent {
+            let kind = message.encode(&mut buffer);
+            assert_eq!(ToAgent::decode(kind, &buffer), Ok(message));
+            assert!(FromAgent::decode(kind, &buffer).is_err(), "directions do not mix");
+        }
+        let from_agent = [
+            FromAgent::Ready { core: 3 },
+            FromAgent::Done(done()),
+            FromAgent::Ask {
+                request: Request::Drain,
+                slot: AgentSlot(4),
+                incarnation: Incarnation(5),
+                reason: "memory grows",
+            },
+            FromAgent::Note { severity: Severity::Alert, text: "cpu\n99%" },
+        ];
+        for message in from_agent {
+            let kind = message.encode(&mut buffer);
+            assert_eq!(FromAgent::decode(kind, &buffer), Ok(message));
+        }
+    }
+
+    #[test]
+    fn a_task_without_arrays_and_its_answer_take_one_slot_each() {
+        let mut buffer = Vec::new();
+        ToAgent::Run(Run { body: b"", ..run() }).encode(&mut buffer);
+        assert!(buffer.len() <= SLOT_PAYLOAD);
+        assert_eq!(buffer.len(), Run { body: b"", ..run() }.encoded_bytes());
+        FromAgent::Done(done()).encode(&mut buffer);
+        assert!(buffer.len() <= SLOT_PAYLOAD);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic() {
+        let mut rng = crate::base::prng::SplitMix64::new(11);
+        for _ in 0..50_000 {
+            let payload: Vec<u8> = (0..rng.below(80)).map(|_| rng.next_u64() as u8).collect();
+            let kind = if rng.below(2) == 0 { rng.below(8) as u8 } else { 60 + rng.below(10) as u8 };
+            let _ = ToAgent::decode(kind, &payload);
+            let _ = FromAgent::decode(kind, &payload);
+        }
+    }
+}
