@@ -1,0 +1,373 @@
+//! Takes the task that should go next, asks a [`Placer`] for a place, writes the envelope.
+//!
+//! Late binding beats early queues: an agent holds as few tasks as keep it busy. How few depends on
+//! what they cost: long ones one at a time (the gap between two is nothing against them), middling
+//! ones `tasks.window`, tiny ones up to `tasks.batch` or [`BATCH_SPAN_NS`] of work, so that the cost
+//! of a hand-over is shared by many.
+
+use super::ledger::Ledger;
+use super::results::{Signal, Totals};
+use super::{Lease, TaskId};
+use crate::base::clock::Nanos;
+use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
+use crate::messaging::envelope::{Experience, Run};
+use crate::messaging::link::SupervisorLink;
+use crate::messaging::{Lane, ToAgent};
+use crate::shm::board::{CLASSES, KERNELS};
+use crate::shm::ring::{MESSAGE_MAX, Message};
+use std::collections::VecDeque;
+
+/// Below this a task is tiny and travels in batches.
+const TINY_NS: f64 = 100_000.0;
+/// Above this an agent gets one task at a time.
+const LONG_NS: f64 = 20_000_000.0;
+/// Work that tiny tasks in flight at one agent may add up to.
+const BATCH_SPAN_NS: f64 = 2_000_000.0;
+
+/// What is known of the cost of tasks; implemented by the board.
+pub trait CostModel {
+    /// Expected time on that agent, ns; `None` while nothing is known.
+    fn expected_ns(&self, kernel: u8, class: u8, slot: AgentSlot) -> Option<f64>;
+}
+
+/// An agent that has room for a task.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Which agent.
+    pub slot: AgentSlot,
+    /// Tasks it holds.
+    pub in_flight: usize,
+    /// Time until it is through with them, ns, as far as known.
+    pub backlog_ns: f64,
+    /// Expected time of this task there, ns; `None` while nothing is known.
+    pub expected_ns: Option<f64>,
+}
+
+/// Decides which agent gets a task. Numbers in, a place out: no clock, no I/O, no allocation.
+pub trait Placer: Send {
+    /// The index of the chosen candidate. `candidates` is not empty.
+    fn place(&mut self, candidates: &[Candidate]) -> usize;
+    /// The policy's name in configuration and reports.
+    fn name(&self) -> &'static str;
+}
+
+/// A task in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Which task.
+    pub task: TaskId,
+    /// Which dispatch of it.
+    pub attempt: Attempt,
+    /// Expected time, ns.
+    pub expected_ns: f64,
+}
+
+/// An agent's place at the dispatcher's table: its link and what it holds.
+#[derive(Debug)]
+pub struct Seat {
+    /// Which agent.
+    pub slot: AgentSlot,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// Its kind.
+    pub kind: AgentKind,
+    /// The supervisor's ends of its channels.
+    pub link: SupervisorLink,
+    /// It said that it is ready.
+    pub ready: bool,
+    /// It gets no more tasks.
+    pub draining: bool,
+    /// Its channel had no room for the last envelope of this turn.
+    pub(super) full: bool,
+    /// Tasks in flight, oldest first.
+    pub held: VecDeque<Held>,
+    /// Expected time of all of them, ns.
+    pub held_ns: f64,
+    /// When the oldest of them began to count, for the backlog.
+    pub busy_since: Nanos,
+    /// Tasks that ended well in this life.
+    pub tasks: u64,
+    /// Tasks that failed in this life.
+    pub failures: u64,
+    /// Time spent on tasks in this life, ns.
+    pub busy_ns: u64,
+    /// Messages were written since the bell was last looked at.
+    pub touched: bool,
+}
+
+impl Seat {
+    /// A seat for a fresh incarnation.
+    pub fn new(slot: AgentSlot, incarnation: Incarnation, kind: AgentKind, link: SupervisorLink) -> Self {
+        Self {
+            slot,
+            incarnation,
+            kind,
+            link,
+            ready: false,
+            draining: false,
+            full: false,
+            held: VecDeque::new(),
+            held_ns: 0.0,
+            busy_since: Nanos(0),
+            tasks: 0,
+            failures: 0,
+            busy_ns: 0,
+            touched: false,
+        }
+    }
+
+    /// A task came back.
+    pub(super) fn release(&mut self, task: TaskId) {
+        if let Some(at) = self.held.iter().position(|held| held.task == task) {
+            let held = self.held.remove(at).expect("just found");
+            self.held_ns -= held.expected_ns;
+            self.busy_since = crate::os::clock::now();
+        }
+        if self.held.is_empty() {
+            self.held_ns = 0.0;
+        }
+    }
+
+    fn backlog_ns(&self, now: Nanos) -> f64 {
+        match self.held.front() {
+            None => 0.0,
+            // The oldest one has been running for a while; it needs at least nothing more.
+            Some(first) => {
+                let elapsed = now.0.saturating_sub(self.busy_since.0) as f64;
+                self.held_ns - elapsed.min(first.expected_ns)
+            }
+        }
+    }
+}
+
+/// Settings of the dispatcher.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows {
+    /// Tasks of middling cost in flight at one agent.
+    pub window: usize,
+    /// Tiny tasks in flight at one agent.
+    pub batch: usize,
+}
+
+/// See the module.
+pub struct Dispatcher {
+    /// Boxed, so that a turn moves pointers and not links.
+    pub(super) seats: Vec<Option<Box<Seat>>>,
+    /// Channels found corrupt while sending.
+    pub(super) corrupt: Vec<Signal>,
+    placer: Box<dyn Placer>,
+    windows: Windows,
+    /// The supervisor's own mean per (kernel, class), for windows only; placement uses what the
+    /// learning agent publishes per agent.
+    means: Vec<f32>,
+    candidates: Vec<Candidate>,
+    /// The learning agent's seat.
+    pub(super) learning: Option<AgentSlot>,
+    pub(super) experience: Vec<Experience>,
+    pub(super) message: Message,
+    /// Latencies and rates so far.
+    pub totals: Totals,
+}
+
+impl Dispatcher {
+    /// A dispatcher without seats.
+    pub fn new(slots: usize, placer: Box<dyn Placer>, windows: Windows) -> Self {
+        Self {
+            seats: (0..slots).map(|_| None).collect(),
+            corrupt: Vec::new(),
+            placer,
+            windows,
+            means: vec![0.0; KERNELS * CLASSES],
+            candidates: Vec::with_capacity(slots),
+            learning: None,
+            experience: Vec::with_capacity(1024),
+            message: Message::default(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Seats a fresh incarnation. Its slot must be free.
+    pub fn seat(&mut self, seat: Seat) {
+        let at = seat.slot.index();
+        assert!(self.seats[at].is_none(), "slot {at} is taken");
+        if seat.kind == AgentKind::Learning {
+            self.learning = Some(seat.slot);
+        }
+        self.seats[at] = Some(Box::new(seat));
+    }
+
+    /// The seat in `slot`.
+    pub fn get(&self, slot: AgentSlot) -> Option<&Seat> {
+        self.seats.get(slot.index())?.as_deref()
+    }
+
+    /// The seat in `slot`, to talk to its agent.
+    pub fn get_mut(&mut self, slot: AgentSlot) -> Option<&mut Seat> {
+        self.seats.get_mut(slot.index())?.as_deref_mut()
+    }
+
+    /// Every seat that is taken.
+    pub fn iter(&self) -> impl Iterator<Item = &Seat> {
+        self.seats.iter().flatten().map(|seat| &**seat)
+    }
+
+    /// Every seat that is taken, to talk to its agent.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Seat> {
+        self.seats.iter_mut().flatten().map(|seat| &mut **seat)
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &'static str {
+        self.placer.name()
+    }
+
+    /// Tasks in flight at all agents.
+    pub fn in_flight(&self) -> usize {
+        self.iter().map(|seat| seat.held.len()).sum()
+    }
+
+    pub(super) fn note_cost(&mut self, kernel: u8, class: u8, service_ns: u64) {
+        let at = usize::from(kernel) * CLASSES + usize::from(class);
+        if let Some(mean) = self.means.get_mut(at) {
+            let seen = service_ns as f32 + 1.0;
+            *mean = if *mean == 0.0 { seen } else { *mean + 0.2 * (seen - *mean) };
+        }
+    }
+
+    fn own_mean(&self, kernel: u8, class: u8) -> Option<f64> {
+        let mean = *self.means.get(usize::from(kernel) * CLASSES + usize::from(class))?;
+        (mean > 0.0).then(|| f64::from(mean))
+    }
+
+    /// Sends queued tasks to agents that have room, at most `limit` agents busy at once. Returns how
+    /// many were sent. Bells are rung by [`ring_bells`](Self::ring_bells).
+    pub fn dispatch(
+        &mut self,
+        ledger: &mut Ledger,
+        costs: &dyn CostModel,
+        limit: usize,
+        now: Nanos,
+    ) -> usize {
+        let mut sent = 0;
+        while let Some(task) = ledger.peek(now) {
+            let (id, kernel, class) = (task.id, task.spec.kernel, task.spec.class);
+            let mean = self.own_mean(kernel, class);
+            self.find_candidates(costs, kernel, class, mean, limit, now);
+            if self.candidates.is_empty() {
+                break;
+            }
+            let chosen = self.candidates[self.placer.place(&self.candidates).min(self.candidates.len() - 1)];
+            let expected_ns = chosen.expected_ns.or(mean).unwrap_or(0.0);
+            sent += usize::from(self.send(ledger, id, chosen.slot, expected_ns, now));
+        }
+        for seat in self.seats.iter_mut().flatten() {
+            seat.full = false;
+        }
+        sent
+    }
+
+    fn find_candidates(
+        &mut self,
+        costs: &dyn CostModel,
+        kernel: u8,
+        class: u8,
+        mean: Option<f64>,
+        limit: usize,
+        now: Nanos,
+    ) {
+        self.candidates.clear();
+        let mut busy = self.seats.iter().flatten().filter(|seat| !seat.held.is_empty()).count();
+        for seat in self.seats.iter().flatten() {
+            if seat.kind != AgentKind::Compute || !seat.ready || seat.draining || seat.full {
+                continue;
+            }
+            if seat.held.is_empty() {
+                if busy >= limit {
+                    continue;
+                }
+                busy = busy.min(limit);
+            }
+            let expected_ns = costs.expected_ns(kernel, class, seat.slot);
+            let room = match expected_ns.or(mean) {
+                Some(ns) if ns <= TINY_NS => {
+                    seat.held.len() < self.windows.batch && seat.held_ns <= BATCH_SPAN_NS
+                }
+                Some(ns) if ns <= LONG_NS => seat.held.len() < self.windows.window,
+                _ => seat.held.is_empty(),
+            };
+            if room {
+                let in_flight = seat.held.len();
+                self.candidates.push(Candidate {
+                    slot: seat.slot,
+                    in_flight,
+                    backlog_ns: seat.backlog_ns(now),
+                    expected_ns,
+                });
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        ledger: &mut Ledger,
+        id: TaskId,
+        slot: AgentSlot,
+        expected_ns: f64,
+        now: Nanos,
+    ) -> bool {
+        let seat = self.seats[slot.index()].as_mut().expect("candidates are seated");
+        let spec = &ledger.get(id).expect("peeked at").spec;
+        let (kernel, class, level) = (spec.kernel, spec.class, spec.level);
+        let bytes =
+            Run { task: id, attempt: Attempt(0), kernel, class, level, body: &spec.body }.encoded_bytes();
+        // Looked at before the lease is written: a full lane is no attempt.
+        match seat.link.room(Lane::Normal) {
+            Ok(room) if room >= bytes || bytes > MESSAGE_MAX => {}
+            Ok(_) => {
+                seat.full = true;
+                return false;
+            }
+            Err(corrupt) => {
+                seat.full = true;
+                self.corrupt.push(Signal::Corrupt(slot, seat.incarnation, corrupt.to_string()));
+                return false;
+            }
+        }
+        let attempt = ledger.dispatch(id, Lease { slot, incarnation: seat.incarnation }, now);
+        let body = &ledger.get(id).expect("just dispatched").spec.body[..];
+        match seat
+            .link
+            .send(Lane::Normal, &ToAgent::Run(Run { task: id, attempt, kernel, class, level, body }))
+        {
+            Ok(()) => {
+                if seat.held.is_empty() {
+                    seat.busy_since = now;
+                }
+                seat.held.push_back(Held { task: id, attempt, expected_ns });
+                seat.held_ns += expected_ns;
+                seat.touched = true;
+            }
+            // There was room a moment ago, so it can only be longer than any channel takes.
+            Err(error) => {
+                ledger.on_failure(id, &format!("the task's description is too long: {error}"), false, now);
+            }
+        }
+        true
+    }
+
+    /// Wakes every agent that was written to and sleeps. Returns how many had to be woken.
+    pub fn ring_bells(&mut self) -> usize {
+        let mut woken = 0;
+        for seat in self.seats.iter_mut().flatten() {
+            if std::mem::take(&mut seat.touched) {
+                woken += usize::from(seat.link.ring());
+            }
+        }
+        woken
+    }
+
+    /// Whether any agent has sent something.
+    pub fn is_ready(&self) -> bool {
+        self.iter().any(|seat| seat.link.is_ready())
+    }
+}

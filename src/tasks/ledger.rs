@@ -1,0 +1,1127 @@
+//! The only owner of task state. Events in, transitions out; no clock, no I/O, no process.
+//!
+//! Names of dependencies are resolved when tasks are accepted; a batch may refer forwards inside
+//! itself. A batch's cycle refuses exactly the tasks on it and behind it.
+
+use super::{Lease, Task, TaskSpec, TaskState};
+use crate::base::clock::Nanos;
+use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// First pause before a failed task is tried again; doubled each time.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Longest such pause.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A task whose agents were killed from outside this often while running it is given up.
+/// A crash is more likely the task's own doing; its limit is `tasks.poison_deaths`.
+const KILL_LIMIT: u32 = 10;
+/// Ended tasks that are remembered.
+const REMEMBERED: usize = 200_000;
+
+/// Why a task was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The name is taken.
+    #[error("task {name:?}: field `id`: another task has this id; ids must be unique")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// A dependency is nowhere.
+    #[error("task {task:?}: field `after`: no task has the id {missing:?}")]
+    UnknownDependency {
+        /// Who asked.
+        task: String,
+        /// For whom.
+        missing: String,
+    },
+    /// A dependency can never succeed.
+    #[error("task {task:?}: field `after`: task {dependency:?} was refused or did not succeed")]
+    DependencyRefused {
+        /// Who asked.
+        task: String,
+        /// For whom.
+        dependency: String,
+    },
+    /// The tasks wait for each other.
+    #[error("task {task:?}: field `after`: the tasks wait for each other in a cycle: {path}")]
+    Cycle {
+        /// Who asked.
+        task: String,
+        /// The names round the cycle, the middle of a long one left out.
+        path: Arc<str>,
+    },
+    /// Too many tasks wait.
+    #[error(
+        "task {task:?}: {waiting} tasks are waiting already, `tasks.queue_limit` is {limit}; try again later"
+    )]
+    QueueFull {
+        /// Who asked.
+        task: String,
+        /// Tasks waiting.
+        waiting: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The swarm is ending.
+    #[error("the swarm is stopping and takes no more tasks")]
+    Stopping,
+}
+
+/// Why a result was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such task.
+    #[error("no such task")]
+    UnknownTask,
+    /// It ended already.
+    #[error("the task has ended")]
+    Ended,
+    /// It comes from an attempt or an incarnation that does not hold the lease.
+    #[error("the lease is held by somebody else")]
+    NotTheHolder,
+}
+
+/// What became of a task after an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transition {
+    /// It ended, in this state.
+    Ended(TaskState),
+    /// It will be tried again.
+    Again,
+}
+
+/// What cancelling needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelOutcome {
+    /// It is cancelled now.
+    Cancelled,
+    /// Its agent must be asked to give it up.
+    AskAgent(Lease, Attempt),
+    /// It had ended before.
+    AlreadyEnded(TaskState),
+}
+
+/// Numbers of tasks by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Accepted, refused ones included when they were recorded.
+    pub total: u64,
+    /// Ended well.
+    pub succeeded: u64,
+    /// Ended badly.
+    pub failed: u64,
+    /// Given up.
+    pub cancelled: u64,
+    /// Attempts beyond the first.
+    pub retried: u64,
+    /// Results refused because they were late, foreign or repeated.
+    pub refused: u64,
+    /// Tasks that ended more than once; anything but 0 is a bug.
+    pub duplicated: u64,
+}
+
+impl Counts {
+    /// Tasks that have not ended.
+    pub fn open(&self) -> u64 {
+        self.total - self.succeeded - self.failed - self.cancelled
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// The attempt's time is up.
+    TimeLimit(Attempt),
+    /// The pause before another attempt is over.
+    Retry,
+}
+
+/// Limits the ledger keeps to.
+#[derive(Clone, Copy, Debug)]
+pub struct LedgerLimits {
+    /// Most tasks that may wait.
+    pub queue: usize,
+    /// Crashes of agents after which a task is poison.
+    pub poison_deaths: u32,
+    /// Waiting time that is worth one class of priority.
+    pub ageing: Duration,
+}
+
+impl Default for LedgerLimits {
+    fn default() -> Self {
+        Self { queue: 1_000_000, poison_deaths: 3, ageing: Duration::from_secs(5) }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Ledger {
+    limits: LedgerLimits,
+    /// Tasks by number, `tasks[0]` being `first`; forgotten ones are gone but for their place.
+    tasks: VecDeque<Option<Box<Task>>>,
+    /// Ended tasks in the order in which they will be forgotten.
+    remembered: VecDeque<TaskId>,
+    /// Batches that somebody waits for: their tasks are not forgotten.
+    held: HashSet<u64>,
+    first: u64,
+    names: HashMap<Box<str>, TaskId>,
+    /// Queued tasks per priority. Entries whose task is no longer queued are skipped.
+    queues: [VecDeque<(TaskId, Nanos)>; 3],
+    queued: usize,
+    timers: BinaryHeap<Reverse<(Nanos, TaskId, Timer)>>,
+    counts: Counts,
+    ended: Vec<(TaskId, u64)>,
+    stopping: bool,
+    next_batch: u64,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new(limits: LedgerLimits) -> Self {
+        Self {
+            limits,
+            tasks: VecDeque::new(),
+            remembered: VecDeque::new(),
+            held: HashSet::new(),
+            first: 1,
+            names: HashMap::new(),
+            queues: Default::default(),
+            queued: 0,
+            timers: BinaryHeap::new(),
+            counts: Counts::default(),
+            ended: Vec::new(),
+            stopping: false,
+            next_batch: 0,
+        }
+    }
+
+    /// The task with this number.
+    pub fn get(&self, id: TaskId) -> Option<&Task> {
+        self.tasks.get(usize::try_from(id.0.checked_sub(self.first)?).ok()?)?.as_deref()
+    }
+
+    fn get_mut(&mut self, id: TaskId) -> Option<&mut Task> {
+        self.tasks.get_mut(usize::try_from(id.0.checked_sub(self.first)?).ok()?)?.as_deref_mut()
+    }
+
+    /// The task with this name, or with this number as `t12` or `12`.
+    pub fn find(&self, name: &str) -> Option<&Task> {
+        if let Some(&id) = self.names.get(name) {
+            return self.get(id);
+        }
+        let number = name.strip_prefix('t').unwrap_or(name).parse().ok()?;
+        self.get(TaskId(number)).filter(|task| task.spec.name.is_none() || name.starts_with('t'))
+    }
+
+    /// All tasks still known, oldest first.
+    pub fn tasks(&self) -> impl DoubleEndedIterator<Item = &Task> {
+        self.tasks.iter().filter_map(Option::as_deref)
+    }
+
+    /// Numbers so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Tasks ready to go.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// From now on every submission is refused.
+    pub fn stop_accepting(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Accepts one task without dependencies; the cheap path for tiny tasks.
+    pub fn submit(&mut self, spec: TaskSpec, now: Nanos) -> Result<TaskId, SubmitError> {
+        if !spec.after.is_empty() {
+            return self.submit_batch(vec![spec], now).1.pop().expect("one in, one out");
+        }
+        self.check_acceptable(&spec)?;
+        self.next_batch += 1;
+        Ok(self.accept(spec, now, self.next_batch, TaskState::Queued))
+    }
+
+    /// Accepts tasks that may wait for each other, in any order. The answers stand in the order of the
+    /// tasks; the number names the batch.
+    pub fn submit_batch(
+        &mut self,
+        specs: Vec<TaskSpec>,
+        now: Nanos,
+    ) -> (u64, Vec<Result<TaskId, SubmitError>>) {
+        self.next_batch += 1;
+        let batch = self.next_batch;
+        let plan = plan_batch(&specs, |name| {
+            self.names.get(name).and_then(|&id| self.get(id)).map(|task| task.state)
+        });
+        let mut answers: Vec<Option<Result<TaskId, SubmitError>>> = specs.iter().map(|_| None).collect();
+        let mut specs: Vec<Option<TaskSpec>> = specs.into_iter().map(Some).collect();
+        for (at, error) in plan.refused {
+            answers[at] = Some(Err(error));
+        }
+        // In an order in which everything comes after what it waits for.
+        for at in plan.order {
+            let spec = specs[at].take().expect("planned once");
+            answers[at] = Some(self.accept_after(spec, now, batch));
+        }
+        (batch, answers.into_iter().map(|answer| answer.expect("planned or refused")).collect())
+    }
+
+    fn accept_after(&mut self, spec: TaskSpec, now: Nanos, batch: u64) -> Result<TaskId, SubmitError> {
+        self.check_acceptable(&spec)?;
+        let mut waits_for = Vec::new();
+        for name in &spec.after {
+            match self.names.get(name).and_then(|&id| self.get(id)).map(|task| (task.id, task.state)) {
+                Some((_, TaskState::Succeeded)) => {}
+                Some((id, state)) if !state.is_final() => waits_for.push(id),
+                _ => {
+                    let task = spec.name.as_deref().unwrap_or("(unnamed)").to_owned();
+                    return Err(SubmitError::DependencyRefused { task, dependency: name.to_string() });
+                }
+            }
+        }
+        let state = if waits_for.is_empty() { TaskState::Queued } else { TaskState::Waiting };
+        let missing = waits_for.len() as u32;
+        let id = self.accept(spec, now, batch, state);
+        self.get_mut(id).expect("just accepted").missing = missing;
+        for other in waits_for {
+            self.get_mut(other).expect("just found").dependents.push(id);
+        }
+        Ok(id)
+    }
+
+    fn check_acceptable(&self, spec: &TaskSpec) -> Result<(), SubmitError> {
+        let label = || spec.name.as_deref().unwrap_or("(unnamed)").to_owned();
+        if self.stopping {
+            return Err(SubmitError::Stopping);
+        }
+        let open = self.counts.open();
+        if open >= self.limits.queue as u64 {
+            return Err(SubmitError::QueueFull {
+                task: label(),
+                waiting: open as usize,
+                limit: self.limits.queue,
+            });
+        }
+        match &spec.name {
+            Some(name) if self.names.contains_key(name) => Err(SubmitError::DuplicateName { name: label() }),
+            _ => Ok(()),
+        }
+    }
+
+    fn accept(&mut self, spec: TaskSpec, now: Nanos, batch: u64, state: TaskState) -> TaskId {
+        self.forget_old();
+        let id = TaskId(self.first + self.tasks.len() as u64);
+        if let Some(name) = &spec.name {
+            self.names.insert(name.clone(), id);
+        }
+        self.counts.total += 1;
+        let priority = spec.priority;
+        self.tasks.push_back(Some(Box::new(Task {
+            id,
+            retries_left: spec.retries,
+            spec,
+            state,
+            attempt: Attempt(0),
+            lease: None,
+            deaths: (0, 0),
+            missing: 0,
+            dependents: Vec::new(),
+            batch,
+            submitted: now,
+            queued: now,
+            dispatched: Nanos(0),
+            started: Nanos(0),
+            finished: Nanos(0),
+            service_ns: 0,
+            agent: None,
+            ran_level: None,
+            result: None,
+            error: None,
+            cancelling: None,
+        })));
+        if state == TaskState::Queued {
+            self.queues[priority as usize].push_back((id, now));
+            self.queued += 1;
+        }
+        id
+    }
+
+    /// Records a task that was wrong from the start, so that lists and reports show it.
+    pub fn record_refused(&mut self, spec: TaskSpec, error: &str, now: Nanos) -> TaskId {
+        // A second task of the same name stays visible under its number only.
+        let name = spec.name.clone().filter(|name| !self.names.contains_key(name));
+        let id = self.accept(TaskSpec { name, ..spec }, now, 0, TaskState::Waiting);
+        self.end(id, TaskState::Failed, Some(error), now);
+        id
+    }
+
+    /// Somebody waits for these tasks: they are remembered until [`release_batch`](Self::release_batch).
+    pub fn hold_batch(&mut self, batch: u64) {
+        self.held.insert(batch);
+    }
+
+    /// Nobody waits for them any more.
+    pub fn release_batch(&mut self, batch: u64) {
+        self.held.remove(&batch);
+    }
+
+    /// Forgets the tasks that ended longest ago, beyond [`REMEMBERED`]. A bounded number of steps:
+    /// what is held goes to the end of the line.
+    fn forget_old(&mut self) {
+        for _ in 0..4 {
+            if self.remembered.len() <= REMEMBERED {
+                break;
+            }
+            let Some(id) = self.remembered.pop_front() else { break };
+            let Some(place) = id.0.checked_sub(self.first).and_then(|at| self.tasks.get_mut(at as usize))
+            else {
+                continue;
+            };
+            if place.as_ref().is_some_and(|task| self.held.contains(&task.batch)) {
+                self.remembered.push_back(id);
+                continue;
+            }
+            if let Some(name) = place.take().and_then(|task| task.spec.name) {
+                self.names.remove(&name);
+            }
+        }
+        while self.tasks.front().is_some_and(Option::is_none) {
+            self.tasks.pop_front();
+            self.first += 1;
+        }
+    }
+
+    fn set_timer(&mut self, when: Nanos, id: TaskId, timer: Timer) {
+        // Time limits of tasks that ended long before would pile up: swept when they are the majority.
+        if self.timers.len() > 1024 && self.timers.len() as u64 > 4 * self.counts.open() {
+            let mut timers = std::mem::take(&mut self.timers).into_vec();
+            timers.retain(|Reverse((_, id, _))| self.get(*id).is_some_and(|task| !task.state.is_final()));
+            self.timers = timers.into();
+        }
+        self.timers.push(Reverse((when, id, timer)));
+    }
+
+    /// The task that should go next, without taking it.
+    pub fn peek(&mut self, now: Nanos) -> Option<&Task> {
+        let id = self.next(now)?.1;
+        self.get(id)
+    }
+
+    /// Priority queue and id of the task that should go next.
+    fn next(&mut self, now: Nanos) -> Option<(usize, TaskId)> {
+        let mut best: Option<(u64, Nanos, usize, TaskId)> = None;
+        for priority in 0..3 {
+            while let Some(&(id, queued)) = self.queues[priority].front() {
+                let live =
+                    self.get(id).is_some_and(|task| task.state == TaskState::Queued && task.queued == queued);
+                if live {
+                    let aged =
+                        now.since(queued).as_nanos() as u64 / (self.limits.ageing.as_nanos() as u64).max(1);
+                    let class = (priority as u64).saturating_sub(aged);
+                    if best.is_none_or(|(c, q, ..)| (class, queued) < (c, q)) {
+                        best = Some((class, queued, priority, id));
+                    }
+                    break;
+                }
+                self.queues[priority].pop_front();
+            }
+        }
+        best.map(|(_, _, priority, id)| (priority, id))
+    }
+
+    /// Leases the task that [`peek`](Self::peek) showed.
+    pub fn dispatch(&mut self, id: TaskId, lease: Lease, now: Nanos) -> Attempt {
+        let task = self.get_mut(id).expect("a task that was peeked at");
+        assert_eq!(task.state, TaskState::Queued, "only queued tasks are dispatched");
+        task.state = TaskState::Dispatched;
+        task.attempt.0 += 1;
+        task.lease = Some(lease);
+        task.agent = Some(lease.slot);
+        task.dispatched = now;
+        task.cancelling = None;
+        let (attempt, priority, timeout) = (task.attempt, task.spec.priority as usize, task.spec.timeout);
+        if let Some(timeout) = timeout {
+            self.set_timer(now.plus(timeout), id, Timer::TimeLimit(attempt));
+        }
+        if attempt.0 > 1 {
+            self.counts.retried += 1;
+        }
+        self.queued -= 1;
+        if self.queues[priority].front().is_some_and(|&(front, _)| front == id) {
+            self.queues[priority].pop_front();
+        }
+        attempt
+    }
+
+    /// Whether this answer is the one that is waited for.
+    pub fn check_holder(
+        &mut self,
+        id: TaskId,
+        attempt: Attempt,
+        slot: AgentSlot,
+        incarnation: Incarnation,
+    ) -> Result<&mut Task, Refusal> {
+        let refusal = match self.get(id) {
+            None => Some(Refusal::UnknownTask),
+            Some(task) if task.state.is_final() => Some(Refusal::Ended),
+            Some(task) if task.attempt != attempt || task.lease != Some(Lease { slot, incarnation }) => {
+                Some(Refusal::NotTheHolder)
+            }
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            self.counts.refused += 1;
+            return Err(refusal);
+        }
+        Ok(self.get_mut(id).expect("just seen"))
+    }
+
+    /// The holder says that the task succeeded. Call [`check_holder`](Self::check_holder) first.
+    pub fn on_success(&mut self, id: TaskId, result: Option<Box<str>>, now: Nanos) -> Transition {
+        if let Some(task) = self.get_mut(id) {
+            task.result = result;
+            task.error = None;
+        }
+        self.end(id, TaskState::Succeeded, None, now)
+    }
+
+    /// The holder says that the task did not succeed. `may_help`: another attempt could.
+    pub fn on_failure(&mut self, id: TaskId, error: &str, may_help: bool, now: Nanos) -> Transition {
+        let Some(task) = self.get_mut(id) else { return Transition::Again };
+        if may_help && task.retries_left > 0 && !self.stopping {
+            let task = self.get_mut(id).expect("just seen");
+            task.retries_left -= 1;
+            task.state = TaskState::Retrying;
+            task.lease = None;
+            task.error = Some(error.into());
+            let tried = task.spec.retries - task.retries_left;
+            let pause = RETRY_PAUSE.saturating_mul(1 << (tried - 1).min(20)).min(RETRY_PAUSE_MAX);
+            self.set_timer(now.plus(pause), id, Timer::Retry);
+            return Transition::Again;
+        }
+        self.end(id, TaskState::Failed, Some(error), now)
+    }
+
+    /// The holder gave the task up, as it was told.
+    pub fn on_given_up(&mut self, id: TaskId, now: Nanos) -> Transition {
+        match self.get(id).and_then(|task| task.cancelling) {
+            Some(true) => self.end(id, TaskState::Cancelled, Some("cancelled"), now),
+            _ => {
+                let limit = self.get(id).and_then(|task| task.spec.timeout).unwrap_or_default();
+                let error = format!("exceeded its time limit of {} s", limit.as_secs_f64());
+                self.on_failure(id, &error, true, now)
+            }
+        }
+    }
+
+    /// An incarnation is gone: its leases go back to the head of their queues. `running` is the task
+    /// that it said it ran; `crashed` that it ended by its own fault. Returns the tasks that moved.
+    pub fn on_agent_gone(
+        &mut self,
+        held: &[TaskId],
+        lease: Lease,
+        running: Option<TaskId>,
+        cause: &str,
+        crashed: bool,
+        now: Nanos,
+    ) -> Vec<TaskId> {
+        let mut moved = Vec::new();
+        for &id in held.iter().rev() {
+            let poison_deaths = self.limits.poison_deaths;
+            let Some(task) = self.get_mut(id) else { continue };
+            if task.lease != Some(lease) || task.state != TaskState::Dispatched {
+                continue;
+            }
+            if running == Some(id) {
+                if crashed {
+                    task.deaths.0 += 1;
+                } else {
+                    task.deaths.1 += 1;
+                }
+            }
+            let (deaths, cancelling) = (task.deaths, task.cancelling);
+            if deaths.0 >= poison_deaths || deaths.1 >= KILL_LIMIT {
+                let error = format!(
+                    "given up as poison: {} agents died while running it, the last by {cause}",
+                    deaths.0 + deaths.1
+                );
+                self.end(id, TaskState::Failed, Some(&error), now);
+            } else if cancelling == Some(true) {
+                self.end(id, TaskState::Cancelled, Some("cancelled"), now);
+            } else if cancelling == Some(false) {
+                self.on_given_up(id, now);
+            } else {
+                let task = self.get_mut(id).expect("just seen");
+                task.lease = None;
+                task.error = Some(format!("its agent died by {cause}").into());
+                self.queue_first(id);
+            }
+            moved.push(id);
+        }
+        moved
+    }
+
+    fn queue_first(&mut self, id: TaskId) {
+        let task = self.get_mut(id).expect("callers have seen it");
+        task.state = TaskState::Queued;
+        let (priority, queued) = (task.spec.priority as usize, task.queued);
+        self.queues[priority].push_front((id, queued));
+        self.queued += 1;
+    }
+
+    fn queue_last(&mut self, id: TaskId, now: Nanos) {
+        let task = self.get_mut(id).expect("callers have seen it");
+        task.state = TaskState::Queued;
+        task.queued = now;
+        let priority = task.spec.priority as usize;
+        self.queues[priority].push_back((id, now));
+        self.queued += 1;
+    }
+
+    /// Somebody wants the task gone.
+    pub fn cancel(&mut self, id: TaskId, now: Nanos) -> Option<CancelOutcome> {
+        let task = self.get_mut(id)?;
+        if task.state.is_final() {
+            return Some(CancelOutcome::AlreadyEnded(task.state));
+        }
+        if let (TaskState::Dispatched, Some(lease)) = (task.state, task.lease) {
+            task.cancelling = Some(true);
+            return Some(CancelOutcome::AskAgent(lease, task.attempt));
+        }
+        self.end(id, TaskState::Cancelled, Some("cancelled"), now);
+        Some(CancelOutcome::Cancelled)
+    }
+
+    /// Cancels everything that no agent has begun with, and says why.
+    pub fn cancel_waiting(&mut self, why: &str, now: Nanos) {
+        let waiting: Vec<TaskId> = self
+            .tasks()
+            .filter(|task| !task.state.is_final() && task.state != TaskState::Dispatched)
+            .map(|task| task.id)
+            .collect();
+        for id in waiting {
+            self.end(id, TaskState::Cancelled, Some(&format!("cancelled: {why}")), now);
+        }
+    }
+
+    /// Everything whose time has come. Returns the attempts whose time limit is over; the caller tells
+    /// their agents to give up.
+    pub fn on_time(&mut self, now: Nanos) -> Vec<(TaskId, Lease, Attempt)> {
+        let mut over = Vec::new();
+        while let Some(&Reverse((when, id, timer))) = self.timers.peek() {
+            if when > now {
+                break;
+            }
+            self.timers.pop();
+            match timer {
+                Timer::Retry => {
+                    if self.get(id).is_some_and(|task| task.state == TaskState::Retrying) {
+                        self.queue_last(id, now);
+                    }
+                }
+                Timer::TimeLimit(attempt) => {
+                    let Some(task) = self.get_mut(id) else { continue };
+                    if task.state == TaskState::Dispatched
+                        && task.attempt == attempt
+                        && task.cancelling.is_none()
+                    {
+                        task.cancelling = Some(false);
+                        over.push((id, task.lease.expect("dispatched tasks are leased"), attempt));
+                    }
+                }
+            }
+        }
+        over
+    }
+
+    /// A time limit counts from `began`: gives the attempt the rest of its time, if there is some.
+    pub fn extend_time_limit(&mut self, id: TaskId, began: Nanos, now: Nanos) -> bool {
+        let Some(task) = self.get_mut(id) else { return false };
+        let Some(timeout) = task.spec.timeout else { return false };
+        let end = began.max(task.dispatched).plus(timeout);
+        if end <= now {
+            return false;
+        }
+        task.cancelling = None;
+        let attempt = task.attempt;
+        self.set_timer(end, id, Timer::TimeLimit(attempt));
+        true
+    }
+
+    /// When [`on_time`](Self::on_time) has something to do next.
+    pub fn next_timer(&self) -> Option<Nanos> {
+        self.timers.peek().map(|Reverse((when, ..))| *when)
+    }
+
+    /// The tasks that ended since the last call, with their batches.
+    pub fn take_ended(&mut self, into: &mut Vec<(TaskId, u64)>) {
+        into.append(&mut self.ended);
+    }
+
+    fn end(&mut self, id: TaskId, state: TaskState, error: Option<&str>, now: Nanos) -> Transition {
+        // Grows only when others waited for this one.
+        let mut pending: Vec<(TaskId, TaskState, Option<String>)> = Vec::new();
+        let mut next = Some((id, state, error.map(str::to_owned)));
+        while let Some((id, state, error)) = next.take().or_else(|| pending.pop()) {
+            let Some(task) = self.get_mut(id) else { continue };
+            if task.state.is_final() {
+                self.counts.duplicated += 1;
+                continue;
+            }
+            let was_queued = task.state == TaskState::Queued;
+            task.state = state;
+            task.lease = None;
+            task.finished = now;
+            if let Some(error) = error {
+                task.error = Some(error.into());
+            }
+            let batch = task.batch;
+            let dependents = std::mem::take(&mut task.dependents);
+            // Only a message needs the name; tiny tasks end without one.
+            let label = if dependents.is_empty() { String::new() } else { task.label() };
+            self.queued -= usize::from(was_queued);
+            match state {
+                TaskState::Succeeded => self.counts.succeeded += 1,
+                TaskState::Cancelled => self.counts.cancelled += 1,
+                _ => self.counts.failed += 1,
+            }
+            self.ended.push((id, batch));
+            self.remembered.push_back(id);
+            for dependent in dependents {
+                if state == TaskState::Succeeded {
+                    let task = self.get_mut(dependent).expect("tasks outlive what they wait for");
+                    task.missing -= 1;
+                    if task.missing == 0 && task.state == TaskState::Waiting {
+                        self.queue_last(dependent, now);
+                    }
+                } else if self.get(dependent).is_some_and(|task| !task.state.is_final()) {
+                    let error = format!("not run: task {label:?}, which it comes after, {}", state.name());
+                    pending.push((dependent, TaskState::Cancelled, Some(error)));
+                }
+            }
+        }
+        Transition::Ended(state)
+    }
+}
+
+struct BatchPlan {
+    order: Vec<usize>,
+    refused: Vec<(usize, SubmitError)>,
+}
+
+/// Puts a batch into an order in which everything comes after what it waits for, and names what
+/// cannot be ordered (A. B. Kahn, "Topological sorting of large networks", CACM 1962).
+fn plan_batch(specs: &[TaskSpec], known: impl Fn(&str) -> Option<TaskState>) -> BatchPlan {
+    let label = |at: usize| specs[at].name.as_deref().unwrap_or("(unnamed)").to_owned();
+    let mut refused: Vec<Option<SubmitError>> = specs.iter().map(|_| None).collect();
+    let mut by_name: HashMap<&str, usize> = HashMap::new();
+    for (at, spec) in specs.iter().enumerate() {
+        if let Some(name) = spec.name.as_deref() {
+            if by_name.contains_key(name) || known(name).is_some() {
+                refused[at] = Some(SubmitError::DuplicateName { name: name.to_owned() });
+            } else {
+                by_name.insert(name, at);
+            }
+        }
+    }
+    let mut inside: Vec<Vec<usize>> = specs.iter().map(|_| Vec::new()).collect();
+    let mut followers: Vec<Vec<usize>> = specs.iter().map(|_| Vec::new()).collect();
+    for (at, spec) in specs.iter().enumerate() {
+        for name in &spec.after {
+            if let Some(&other) = by_name.get(&**name) {
+                inside[at].push(other);
+                followers[other].push(at);
+            } else if known(name).is_none() && refused[at].is_none() {
+                refused[at] =
+                    Some(SubmitError::UnknownDependency { task: label(at), missing: name.to_string() });
+            }
+        }
+    }
+    let mut missing: Vec<usize> = inside.iter().map(Vec::len).collect();
+    let mut ready: VecDeque<usize> = (0..specs.len()).filter(|&at| missing[at] == 0).collect();
+    let mut order = Vec::new();
+    while let Some(at) = ready.pop_front() {
+        if refused[at].is_none()
+            && let Some(&bad) = inside[at].iter().find(|&&other| refused[other].is_some())
+        {
+            refused[at] = Some(SubmitError::DependencyRefused { task: label(at), dependency: label(bad) });
+        }
+        if refused[at].is_none() {
+            order.push(at);
+        }
+        for &follower in &followers[at] {
+            missing[follower] -= 1;
+            if missing[follower] == 0 {
+                ready.push_back(follower);
+            }
+        }
+    }
+    // What is left waits for a cycle. Every task is walked over once: a walk ends on a cycle, or on
+    // a task whose cycle is known already.
+    let mut cycle_of: Vec<Option<Arc<str>>> = vec![None; specs.len()];
+    let mut seen_in: Vec<usize> = vec![usize::MAX; specs.len()];
+    for at in (0..specs.len()).filter(|&at| missing[at] > 0) {
+        let mut walk = Vec::new();
+        let mut here = at;
+        let path = loop {
+            if let Some(path) = &cycle_of[here] {
+                break path.clone();
+            }
+            if seen_in[here] == at {
+                let start = walk.iter().position(|&seen| seen == here).expect("seen in this walk");
+                break cycle_words(&walk[start..], &label);
+            }
+            seen_in[here] = at;
+            walk.push(here);
+            here =
+                *inside[here].iter().find(|&&other| missing[other] > 0).expect("not ordered, so one is left");
+        };
+        for step in walk {
+            cycle_of[step] = Some(path.clone());
+        }
+        if refused[at].is_none() {
+            refused[at] = Some(SubmitError::Cycle { task: label(at), path });
+        }
+    }
+    BatchPlan {
+        order,
+        refused: refused.into_iter().enumerate().filter_map(|(at, e)| e.map(|e| (at, e))).collect(),
+    }
+}
+
+/// `a -> b -> a`, the middle of a long cycle left out.
+fn cycle_words(cycle: &[usize], label: &impl Fn(usize) -> String) -> Arc<str> {
+    const SHOWN: usize = 6;
+    let mut names: Vec<String> = cycle.iter().rev().take(SHOWN).map(|&step| label(step)).collect();
+    if cycle.len() > SHOWN {
+        names.push(format!("... ({} more)", cycle.len() - SHOWN));
+    }
+    names.push(names[0].clone());
+    names.join(" -> ").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Priority;
+    use super::*;
+
+    const LEASE: Lease = Lease { slot: AgentSlot(0), incarnation: Incarnation(1) };
+
+    fn spec(name: &str, after: &[&str]) -> TaskSpec {
+        TaskSpec {
+            name: (!name.is_empty()).then(|| name.into()),
+            after: after.iter().map(|&name| name.into()).collect(),
+            retries: 1,
+            ..TaskSpec::default()
+        }
+    }
+
+    fn ledger() -> Ledger {
+        Ledger::new(LedgerLimits::default())
+    }
+
+    fn run_next(ledger: &mut Ledger, now: Nanos) -> TaskId {
+        let id = ledger.peek(now).expect("something is queued").id;
+        ledger.dispatch(id, LEASE, now);
+        id
+    }
+
+    #[test]
+    fn a_task_lives_and_ends_once() {
+        let mut ledger = ledger();
+        let id = ledger.submit(spec("a", &[]), Nanos(1)).expect("accepted");
+        assert_eq!(run_next(&mut ledger, Nanos(2)), id);
+        assert!(ledger.check_holder(id, Attempt(1), AgentSlot(0), Incarnation(1)).is_ok());
+        assert_eq!(
+            ledger.on_success(id, Some("5".into()), Nanos(3)),
+            Transition::Ended(TaskState::Succeeded)
+        );
+        let late = ledger.check_holder(id, Attempt(1), AgentSlot(0), Incarnation(1)).err();
+        assert_eq!(late, Some(Refusal::Ended), "the same answer twice");
+        let counts = ledger.counts();
+        assert_eq!((counts.succeeded, counts.duplicated, counts.refused, counts.open()), (1, 0, 1, 0));
+        let mut ended = Vec::new();
+        ledger.take_ended(&mut ended);
+        assert_eq!(ended, [(id, 1)]);
+    }
+
+    #[test]
+    fn an_answer_of_an_old_incarnation_or_attempt_is_refused() {
+        let mut ledger = ledger();
+        let id = ledger.submit(spec("a", &[]), Nanos(1)).expect("accepted");
+        run_next(&mut ledger, Nanos(2));
+        let refused = |ledger: &mut Ledger, attempt, incarnation| {
+            ledger.check_holder(id, Attempt(attempt), AgentSlot(0), Incarnation(incarnation)).err()
+        };
+        assert_eq!(refused(&mut ledger, 1, 0), Some(Refusal::NotTheHolder));
+        assert_eq!(refused(&mut ledger, 2, 1), Some(Refusal::NotTheHolder));
+        assert_eq!(ledger.on_agent_gone(&[id], LEASE, Some(id), "signal 9", false, Nanos(3)), [id]);
+        assert_eq!(refused(&mut ledger, 1, 1), Some(Refusal::NotTheHolder), "no lease at all now");
+        ledger.dispatch(id, Lease { incarnation: Incarnation(2), ..LEASE }, Nanos(4));
+        assert_eq!(refused(&mut ledger, 1, 1), Some(Refusal::NotTheHolder));
+        assert_eq!(refused(&mut ledger, 2, 2), None);
+        assert_eq!(ledger.counts().retried, 1);
+    }
+
+    #[test]
+    fn what_an_agent_held_goes_back_to_the_head_in_order() {
+        let mut ledger = ledger();
+        let ids: Vec<TaskId> =
+            (0..4).map(|i| ledger.submit(spec(&format!("{i}x"), &[]), Nanos(i)).expect("ok")).collect();
+        let held = [run_next(&mut ledger, Nanos(9)), run_next(&mut ledger, Nanos(9))];
+        ledger.on_agent_gone(&held, LEASE, Some(held[0]), "signal 9", false, Nanos(10));
+        let order: Vec<TaskId> = (0..4).map(|_| run_next(&mut ledger, Nanos(11))).collect();
+        assert_eq!(order, ids);
+    }
+
+    #[test]
+    fn poison_is_given_up_with_evidence_and_bystanders_are_not_blamed() {
+        let mut ledger = ledger();
+        let poison = ledger.submit(spec("poison", &[]), Nanos(1)).expect("ok");
+        let bystander = ledger.submit(spec("bystander", &[]), Nanos(1)).expect("ok");
+        for life in 1..=3 {
+            let lease = Lease { slot: AgentSlot(0), incarnation: Incarnation(life) };
+            ledger.dispatch(poison, lease, Nanos(2));
+            ledger.dispatch(bystander, lease, Nanos(2));
+            ledger.on_agent_gone(&[poison, bystander], lease, Some(poison), "signal 11", true, Nanos(3));
+        }
+        let task = ledger.get(poison).expect("known");
+        assert_eq!(task.state, TaskState::Failed);
+        assert!(
+            task.error
+                .as_deref()
+                .expect("evidence")
+                .contains("3 agents died while running it, the last by signal 11")
+        );
+        assert_eq!(ledger.get(bystander).expect("known").state, TaskState::Queued);
+        assert_eq!(ledger.get(bystander).expect("known").deaths, (0, 0));
+    }
+
+    #[test]
+    fn failures_are_retried_as_often_as_allowed() {
+        let mut ledger = ledger();
+        let id = ledger.submit(spec("a", &[]), Nanos(0)).expect("ok");
+        run_next(&mut ledger, Nanos(1));
+        assert_eq!(ledger.on_failure(id, "disk", true, Nanos(2)), Transition::Again);
+        assert!(ledger.peek(Nanos(3)).is_none(), "a pause first");
+        let due = ledger.next_timer().expect("a timer runs");
+        assert!(ledger.on_time(due).is_empty());
+        run_next(&mut ledger, due);
+        assert_eq!(ledger.on_failure(id, "disk again", true, due), Transition::Ended(TaskState::Failed));
+        assert_eq!(ledger.get(id).expect("known").error.as_deref(), Some("disk again"));
+        let wrong = ledger.submit(spec("b", &[]), Nanos(0)).expect("ok");
+        run_next(&mut ledger, due);
+        assert_eq!(ledger.on_failure(wrong, "shape", false, due), Transition::Ended(TaskState::Failed));
+    }
+
+    #[test]
+    fn time_limits_ask_the_holder_and_then_count_as_failures() {
+        let mut ledger = ledger();
+        let timeout = Some(Duration::from_nanos(50));
+        let id = ledger.submit(TaskSpec { timeout, retries: 0, ..spec("a", &[]) }, Nanos(0)).expect("ok");
+        run_next(&mut ledger, Nanos(10));
+        assert!(ledger.on_time(Nanos(59)).is_empty());
+        assert_eq!(ledger.on_time(Nanos(60)), [(id, LEASE, Attempt(1))]);
+        assert!(ledger.on_time(Nanos(99)).is_empty(), "asked once");
+        assert_eq!(ledger.on_given_up(id, Nanos(100)), Transition::Ended(TaskState::Failed));
+        assert!(ledger.get(id).expect("known").error.as_deref().expect("why").contains("time limit"));
+    }
+
+    #[test]
+    fn cancelling_takes_what_waits_and_asks_for_what_runs() {
+        let mut ledger = ledger();
+        let a = ledger.submit(spec("a", &[]), Nanos(0)).expect("ok");
+        let b = ledger.submit(spec("b", &["a"]), Nanos(0)).expect("ok");
+        let c = ledger.submit(spec("c", &[]), Nanos(0)).expect("ok");
+        run_next(&mut ledger, Nanos(1));
+        assert_eq!(ledger.cancel(c, Nanos(2)), Some(CancelOutcome::Cancelled));
+        assert_eq!(ledger.cancel(a, Nanos(2)), Some(CancelOutcome::AskAgent(LEASE, Attempt(1))));
+        assert_eq!(ledger.on_given_up(a, Nanos(3)), Transition::Ended(TaskState::Cancelled));
+        assert_eq!(ledger.get(b).expect("known").state, TaskState::Cancelled, "it came after a");
+        assert_eq!(ledger.cancel(a, Nanos(4)), Some(CancelOutcome::AlreadyEnded(TaskState::Cancelled)));
+        assert!(ledger.peek(Nanos(5)).is_none());
+        assert_eq!((ledger.counts().cancelled, ledger.counts().duplicated, ledger.queued()), (3, 0, 0));
+    }
+
+    #[test]
+    fn dependencies_hold_tasks_back_in_any_order_of_submission() {
+        let mut ledger = ledger();
+        let (_, answers) =
+            ledger.submit_batch(vec![spec("c", &["a", "b"]), spec("b", &["a"]), spec("a", &[])], Nanos(0));
+        let ids: Vec<TaskId> = answers.into_iter().map(|answer| answer.expect("accepted")).collect();
+        for expected in [ids[2], ids[1], ids[0]] {
+            assert_eq!(run_next(&mut ledger, Nanos(1)), expected);
+            assert!(ledger.peek(Nanos(1)).is_none());
+            ledger.on_success(expected, None, Nanos(2));
+        }
+        let d = ledger.submit(spec("d", &["a"]), Nanos(3)).expect("a has succeeded already");
+        assert_eq!(run_next(&mut ledger, Nanos(4)), d);
+    }
+
+    #[test]
+    fn cycles_and_unknown_names_refuse_only_who_is_concerned() {
+        let mut ledger = ledger();
+        let (_, answers) = ledger.submit_batch(
+            vec![
+                spec("a", &["b"]),
+                spec("b", &["a"]),
+                spec("behind", &["a"]),
+                spec("lost", &["nobody"]),
+                spec("behind lost", &["lost"]),
+                spec("fine", &[]),
+                spec("fine", &[]),
+                spec("self", &["self"]),
+            ],
+            Nanos(0),
+        );
+        let words: Vec<String> = answers
+            .iter()
+            .map(|answer| answer.as_ref().map_or_else(ToString::to_string, |_| "ok".into()))
+            .collect();
+        assert!(
+            words[0].contains("cycle: b -> a -> b") || words[0].contains("cycle: a -> b -> a"),
+            "{}",
+            words[0]
+        );
+        assert!(words[1].contains("cycle"), "{}", words[1]);
+        assert!(words[2].contains("cycle"), "{}", words[2]);
+        assert!(words[3].contains("no task has the id \"nobody\""), "{}", words[3]);
+        assert!(words[4].contains("\"lost\" was refused"), "{}", words[4]);
+        assert_eq!(words[5], "ok");
+        assert!(words[6].contains("ids must be unique"), "{}", words[6]);
+        assert!(words[7].contains("self -> self"), "{}", words[7]);
+        assert_eq!(ledger.counts().total, 1);
+    }
+
+    #[test]
+    fn a_long_cycle_is_refused_quickly_and_briefly() {
+        let count = 20_000;
+        let specs =
+            (0..count).map(|at| spec(&format!("c{at}"), &[&format!("c{}", (at + 1) % count)])).collect();
+        let (_, answers) = ledger().submit_batch(specs, Nanos(0));
+        assert_eq!(answers.len(), count);
+        for answer in answers {
+            let words = answer.expect_err("on the cycle").to_string();
+            assert!(words.contains("more) -> c") && words.len() < 300, "{words}");
+        }
+    }
+
+    #[test]
+    fn old_tasks_are_forgotten_except_those_that_somebody_waits_for() {
+        let mut ledger = ledger();
+        let (batch, answers) = ledger.submit_batch(vec![spec("waited for", &[])], Nanos(0));
+        let waited = *answers[0].as_ref().expect("accepted");
+        ledger.hold_batch(batch);
+        run_next(&mut ledger, Nanos(0));
+        ledger.on_success(waited, None, Nanos(0));
+        let open = ledger.submit(spec("open", &[]), Nanos(0)).expect("accepted");
+        ledger.dispatch(open, LEASE, Nanos(0));
+        for _ in 0..REMEMBERED + 1000 {
+            let id = ledger.submit(TaskSpec::default(), Nanos(1)).expect("accepted");
+            ledger.dispatch(id, LEASE, Nanos(1));
+            ledger.on_success(id, None, Nanos(1));
+        }
+        assert!(ledger.get(waited).is_some() && ledger.find("open").is_some());
+        assert!(ledger.tasks().count() <= REMEMBERED + 10, "others made room");
+        ledger.release_batch(batch);
+        for _ in 0..REMEMBERED + 1000 {
+            let id = ledger.submit(TaskSpec::default(), Nanos(2)).expect("accepted");
+            ledger.dispatch(id, LEASE, Nanos(2));
+            ledger.on_success(id, None, Nanos(2));
+        }
+        assert!(ledger.get(waited).is_none() && ledger.find("waited for").is_none());
+        assert_eq!(ledger.counts().duplicated, 0);
+    }
+
+    #[test]
+    fn priorities_go_first_and_age_lets_nobody_starve() {
+        let mut ledger = ledger();
+        let low =
+            ledger.submit(TaskSpec { priority: Priority::Low, ..spec("low", &[]) }, Nanos(0)).expect("ok");
+        let second = 1_000_000_000;
+        let high = |ledger: &mut Ledger, at: u64| {
+            ledger
+                .submit(TaskSpec { priority: Priority::High, ..TaskSpec::default() }, Nanos(at))
+                .expect("ok")
+        };
+        let first = high(&mut ledger, second);
+        assert_eq!(ledger.peek(Nanos(second)).expect("queued").id, first);
+        run_next(&mut ledger, Nanos(second));
+        high(&mut ledger, 9 * second);
+        assert_ne!(ledger.peek(Nanos(9 * second)).expect("queued").id, low, "aged by one class only");
+        assert_eq!(ledger.peek(Nanos(10 * second)).expect("queued").id, low, "as high as they, and older");
+    }
+
+    #[test]
+    fn refused_tasks_are_on_record() {
+        let mut ledger = ledger();
+        ledger.record_refused(spec("bad", &[]), "no such kernel", Nanos(1));
+        assert_eq!((ledger.counts().total, ledger.counts().failed, ledger.queued()), (1, 1, 0));
+        assert_eq!(ledger.find("bad").expect("on record").error.as_deref(), Some("no such kernel"));
+        ledger.stop_accepting();
+        assert_eq!(ledger.submit(spec("late", &[]), Nanos(2)), Err(SubmitError::Stopping));
+    }
+
+    #[test]
+    fn random_lives_keep_the_books_balanced() {
+        for seed in 0..200 {
+            let mut rng = crate::base::prng::SplitMix64::new(seed);
+            let mut ledger = ledger();
+            let mut held: Vec<(TaskId, Attempt)> = Vec::new();
+            let (mut lease, mut now) = (LEASE, Nanos(0));
+            for step in 0..400 {
+                now.0 += rng.below(30_000_000);
+                ledger.on_time(now);
+                match rng.below(8) {
+                    0..=2 => {
+                        let after: Vec<String> = if step > 0 && rng.below(4) == 0 {
+                            vec![format!("s{}", rng.below(step))]
+                        } else {
+                            vec![]
+                        };
+                        let after: Vec<&str> = after.iter().map(String::as_str).collect();
+                        let _ = ledger.submit(spec(&format!("s{step}"), &after), now);
+                    }
+                    3 | 4 => {
+                        if let Some(task) = ledger.peek(now) {
+                            let id = task.id;
+                            held.push((id, ledger.dispatch(id, lease, now)));
+                        }
+                    }
+                    5 if !held.is_empty() => {
+                        let (id, attempt) = held.swap_remove(rng.below(held.len() as u64) as usize);
+                        if ledger.check_holder(id, attempt, lease.slot, lease.incarnation).is_ok() {
+                            match rng.below(3) {
+                                0 => ledger.on_failure(id, "x", rng.below(2) == 0, now),
+                                1 => ledger.on_given_up(id, now),
+                                _ => ledger.on_success(id, None, now),
+                            };
+                        }
+                    }
+                    6 => {
+                        let ids: Vec<TaskId> = held.drain(..).map(|(id, _)| id).collect();
+                        let running = ids.first().copied();
+                        ledger.on_agent_gone(&ids, lease, running, "signal 9", rng.below(2) == 0, now);
+                        lease.incarnation.0 += 1;
+                    }
+                    _ => {
+                        ledger.cancel(TaskId(1 + rng.below(step + 1)), now);
+                    }
+                }
+                let open = ledger.tasks().filter(|task| !task.state.is_final()).count() as u64;
+                let queued = ledger.tasks().filter(|task| task.state == TaskState::Queued).count();
+                assert_eq!(
+                    (ledger.counts().open(), ledger.queued()),
+                    (open, queued),
+                    "seed {seed} step {step}"
+                );
+                assert_eq!(ledger.counts().duplicated, 0, "seed {seed} step {step}");
+            }
+        }
+    }
+}

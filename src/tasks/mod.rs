@@ -1,0 +1,190 @@
+//! What work is. Knows agents by slot and incarnation only; starts no process, does no I/O of its own.
+//!
+//! ```text
+//!  submitted ─► waiting ─► queued ─► dispatched ─► succeeded | failed | cancelled
+//!             (after…)       ▲           │
+//!                            └─ retrying ┘   (failure with retries left, or the agent died)
+//! ```
+//! 1. `ledger` owns every task and its state; events in, transitions out.
+//! 2. `dispatch` takes a queued task, asks a [`Placer`] for a place and writes the envelope.
+//! 3. `results` matches what comes back to its attempt and counts.
+//!
+//! Invariants
+//! 1. A task is in exactly one state and ends exactly once.
+//! 2. A result counts only for the attempt that the task is leased to, from the incarnation that holds the lease.
+
+pub mod dispatch;
+pub mod ledger;
+pub mod results;
+
+use crate::base::clock::Nanos;
+use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use dispatch::{Candidate, CostModel, Dispatcher, Placer};
+pub use ledger::Ledger;
+pub use results::Totals;
+
+/// Who goes first. A waiting task gains one class every `tasks.ageing_s`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Priority {
+    /// Before all others.
+    High = 0,
+    /// The default.
+    #[default]
+    Normal = 1,
+    /// When nothing else waits.
+    Low = 2,
+}
+
+impl Priority {
+    /// All, most urgent first.
+    pub const ALL: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
+
+    /// `high`, `normal`, `low`.
+    pub fn name(self) -> &'static str {
+        ["high", "normal", "low"][self as usize]
+    }
+
+    /// The priority with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|priority| priority.name() == name)
+    }
+}
+
+/// A task as submitted: checked, and already in the form in which it travels.
+#[derive(Clone, Debug, Default)]
+pub struct TaskSpec {
+    /// The submitter's name for it, unique among the tasks the swarm still knows.
+    pub name: Option<Box<str>>,
+    /// Code of the kernel.
+    pub kernel: u8,
+    /// Its name, for reports.
+    pub kernel_name: &'static str,
+    /// Size class of the work.
+    pub class: u8,
+    /// The instruction-set level asked for, see `jobs::level_word`; 0: the agent chooses.
+    pub level: u8,
+    /// Who goes first.
+    pub priority: Priority,
+    /// Longest time from start to end of one attempt.
+    pub timeout: Option<Duration>,
+    /// How often a failure is tried again.
+    pub retries: u32,
+    /// Names of tasks that must have succeeded before.
+    pub after: Vec<Box<str>>,
+    /// Inputs, output and parameters as the agent reads them.
+    pub body: Box<[u8]>,
+    /// Where the output goes, so that leftovers of a killed attempt can be removed.
+    pub output: Option<PathBuf>,
+}
+
+/// Where a task is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// Others must succeed first.
+    Waiting,
+    /// Ready to go.
+    Queued,
+    /// An agent has it.
+    Dispatched,
+    /// Failed, and will be queued again after a pause.
+    Retrying,
+    /// Done.
+    Succeeded,
+    /// Over, without success.
+    Failed,
+    /// Given up on request, or because a task before it did not succeed.
+    Cancelled,
+}
+
+impl TaskState {
+    /// The word used in the API and the reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskState::Waiting => "waiting",
+            TaskState::Queued => "queued",
+            TaskState::Dispatched => "dispatched",
+            TaskState::Retrying => "retrying",
+            TaskState::Succeeded => "succeeded",
+            TaskState::Failed => "failed",
+            TaskState::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing will change any more.
+    pub fn is_final(self) -> bool {
+        matches!(self, TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled)
+    }
+}
+
+/// Who holds a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The agent.
+    pub slot: AgentSlot,
+    /// And which life of it.
+    pub incarnation: Incarnation,
+}
+
+/// A task with everything that is known about it.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its number.
+    pub id: TaskId,
+    /// What was asked for.
+    pub spec: TaskSpec,
+    /// Where it is in its life.
+    pub state: TaskState,
+    /// Dispatches so far.
+    pub attempt: Attempt,
+    /// Who holds it, while dispatched.
+    pub lease: Option<Lease>,
+    /// Failures that may still be tried again.
+    pub retries_left: u32,
+    /// Agents that died while running it: by crash, and by kill.
+    pub deaths: (u32, u32),
+    /// Tasks that still have to succeed before it.
+    pub missing: u32,
+    /// Tasks that wait for it.
+    pub dependents: Vec<TaskId>,
+    /// Group of tasks that were submitted together.
+    pub batch: u64,
+    /// When it was accepted.
+    pub submitted: Nanos,
+    /// When it was last queued, dispatched, started, and when it ended.
+    pub queued: Nanos,
+    /// When the last attempt was sent.
+    pub dispatched: Nanos,
+    /// When an agent began with the last attempt.
+    pub started: Nanos,
+    /// When it ended.
+    pub finished: Nanos,
+    /// How long the last attempt took on its agent, ns.
+    pub service_ns: u64,
+    /// The agent of the last attempt.
+    pub agent: Option<AgentSlot>,
+    /// Code of the instruction-set level that ran, once one did.
+    pub ran_level: Option<u8>,
+    /// Result as JSON text, if the kernel gave one.
+    pub result: Option<Box<str>>,
+    /// Why it did not succeed, or why the last attempt did not.
+    pub error: Option<Box<str>>,
+    /// The supervisor asked its agent to give it up: on request (`true`) or because of its time limit.
+    pub cancelling: Option<bool>,
+}
+
+impl Task {
+    /// The submitter's name, or the number when there is none.
+    pub fn label(&self) -> String {
+        self.spec.name.as_deref().map_or_else(|| self.id.to_string(), str::to_owned)
+    }
+}
+
+/// Tag that names the temporary files of one attempt. The agent writes under it, the supervisor
+/// removes under it. `token` names the run of the swarm.
+pub fn attempt_tag(token: &str, task: TaskId, attempt: Attempt) -> String {
+    format!("{token}-{task}-{}", attempt.0)
+}

@@ -1,0 +1,270 @@
+//! What comes back from agents: matched to its attempt, refused aloud when stale, counted.
+
+use super::Lease;
+use super::dispatch::{Dispatcher, Seat};
+use super::ledger::Ledger;
+use crate::base::clock::Nanos;
+use crate::base::ids::{AgentSlot, Incarnation, TaskId};
+use crate::messaging::envelope::{Done, Experience, Request, Severity, Verdict};
+use crate::messaging::{FromAgent, Lane, ToAgent};
+use crate::shm::ring::Message;
+use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+
+/// Messages taken from one agent per turn, so that none can hold the loop.
+const MESSAGES_PER_TURN: usize = 512;
+
+/// Something an agent said that is not a result; the supervisor acts on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// It is mapped, pinned (to this core, if it could be) and takes work.
+    Ready(AgentSlot, Incarnation, Option<usize>),
+    /// It wants something done with another agent.
+    Ask {
+        /// Who asks.
+        from: AgentSlot,
+        /// For what.
+        request: Request,
+        /// With whom.
+        slot: AgentSlot,
+        /// And which life of it.
+        incarnation: Incarnation,
+        /// Why.
+        reason: String,
+    },
+    /// For the event log.
+    Note {
+        /// Who says it.
+        from: AgentSlot,
+        /// How much it matters.
+        severity: Severity,
+        /// A stable word for the kind of event.
+        kind: String,
+        /// In words.
+        text: String,
+    },
+    /// It wrote something that no correct process writes.
+    Corrupt(AgentSlot, Incarnation, String),
+}
+
+/// What one kernel did on one instruction-set level.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct KernelTotals {
+    /// Tasks that ended well.
+    pub count: u64,
+    /// Time on agents, ns.
+    pub service_ns: u64,
+    /// Arithmetic operations.
+    pub flops: f64,
+    /// Bytes read and written.
+    pub bytes: f64,
+}
+
+/// Latencies and rates over the life of the swarm.
+#[derive(Debug)]
+pub struct Totals {
+    /// From acceptance to the envelope, ns.
+    pub queue: Histogram<u64>,
+    /// From the envelope to the start on the agent, ns.
+    pub dispatch: Histogram<u64>,
+    /// On the agent, ns.
+    pub service: Histogram<u64>,
+    /// From acceptance to the end, ns.
+    pub total: Histogram<u64>,
+    /// By kernel and instruction-set level.
+    pub kernels: BTreeMap<(u8, u8), KernelTotals>,
+    /// Finished tasks of which the learning agent did not hear.
+    pub experience_dropped: u64,
+    /// Results refused because they were late, foreign or repeated.
+    pub results_refused: u64,
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        // Up to an hour; longer ones count as an hour. Sized here, so that recording never allocates.
+        let histogram = || Histogram::new_with_max(3_600_000_000_000, 3).expect("three digits are allowed");
+        Self {
+            queue: histogram(),
+            dispatch: histogram(),
+            service: histogram(),
+            total: histogram(),
+            kernels: BTreeMap::new(),
+            experience_dropped: 0,
+            results_refused: 0,
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Takes what agents have sent. Returns how many messages that were.
+    pub fn collect(&mut self, ledger: &mut Ledger, now: Nanos, signals: &mut Vec<Signal>) -> usize {
+        let mut work = 0;
+        let mut message = std::mem::take(&mut self.message);
+        for index in 0..self.seats.len() {
+            let Some(mut seat) = self.seats[index].take() else { continue };
+            for _ in 0..MESSAGES_PER_TURN {
+                match seat.link.receive(&mut message) {
+                    Ok(false) => break,
+                    Ok(true) => {
+                        work += 1;
+                        if let Err(error) = self.on_message(&mut seat, &message, ledger, now, signals) {
+                            signals.push(Signal::Corrupt(seat.slot, seat.incarnation, error.to_string()));
+                            break;
+                        }
+                    }
+                    Err(corrupt) => {
+                        signals.push(Signal::Corrupt(seat.slot, seat.incarnation, corrupt.to_string()));
+                        break;
+                    }
+                }
+            }
+            self.seats[index] = Some(seat);
+        }
+        self.message = message;
+        signals.append(&mut self.corrupt);
+        work
+    }
+
+    fn on_message(
+        &mut self,
+        seat: &mut Seat,
+        message: &Message,
+        ledger: &mut Ledger,
+        now: Nanos,
+        signals: &mut Vec<Signal>,
+    ) -> Result<(), crate::messaging::envelope::BadMessage> {
+        match FromAgent::decode(message.kind, message.payload())? {
+            FromAgent::Done(done) => self.on_done(seat, &done, ledger, now),
+            FromAgent::Ready { core } => {
+                seat.ready = true;
+                signals.push(Signal::Ready(
+                    seat.slot,
+                    seat.incarnation,
+                    (core != u32::MAX).then_some(core as usize),
+                ));
+            }
+            FromAgent::Ask { request, slot, incarnation, reason } => {
+                let (from, reason) = (seat.slot, reason.to_owned());
+                signals.push(Signal::Ask { from, request, slot, incarnation, reason });
+            }
+            FromAgent::Note { severity, text } => {
+                let (kind, text) = text.split_once('\n').unwrap_or(("note", text));
+                let (kind, text) = (kind.to_owned(), text.to_owned());
+                signals.push(Signal::Note { from: seat.slot, severity, kind, text });
+            }
+        }
+        Ok(())
+    }
+
+    fn on_done(&mut self, seat: &mut Seat, done: &Done<'_>, ledger: &mut Ledger, now: Nanos) {
+        let task = match ledger.check_holder(done.task, done.attempt, seat.slot, seat.incarnation) {
+            Ok(task) => task,
+            Err(refusal) => {
+                self.totals.results_refused += 1;
+                tracing::warn!(task = %done.task, attempt = done.attempt.0, agent = seat.slot.0, %refusal, "result refused");
+                return;
+            }
+        };
+        seat.release(done.task);
+        // Another process's clock readings: kept inside what is possible.
+        let started = done.started.clamp(task.dispatched, now);
+        let service_ns = done.service_ns.min(now.0.saturating_sub(started.0));
+        task.started = started;
+        task.service_ns = service_ns;
+        task.ran_level = Some(done.level);
+        seat.busy_ns += service_ns;
+        let (kernel, class) = (task.spec.kernel, task.spec.class);
+        let (submitted, dispatched) = (task.submitted, task.dispatched);
+        let text = || String::from_utf8_lossy(done.body);
+        match done.verdict {
+            Verdict::Succeeded => {
+                seat.tasks += 1;
+                let result = (!done.body.is_empty()).then(|| text().into());
+                ledger.on_success(done.task, result, now);
+                let totals = &mut self.totals;
+                totals.queue.saturating_record(dispatched.0.saturating_sub(submitted.0));
+                totals.dispatch.saturating_record(started.0 - dispatched.0);
+                totals.service.saturating_record(service_ns);
+                totals.total.saturating_record(now.0.saturating_sub(submitted.0));
+                let kernels = totals.kernels.entry((kernel, done.level)).or_default();
+                kernels.count += 1;
+                kernels.service_ns += service_ns;
+                kernels.flops += done.flops.max(0.0);
+                kernels.bytes += done.bytes.max(0.0);
+                self.note_cost(kernel, class, service_ns);
+                self.note_experience(kernel, class, seat.slot, service_ns);
+            }
+            Verdict::Wrong | Verdict::Failed => {
+                seat.failures += 1;
+                let may_help = done.verdict == Verdict::Failed;
+                ledger.on_failure(done.task, &text(), may_help, now);
+            }
+            Verdict::Cancelled => {
+                ledger.on_given_up(done.task, now);
+            }
+        }
+    }
+
+    fn note_experience(&mut self, kernel: u8, class: u8, slot: AgentSlot, service_ns: u64) {
+        let same = |known: &&mut Experience| (known.kernel, known.class, known.slot) == (kernel, class, slot);
+        match self.experience.iter_mut().find(same) {
+            Some(known) => {
+                known.tasks += 1;
+                known.service_ns += service_ns;
+            }
+            None => self.experience.push(Experience { kernel, class, slot, tasks: 1, service_ns }),
+        }
+    }
+
+    /// Tells the learning agent what finished since the last call.
+    pub fn pass_on_experience(&mut self) {
+        let seat = self.learning.and_then(|slot| self.seats.get_mut(slot.index())).and_then(Option::as_mut);
+        let Some(seat) = seat.filter(|seat| seat.ready) else {
+            // Nobody learns at the moment; the next one should not begin with stale news.
+            self.totals.experience_dropped +=
+                self.experience.drain(..).map(|it| u64::from(it.tasks)).sum::<u64>();
+            return;
+        };
+        for experience in self.experience.drain(..) {
+            if seat.link.send(Lane::Bulk, &ToAgent::Experience(experience)).is_err() {
+                self.totals.experience_dropped += u64::from(experience.tasks);
+            }
+            seat.touched = true;
+        }
+    }
+
+    /// An incarnation is gone: takes its seat away and gives its leases back. Results that it had
+    /// sent whole still count. Returns the tasks that moved, and those whose temporary files may lie about.
+    pub fn on_agent_gone(
+        &mut self,
+        ledger: &mut Ledger,
+        slot: AgentSlot,
+        cause: &str,
+        crashed: bool,
+        now: Nanos,
+        signals: &mut Vec<Signal>,
+    ) -> Vec<TaskId> {
+        self.collect_from(slot, ledger, now, signals);
+        let Some(seat) = self.seats.get_mut(slot.index()).and_then(Option::take) else { return Vec::new() };
+        let held: Vec<TaskId> = seat.held.iter().map(|held| held.task).collect();
+        let lease = Lease { slot, incarnation: seat.incarnation };
+        // What the agent said it runs counts only if it holds it; else the oldest one is as good a guess.
+        let running = seat.link.running().filter(|task| held.contains(task));
+        if self.learning == Some(slot) {
+            self.learning = None;
+        }
+        ledger.on_agent_gone(&held, lease, running, cause, crashed, now)
+    }
+
+    fn collect_from(&mut self, slot: AgentSlot, ledger: &mut Ledger, now: Nanos, signals: &mut Vec<Signal>) {
+        let Some(mut seat) = self.seats.get_mut(slot.index()).and_then(Option::take) else { return };
+        let mut message = std::mem::take(&mut self.message);
+        while let Ok(true) = seat.link.receive(&mut message) {
+            if self.on_message(&mut seat, &message, ledger, now, signals).is_err() {
+                break;
+            }
+        }
+        self.message = message;
+        self.seats[slot.index()] = Some(seat);
+    }
+}
