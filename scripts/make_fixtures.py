@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+"""Writes tests/fixtures/arrays: what NumPy itself writes and computes.
+
+Run it from anywhere: python3 scripts/make_fixtures.py. Seeded, so the same NumPy gives the same bytes; the tests were
+written against 2.4. Files named read_* are read and compared, bad_* must be refused, in_* and out_* are inputs of
+kernels and what NumPy makes of them.
+"""
+
+import io
+import json
+import pathlib
+import warnings
+
+import numpy as np
+from numpy.lib import format as npy
+
+HERE = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "arrays"
+DTYPES = {
+    "f32": "f4", "f64": "f8", "i32": "i4", "i64": "i8", "u8": "u1", "u32": "u4", "u64": "u8", "c64": "c8", "c128": "c16",
+}
+SHAPES = {"0d": (), "empty": (0, 3), "1d": (7,), "2d": (3, 5), "3d": (2, 3, 4)}
+
+
+def counting(shape, descr):
+    """Element i in C order is 3 i + 1, complex ones have -i as their imaginary part."""
+    count = int(np.prod(shape, dtype=int))
+    values = np.arange(count)
+    out = (values * 3 + 1).astype(descr)
+    if out.dtype.kind == "c":
+        out = (out - 1j * values).astype(descr)
+    return out.reshape(shape)
+
+
+def save(name, array):
+    np.save(HERE / f"{name}.npy", array, allow_pickle=True)
+
+
+def save_version(name, array, version):
+    with open(HERE / f"{name}.npy", "wb") as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            npy.write_array(file, array, version=version)
+
+
+def raw(name, header, data=b"", version=(1, 0)):
+    size = 2 if version[0] == 1 else 4
+    text = header.encode()
+    (HERE / f"{name}.npy").write_bytes(
+        b"\x93NUMPY" + bytes(version) + len(text).to_bytes(size, "little") + text + data
+    )
+
+
+def reading():
+    for name, descr in DTYPES.items():
+        for shape_name, shape in SHAPES.items():
+            array = counting(shape, "<" + descr)
+            save(f"read_{name}_{shape_name}_c", array)
+            if len(shape) > 1:
+                save(f"read_{name}_{shape_name}_fortran", np.asfortranarray(array))
+            save(f"read_{name}_{shape_name}_big", array.astype(array.dtype.newbyteorder(">")))
+        both = np.asfortranarray(counting((3, 5), ">" + descr))
+        save(f"read_{name}_2d_bigfortran", both)
+    array = counting((3, 5), "<f8")
+    for version in [(1, 0), (2, 0), (3, 0)]:
+        save_version(f"read_f64_2d_v{version[0]}", array, version)
+    # As a NumPy of Python 2 wrote it, and at an address that no element is aligned to.
+    raw("read_f64_2d_odd", "{'descr': '<f8', 'fortran_order': False, 'shape': (3L, 5L)}", array.tobytes())
+
+
+def refusing():
+    good = io.BytesIO()
+    np.save(good, counting((3, 5), "<f8"))
+    good = good.getvalue()
+    (HERE / "bad_empty.npy").write_bytes(b"")
+    (HERE / "bad_garbage.npy").write_bytes(bytes(np.random.default_rng(1).integers(0, 256, 300, dtype=np.uint8)))
+    (HERE / "bad_zip.npy").write_bytes(b"PK\x03\x04" + bytes(60))
+    (HERE / "bad_magic_only.npy").write_bytes(good[:6])
+    (HERE / "bad_header_cut.npy").write_bytes(good[:50])
+    (HERE / "bad_data_cut.npy").write_bytes(good[:-1])
+    (HERE / "bad_no_data.npy").write_bytes(good[:128])
+    (HERE / "bad_version.npy").write_bytes(good[:6] + b"\x04\x00" + good[8:])
+    save("bad_f16", np.zeros(3, "<f2"))
+    save("bad_text", np.array(["a", "bcd"]))
+    save("bad_bool", np.zeros(3, "?"))
+    save("bad_i16", np.zeros(3, "<i2"))
+    save("bad_object", np.array([None, 1], dtype=object))
+    save("bad_struct", np.zeros(2, [("a", "<f4"), ("b", "<i4", (2,))]))
+    save("bad_date", np.zeros(2, "<M8[s]"))
+    raw("bad_huge", "{'descr': '<f8', 'fortran_order': False, 'shape': (9223372036854775807, 9223372036854775807)}")
+    raw("bad_large", "{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776,)}", bytes(8))
+    raw("bad_negative", "{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}", bytes(8))
+    raw("bad_dict", "['descr', '<f8']", bytes(8))
+
+
+def kernels():
+    rng = np.random.default_rng(20261121)
+    expected = {}
+    for name, descr in [("f32", "<f4"), ("f64", "<f8")]:
+        a = rng.standard_normal((13, 17)).astype(descr)
+        b = rng.standard_normal((17, 9)).astype(descr)
+        save(f"in_a_{name}", a)
+        save(f"in_b_{name}", b)
+        # In double precision: our f32 answer is compared with what is right, not with another rounding.
+        save(f"out_matmul_{name}", (a.astype("<f8") @ b.astype("<f8")).astype(descr))
+        x = rng.standard_normal(301).astype(descr)
+        y = rng.standard_normal(301).astype(descr)
+        save(f"in_x_{name}", x)
+        save(f"in_y_{name}", y)
+        wide_x, wide_y = x.astype("<f8"), y.astype("<f8")
+        save(f"out_axpy_{name}", (2.5 * wide_x + wide_y).astype(descr))
+        expected[f"dot_{name}"] = float(wide_x @ wide_y)
+
+        cube = rng.standard_normal((4, 5, 6)).astype(descr)
+        save(f"in_cube_{name}", cube)
+        wide = cube.astype("<f8")
+        operations = {
+            "sum": np.sum, "mean": np.mean, "min": np.min, "max": np.max, "std": np.std,
+            "norm2": lambda v, axis=None: np.sqrt(np.sum(v * v, axis=axis)),
+        }
+        for word, operation in operations.items():
+            expected[f"reduce_{word}_{name}"] = float(operation(wide))
+            for axis in range(3):
+                save(f"out_reduce_{word}_{axis}_{name}", operation(wide, axis=axis).astype(descr))
+
+        loose = rng.standard_normal((4, 530)).astype(descr)
+        loose[1, 3] = np.nan
+        loose[1, 500] = -np.nan
+        loose[2, 7] = np.inf
+        loose[2, 9] = -np.inf
+        save(f"in_sort_{name}", loose)
+        save(f"out_sort_{name}", np.sort(loose, axis=-1))
+
+        clean = loose[np.isfinite(loose)]
+        save(f"in_histogram_{name}", clean)
+        counts, edges = np.histogram(clean, bins=64)
+        save(f"out_histogram_{name}", counts.astype("<u8"))
+        expected[f"histogram_{name}"] = [float(edges[0]), float(edges[-1])]
+        counts, _ = np.histogram(clean, bins=10, range=(-1.0, 1.5))
+        save(f"out_histogram_range_{name}", counts.astype("<u8"))
+
+        grid = rng.standard_normal((11, 14)).astype(descr)
+        save(f"in_grid_{name}", grid)
+        u = grid.astype("<f8")
+        alpha = float(np.array(0.2, descr))
+        for _ in range(7):
+            v = u.copy()
+            around = u[:-2, 1:-1] + u[2:, 1:-1] + u[1:-1, :-2] + u[1:-1, 2:]
+            v[1:-1, 1:-1] = u[1:-1, 1:-1] + alpha * (around - 4 * u[1:-1, 1:-1])
+            u = v
+        save(f"out_stencil5_{name}", u.astype(descr))
+
+        queries = rng.standard_normal((6, 12)).astype(descr)
+        corpus = rng.standard_normal((90, 12)).astype(descr)
+        corpus[70] = corpus[20]
+        corpus[80] = queries[2]
+        save(f"in_queries_{name}", queries)
+        save(f"in_corpus_{name}", corpus)
+        q, c = queries.astype("<f8"), corpus.astype("<f8")
+        scores = {
+            "ip": q @ c.T,
+            "cosine": (q @ c.T) / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(c, axis=1)[None, :],
+            "l2": np.sqrt(((q[:, None, :] - c[None, :, :]) ** 2).sum(axis=2)),
+        }
+        for metric, score in scores.items():
+            score[:, 70] = score[:, 20]
+            key = score if metric == "l2" else -score
+            order = np.argsort(key, axis=1, kind="stable")[:, :10]
+            save(f"out_knn_{metric}_{name}", order.astype("<i8"))
+            save(f"out_knn_scores_{metric}_{name}", np.take_along_axis(score, order, axis=1).astype(descr))
+
+    for name in ["i32", "i64", "u8", "u32", "u64"]:
+        info = np.iinfo(DTYPES[name])
+        values = rng.integers(info.min, info.max, size=(2, 530), dtype=np.dtype(DTYPES[name]), endpoint=True)
+        values[0, :2] = info.min, info.max
+        save(f"in_sort_{name}", values)
+        save(f"out_sort_{name}", np.sort(values, axis=-1))
+        small = rng.integers(0, 100, size=(4, 6), dtype=np.dtype(DTYPES[name]))
+        save(f"in_small_{name}", small)
+        for word, operation in {"sum": np.sum, "mean": np.mean, "min": np.min, "max": np.max}.items():
+            save(f"out_reduce_{word}_0_{name}", operation(small, axis=0))
+            save(f"out_reduce_{word}_1_{name}", operation(small, axis=1))
+            expected[f"reduce_{word}_{name}"] = operation(small).item()
+        counts, _ = np.histogram(small, bins=7)
+        save(f"out_histogram_{name}", counts.astype("<u8"))
+
+    for name, descr in [("c64", "<c8"), ("c128", "<c16")]:
+        z = (rng.standard_normal((3, 60)) + 1j * rng.standard_normal((3, 60))).astype(descr)
+        save(f"in_fft_{name}", z)
+        save(f"out_fft_{name}", np.fft.fft(z.astype("<c16")).astype(descr))
+        save(f"out_ifft_{name}", np.fft.ifft(z.astype("<c16")).astype(descr))
+    for name, real in [("c64", "f32"), ("c128", "f64")]:
+        x = np.load(HERE / f"in_x_{real}.npy")
+        save(f"out_fft_real_{real}", np.fft.fft(x.astype("<f8")).astype("<" + DTYPES[name]))
+    (HERE / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    HERE.mkdir(parents=True, exist_ok=True)
+    for old in HERE.iterdir():
+        old.unlink()
+    reading()
+    refusing()
+    kernels()
+    total = sum(path.stat().st_size for path in HERE.iterdir())
+    print(f"{len(list(HERE.iterdir()))} files, {total} bytes in {HERE}")

@@ -1,0 +1,1033 @@
+//! Kernels and arrays from outside: every kernel, level and variant against the scalar reference, and against
+//! what NumPy wrote.
+//!
+//! Random cases are seeded; a failure names kernel, variant and size. Files come from
+//! `scripts/make_fixtures.py`.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+use ai_swarm::arrays::{Array, ArrayRef, DType, Element, NpyFile, write_npy};
+use ai_swarm::kernels::reference::{self, Direction, Metric, Reduction};
+use ai_swarm::kernels::{
+    Call, Cancelled, KernelError, KernelId, Level, Outcome, Params, Pulse, SCORES_SUFFIX, Variant,
+    check_params, extra_path, run, spec, synthetic_inputs, variants,
+};
+use num_complex::Complex;
+use serde_json::{Value, json};
+
+// ---------------------------------------------------------------------------------------------------------
+// Support
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arrays").join(format!("{name}.npy"))
+}
+
+fn load(name: &str) -> ArrayRef {
+    NpyFile::open(&fixture(name)).unwrap().into_array().unwrap()
+}
+
+fn expected() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arrays/expected.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn array<T: Element>(shape: &[usize], elements: &[T]) -> ArrayRef {
+    Array::from_slice(shape, elements).unwrap().into()
+}
+
+fn params(kernel: KernelId, given: Value) -> Params {
+    check_params(kernel, given.as_object().unwrap()).unwrap()
+}
+
+fn call(
+    kernel: KernelId,
+    given: Value,
+    inputs: &[ArrayRef],
+    variant: Variant,
+) -> Result<Outcome, KernelError> {
+    let params = params(kernel, given);
+    run(&Call { kernel, params: &params, inputs, variant, pulse: &() })
+}
+
+fn by_default(kernel: KernelId, given: Value, inputs: &[ArrayRef]) -> Result<Outcome, KernelError> {
+    call(kernel, given, inputs, Variant::default_for(kernel, Level::best()))
+}
+
+/// Every variant, and every algorithm on every level, those the processor lacks included: they run as a lower
+/// one.
+fn all_variants(kernel: KernelId) -> Vec<Variant> {
+    let choices = spec(kernel).choices.len() as u8;
+    let mut all: Vec<Variant> = Level::ALL
+        .into_iter()
+        .flat_map(|level| (0..choices).map(move |choice| Variant::new(level, choice)))
+        .collect();
+    assert!(variants(kernel, None).iter().all(|variant| all.contains(variant)));
+    // A number from a newer version of the program.
+    all.push(Variant::new(Level::best(), 200));
+    all
+}
+
+/// Numbers of a seed, uniform in -1 to 1 and each of its own precision.
+fn values<T: Element>(seed: u64, count: usize) -> Vec<T> {
+    let (arrays, _) = synthetic_inputs(KernelId::Sort, count, T::DTYPE, seed).unwrap();
+    arrays[0].as_slice::<T>().unwrap().to_vec()
+}
+
+/// The float types, with their unit roundoff.
+trait Float: Element + reference::Real {
+    const ULP: f64;
+    fn of(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+}
+impl Float for f32 {
+    const ULP: f64 = f32::EPSILON as f64;
+}
+impl Float for f64 {
+    const ULP: f64 = f64::EPSILON;
+}
+
+#[track_caller]
+fn close(got: f64, want: f64, tolerance: f64, what: &str) {
+    let same = got == want || got.is_nan() && want.is_nan();
+    assert!(same || (got - want).abs() <= tolerance, "{what}: {got:e}, want {want:e} within {tolerance:e}");
+}
+
+#[track_caller]
+fn all_close<T: Float>(got: &[T], want: &[T], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        close(got.to_f64(), want.to_f64(), tolerance, &format!("{what} at {index}"));
+    }
+}
+
+fn elements<T: Element>(outcome: &Outcome) -> &[T] {
+    outcome.array.as_ref().expect("an array").as_slice::<T>().expect("of this type")
+}
+
+fn result(outcome: &Outcome) -> f64 {
+    match outcome.result.as_ref().expect("a result") {
+        Value::String(word) => word.replace("Infinity", "inf").parse().unwrap(),
+        value => value.as_f64().unwrap(),
+    }
+}
+
+/// Lengths around every vector width and block.
+fn lengths() -> Vec<usize> {
+    (0..=40).chain([63, 64, 65, 127, 255, 513, 1000, 4095, 4097, 10_000]).collect()
+}
+
+/// Counts its beats and cancels at the one it was told.
+struct Counter {
+    beats: Cell<u64>,
+    cancel_at: u64,
+}
+
+impl Counter {
+    fn new(cancel_at: u64) -> Counter {
+        Counter { beats: Cell::new(0), cancel_at }
+    }
+}
+
+impl Pulse for Counter {
+    fn beat(&self) -> Result<(), Cancelled> {
+        self.beats.set(self.beats.get() + 1);
+        if self.beats.get() >= self.cancel_at { Err(Cancelled) } else { Ok(()) }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Against the reference
+
+#[test]
+fn matrix_products_match_reference() {
+    fn check<T: Float>() {
+        let shapes = [
+            (1, 1, 1),
+            (1, 7, 5),
+            (5, 1, 3),
+            (13, 17, 9),
+            (64, 64, 64),
+            (3, 300, 2),
+            (70, 33, 129),
+            (130, 5, 1),
+        ];
+        for (m, k, n) in shapes {
+            let (a, b) = (values::<T>(1, m * k), values::<T>(2, k * n));
+            let mut want = vec![T::default(); m * n];
+            reference::matmul(&a, &b, &mut want, m, k, n);
+            let inputs = [array(&[m, k], &a), array(&[k, n], &b)];
+            for variant in all_variants(KernelId::Matmul) {
+                let outcome = call(KernelId::Matmul, json!({}), &inputs, variant).unwrap();
+                let what = format!("{variant:?} {m} x {k} x {n}");
+                // |a|, |b| <= 1, so the sum of products is at most k.
+                all_close(elements::<T>(&outcome), &want, (k + 1) as f64 * k as f64 * T::ULP, &what);
+                assert_eq!(outcome.array.unwrap().shape(), [m, n]);
+                assert_eq!(outcome.flops, (2 * m * k * n) as f64);
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[test]
+fn large_matrix_products_are_cut_and_still_right() {
+    // Wide and deep enough for several panels both ways; checked at some places, because the reference is
+    // slow.
+    let (m, k, n) = (300, 1500, 1400);
+    let (a, b) = (values::<f32>(3, m * k), values::<f32>(4, k * n));
+    let inputs = [array(&[m, k], &a), array(&[k, n], &b)];
+    for variant in variants(KernelId::Matmul, Some(DType::F32)) {
+        let counter = Counter::new(u64::MAX);
+        let params = Params::defaults(KernelId::Matmul);
+        let outcome = run(&Call {
+            kernel: KernelId::Matmul,
+            params: &params,
+            inputs: &inputs,
+            variant,
+            pulse: &counter,
+        })
+        .unwrap();
+        let c = elements::<f32>(&outcome);
+        for place in (0..m * n).step_by(7919) {
+            let (row, column) = (place / n, place % n);
+            let want: f64 = (0..k).map(|p| f64::from(a[row * k + p]) * f64::from(b[p * n + column])).sum();
+            close(f64::from(c[place]), want, 1e-3, &format!("{variant:?} at {row}, {column}"));
+        }
+        assert!(counter.beats.get() >= 1);
+    }
+}
+
+#[test]
+fn dot_and_axpy_match_reference() {
+    fn check<T: Float>() {
+        for length in lengths() {
+            let (x, y) = (values::<T>(5, length), values::<T>(6, length));
+            let inputs = [array(&[length], &x), array(&[length], &y)];
+            let want = reference::dot(&x, &y);
+            let mut sum = vec![T::default(); length];
+            reference::axpy(T::of(-1.75), &x, &y, &mut sum);
+            for variant in all_variants(KernelId::Dot) {
+                let what = format!("{variant:?} {length}");
+                let outcome = call(KernelId::Dot, json!({}), &inputs, variant).unwrap();
+                close(result(&outcome), want, 1000.0 * f64::EPSILON * length as f64, &what);
+                let outcome = call(KernelId::Axpy, json!({"alpha": -1.75}), &inputs, variant).unwrap();
+                all_close(elements::<T>(&outcome), &sum, 2.0 * T::ULP, &what);
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[test]
+fn reductions_match_reference() {
+    const OPS: [(&str, Reduction); 6] = [
+        ("sum", Reduction::Sum),
+        ("mean", Reduction::Mean),
+        ("min", Reduction::Min),
+        ("max", Reduction::Max),
+        ("std", Reduction::Std),
+        ("norm2", Reduction::Norm2),
+    ];
+    fn check<T: Float>() {
+        for length in lengths().into_iter().skip(1) {
+            let x = values::<T>(7, length);
+            let inputs = [array(&[length], &x)];
+            for (word, op) in OPS {
+                let want = reference::reduce_strided(op, &x, 0, length, 1);
+                for variant in all_variants(KernelId::Reduce) {
+                    let outcome = call(KernelId::Reduce, json!({"op": word}), &inputs, variant).unwrap();
+                    close(
+                        result(&outcome),
+                        want,
+                        1e-13 * length as f64,
+                        &format!("{word} {variant:?} {length}"),
+                    );
+                }
+            }
+        }
+        for shape in [[3, 4, 5], [1, 70, 33], [17, 1, 9], [40, 41, 1]] {
+            let x = values::<T>(8, shape.iter().product());
+            let inputs = [array(&shape, &x)];
+            for (word, op) in OPS {
+                for axis in 0..3 {
+                    let (outer, inner) = (
+                        shape[..axis].iter().product::<usize>(),
+                        shape[axis + 1..].iter().product::<usize>(),
+                    );
+                    let mut want = vec![0.0; outer * inner];
+                    reference::reduce_axis(op, &x, outer, shape[axis], inner, &mut want);
+                    let want: Vec<T> = want.into_iter().map(T::of).collect();
+                    for variant in all_variants(KernelId::Reduce) {
+                        for axis in [axis as i64, axis as i64 - 3] {
+                            let given = json!({"op": word, "axis": axis});
+                            let outcome = call(KernelId::Reduce, given, &inputs, variant).unwrap();
+                            let what = format!("{word} {variant:?} {shape:?} axis {axis}");
+                            // One rounding to the type, of a number of at most 70.
+                            all_close(elements::<T>(&outcome), &want, 70.0 * T::ULP, &what);
+                            assert_eq!(outcome.array.unwrap().shape().len(), 2);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[test]
+fn special_values_travel_as_in_numpy() {
+    for variant in all_variants(KernelId::Reduce) {
+        let reduce =
+            |x: &[f64], given: Value| call(KernelId::Reduce, given, &[array(&[x.len()], x)], variant);
+        for place in [0, 5, 16, 40] {
+            let mut x = vec![1.0; 41];
+            x[place] = f64::NAN;
+            for op in ["sum", "mean", "min", "max", "std", "norm2"] {
+                let outcome = reduce(&x, json!({"op": op})).unwrap();
+                assert_eq!(outcome.result, Some(json!("NaN")), "{op} {variant:?}");
+            }
+            x[place] = f64::NEG_INFINITY;
+            assert_eq!(reduce(&x, json!({"op": "min"})).unwrap().result, Some(json!("-Infinity")));
+            assert_eq!(reduce(&x, json!({"op": "max"})).unwrap().result, Some(json!(1.0)));
+            assert_eq!(reduce(&x, json!({"op": "norm2"})).unwrap().result, Some(json!("Infinity")));
+        }
+        let norm = result(&reduce(&[3e200, 4e200], json!({"op": "norm2"})).unwrap());
+        close(norm, 5e200, 1e186, "norm of large numbers");
+        let grid = array(&[2, 2], &[3e200, 1.0, 4e200, 0.0]);
+        let outcome = call(KernelId::Reduce, json!({"op": "norm2", "axis": 0}), &[grid], variant).unwrap();
+        close(elements::<f64>(&outcome)[0], 5e200, 1e186, "norm of large numbers along an axis");
+    }
+}
+
+#[test]
+fn integer_sums_are_exact_and_wrap() {
+    let x = array(&[2, 2], &[i64::MAX, 1, 2, 3]);
+    let sum = |given: Value| by_default(KernelId::Reduce, given, std::slice::from_ref(&x)).unwrap();
+    assert_eq!(sum(json!({})).result, Some(json!(i64::MIN + 5)));
+    assert_eq!(elements::<i64>(&sum(json!({"axis": 1}))), [i64::MIN, 5]);
+    assert_eq!(elements::<i64>(&sum(json!({"op": "max", "axis": 0}))), [i64::MAX, 3]);
+    assert_eq!(sum(json!({"op": "min"})).result, Some(json!(1)));
+    let error = by_default(KernelId::Reduce, json!({"op": "std"}), &[x]).unwrap_err().to_string();
+    assert_eq!(error, "reduce: inputs[0] \"x\" has dtype i64, needs f32 or f64 for op \"std\"");
+}
+
+#[test]
+fn sorting_matches_reference_for_every_type() {
+    fn check<T: Element + PartialOrd + std::fmt::Debug>(order: impl Fn(&T, &T) -> std::cmp::Ordering) {
+        for length in lengths().into_iter().filter(|length| *length < 600 || *length > 4096) {
+            for rows in [1, 3] {
+                let x = values::<T>(9, length * rows);
+                let mut want = x.clone();
+                want.chunks_mut(length.max(1)).for_each(|line| line.sort_by(&order));
+                let inputs = [array(&[rows, length], &x)];
+                for variant in all_variants(KernelId::Sort) {
+                    let outcome = call(KernelId::Sort, json!({}), &inputs, variant).unwrap();
+                    let same = bytemuck::cast_slice::<T, u8>(elements::<T>(&outcome))
+                        == bytemuck::cast_slice::<T, u8>(&want);
+                    assert!(same, "{} {variant:?} {rows} x {length}", T::DTYPE);
+                }
+            }
+        }
+    }
+    check::<f32>(f32::total_cmp);
+    check::<f64>(f64::total_cmp);
+    check::<i32>(Ord::cmp);
+    check::<i64>(Ord::cmp);
+    check::<u8>(Ord::cmp);
+    check::<u32>(Ord::cmp);
+    check::<u64>(Ord::cmp);
+}
+
+#[test]
+fn a_huge_line_and_special_numbers_sort() {
+    let mut x = values::<f32>(10, 600_001);
+    for (index, value) in
+        [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::MIN_POSITIVE / 2.0]
+            .into_iter()
+            .enumerate()
+    {
+        x[index * 77_777] = value;
+    }
+    let mut want = x.clone();
+    reference::sort(&mut want);
+    let inputs = [array(&[x.len()], &x)];
+    for variant in variants(KernelId::Sort, Some(DType::F32)) {
+        let outcome = call(KernelId::Sort, json!({}), &inputs, variant).unwrap();
+        let got = elements::<f32>(&outcome);
+        let numbers = want.len() - 2;
+        assert!(got[..numbers].iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()), "{variant:?}");
+        assert!(got[numbers..].iter().all(|value| value.is_nan()), "{variant:?}");
+    }
+}
+
+#[test]
+fn transforms_match_reference() {
+    for length in (1..=40).chain([64, 97, 100, 127, 128, 243, 256, 1000]) {
+        let x: Vec<Complex<f64>> =
+            values::<f64>(11, 4 * length).chunks(2).map(|part| Complex::new(part[0], part[1])).collect();
+        let small: Vec<Complex<f32>> = x.iter().map(|z| Complex::new(z.re as f32, z.im as f32)).collect();
+        let real: Vec<f64> = x.iter().map(|z| z.re).collect();
+        for (kernel, direction) in [(KernelId::Fft, Direction::Forward), (KernelId::Ifft, Direction::Inverse)]
+        {
+            let (mut want, mut want_real) = (x.clone(), x.clone());
+            let promoted: Vec<_> = real.iter().map(|&re| Complex::new(re, 0.0)).collect();
+            for line in 0..2 {
+                let at = line * length..(line + 1) * length;
+                reference::dft(&x[at.clone()], &mut want[at.clone()], direction);
+                reference::dft(&promoted[at.clone()], &mut want_real[at], direction);
+            }
+            let scale = if kernel == KernelId::Fft { length as f64 } else { 1.0 };
+            for variant in all_variants(kernel) {
+                let what = format!("{kernel} {variant:?} {length}");
+                let run = |input: ArrayRef| call(kernel, json!({}), &[input], variant).unwrap();
+                let apart = |got: &[Complex<f64>], want: &[Complex<f64>]| {
+                    got.iter().zip(want).map(|(a, b)| (a - b).norm()).fold(0.0, f64::max)
+                };
+                let outcome = run(array(&[2, length], &x));
+                assert!(apart(elements(&outcome), &want) < 1e-13 * scale, "{what}");
+                assert!(
+                    apart(elements(&run(array(&[2, length], &real))), &want_real) < 1e-13 * scale,
+                    "{what} real"
+                );
+                let outcome = run(array(&[2, length], &small));
+                let wide: Vec<_> = elements::<Complex<f32>>(&outcome)
+                    .iter()
+                    .map(|z| Complex::new(f64::from(z.re), f64::from(z.im)))
+                    .collect();
+                assert!(apart(&wide, &want) < 1e-5 * scale, "{what} c64");
+            }
+        }
+    }
+}
+
+#[test]
+fn heat_steps_match_reference_and_blocking_changes_no_bit() {
+    fn check<T: Float>() {
+        let shapes =
+            [(0, 0), (0, 5), (5, 0), (1, 1), (2, 9), (9, 2), (3, 3), (17, 23), (70, 1000), (700, 130)];
+        for (rows, columns) in shapes {
+            let u = values::<T>(12, rows * columns);
+            let inputs = [array(&[rows, columns], &u)];
+            for steps in [0, 1, 2, 3, 8, 11] {
+                let (mut want, mut scratch) = (u.clone(), u.clone());
+                reference::stencil5(&mut want, &mut scratch, rows, columns, T::of(0.2), steps);
+                for level in Level::ALL {
+                    let given = json!({"steps": steps, "alpha": 0.2});
+                    let get = |choice| {
+                        call(KernelId::Stencil5, given.clone(), &inputs, Variant::new(level, choice)).unwrap()
+                    };
+                    let (plain, blocked) = (get(0), get(1));
+                    let what = format!("{level} {rows} x {columns}, {steps} steps");
+                    all_close(elements::<T>(&plain), &want, 6.0 * T::ULP * (steps + 1) as f64, &what);
+                    assert!(
+                        plain.array.unwrap().bytes() == blocked.array.unwrap().bytes(),
+                        "{what}: blocking"
+                    );
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[test]
+fn blocked_heat_steps_agree_on_grids_beyond_the_cache() {
+    for (rows, columns) in [(3, 70_000), (5, 60_000), (90, 3000), (4000, 40), (50_000, 3), (400, 20_000)] {
+        let u = values::<f32>(13, rows * columns);
+        let inputs = [array(&[rows, columns], &u)];
+        for steps in [1, 2, 5, 8, 9, 16, 21] {
+            if rows * columns * steps > 20_000_000 {
+                continue;
+            }
+            let get = |choice| {
+                let given = json!({"steps": steps, "alpha": 0.24});
+                call(KernelId::Stencil5, given, &inputs, Variant::new(Level::best(), choice)).unwrap()
+            };
+            let (plain, blocked) = (get(0), get(1));
+            assert!(
+                plain.array.unwrap().bytes() == blocked.array.unwrap().bytes(),
+                "{rows} x {columns}, {steps} steps"
+            );
+        }
+    }
+}
+
+#[test]
+fn neighbours_match_reference() {
+    fn check<T: Float>() {
+        for (q, n, d, k) in [
+            (1, 1, 1, 1),
+            (3, 10, 2, 10),
+            (7, 300, 5, 3),
+            (130, 90, 16, 10),
+            (2, 2100, 33, 25),
+            (5, 40, 1000, 4),
+        ] {
+            let queries = values::<T>(14, q * d);
+            let mut corpus = values::<T>(15, n * d);
+            if n > 4 {
+                // A tie and a zero row.
+                corpus.copy_within(0..d, 3 * d);
+                corpus[2 * d..3 * d].fill(T::default());
+            }
+            let inputs = [array(&[q, d], &queries), array(&[n, d], &corpus)];
+            for (word, metric) in
+                [("cosine", Metric::Cosine), ("l2", Metric::L2), ("ip", Metric::InnerProduct)]
+            {
+                let (want, scores) = reference::knn(&queries, &corpus, d, k, metric);
+                for variant in all_variants(KernelId::Knn) {
+                    let what = format!("{word} {variant:?} {q} {n} {d} {k}");
+                    let outcome =
+                        call(KernelId::Knn, json!({"k": k, "metric": word}), &inputs, variant).unwrap();
+                    let got: Vec<u64> = elements::<i64>(&outcome).iter().map(|&index| index as u64).collect();
+                    assert_eq!(got, want, "{what}");
+                    let (suffix, extra) = &outcome.extra[0];
+                    assert_eq!((*suffix, extra.shape()), (SCORES_SUFFIX, &[q, k][..]));
+                    let wanted: Vec<T> = scores.iter().map(|&score| T::of(score)).collect();
+                    let largest = scores.iter().fold(1.0, |a: f64, b| a.max(b.abs()));
+                    all_close(extra.as_slice::<T>().unwrap(), &wanted, 2.0 * T::ULP * largest + 1e-13, &what);
+                    assert_eq!(outcome.result, Some(json!({"k": k, "metric": word})));
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[test]
+fn neighbours_of_extreme_vectors_are_found() {
+    let queries = array(&[2, 2], &[3e30_f32, 0.0, 1e-30, 1e-30]);
+    let corpus = array(&[4, 2], &[0.0_f32, 4e30, 2e30, 1e30, f32::NAN, 0.0, 1e-30, 1e-30]);
+    for (metric, first) in [("cosine", [1, 3]), ("l2", [1, 3]), ("ip", [1, 0])] {
+        for variant in all_variants(KernelId::Knn) {
+            let given = json!({"k": 4, "metric": metric});
+            let outcome =
+                call(KernelId::Knn, given, &[load_again(&queries), load_again(&corpus)], variant).unwrap();
+            let got = elements::<i64>(&outcome);
+            assert_eq!([got[0], got[4]], first, "{metric} {variant:?}: {got:?}");
+            assert_eq!((got[3], got[7]), (2, 2), "NaN ranks last: {metric} {variant:?}: {got:?}");
+        }
+    }
+    assert_eq!(extra_path(Path::new("a/z.npy"), SCORES_SUFFIX), Path::new("a/z.scores.npy"));
+}
+
+/// A copy, because a call takes a slice of arrays.
+fn load_again(array: &ArrayRef) -> ArrayRef {
+    Array::from_slice(array.shape(), array.as_slice::<f32>().unwrap()).unwrap().into()
+}
+
+#[test]
+fn histograms_match_reference() {
+    fn check<T: Float>() {
+        for length in lengths() {
+            let mut x = values::<T>(16, length);
+            if length > 30 {
+                x[7] = T::of(f64::NAN);
+                x[29] = T::of(5.0);
+            }
+            let inputs = [array(&[length], &x)];
+            for bins in [1, 7, 256, 1500] {
+                let mut want = vec![0; bins];
+                let ignored = reference::histogram(&x, -0.5, 0.75, &mut want);
+                for variant in all_variants(KernelId::Histogram) {
+                    let given = json!({"bins": bins, "min": -0.5, "max": 0.75});
+                    let outcome = call(KernelId::Histogram, given, &inputs, variant).unwrap();
+                    let what = format!("{variant:?} {length} elements, {bins} bins");
+                    assert_eq!(elements::<u64>(&outcome), want, "{what}");
+                    let result = outcome.result.unwrap();
+                    assert_eq!(result["ignored"], ignored, "{what}");
+                    assert_eq!(result["total"], length as u64 - ignored, "{what}");
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+    let bytes = values::<u8>(17, 5000);
+    let mut want = vec![0; 50];
+    let ignored = reference::histogram_u8(&bytes, 10.0, 200.0, &mut want);
+    for variant in all_variants(KernelId::Histogram) {
+        let given = json!({"bins": 50, "min": 10, "max": 200});
+        let outcome = call(KernelId::Histogram, given, &[array(&[50, 100], &bytes)], variant).unwrap();
+        assert_eq!(elements::<u64>(&outcome), want);
+        assert_eq!(outcome.result.unwrap()["ignored"], ignored);
+    }
+}
+
+#[test]
+fn histogram_ranges_come_from_the_data_when_not_given() {
+    let range = |x: &[f64], given: Value| {
+        by_default(KernelId::Histogram, given, &[array(&[x.len()], x)]).map(|outcome| {
+            let result = outcome.result.unwrap();
+            let counts: u64 = outcome.array.unwrap().as_slice::<u64>().unwrap().iter().sum();
+            assert_eq!(result["total"], counts);
+            (
+                result["min"].as_f64().unwrap(),
+                result["max"].as_f64().unwrap(),
+                result["ignored"].as_u64().unwrap(),
+            )
+        })
+    };
+    assert_eq!(range(&[1.0, f64::NAN, 4.0], json!({})).unwrap(), (1.0, 4.0, 1));
+    assert_eq!(range(&[], json!({})).unwrap(), (0.0, 1.0, 0));
+    assert_eq!(range(&[f64::NAN], json!({"max": 3})).unwrap(), (0.0, 3.0, 1));
+    assert_eq!(range(&[2.0, 2.0], json!({})).unwrap(), (1.5, 2.5, 0));
+    assert_eq!(range(&[1e300, 1e300], json!({})).unwrap().2, 0);
+    assert_eq!(range(&[1.0, 9.0], json!({"min": 2})).unwrap(), (2.0, 9.0, 1));
+    assert!(
+        range(&[1.0, 9.0], json!({"min": 10}))
+            .unwrap_err()
+            .to_string()
+            .contains("no element lies in the range")
+    );
+    let infinite = range(&[1.0, f64::INFINITY], json!({})).unwrap_err().to_string();
+    assert!(infinite.contains("give a finite `min` and `max`"), "{infinite}");
+    assert!(range(&[-1e308, 1e308], json!({})).is_err());
+    assert_eq!(range(&[1.0, f64::INFINITY], json!({"min": 0, "max": 2})).unwrap(), (0.0, 2.0, 1));
+}
+
+#[test]
+fn simulated_prices_agree_with_the_closed_form_and_with_each_other() {
+    let given = json!({"paths": 300_000, "volatility": 0.3, "seed": 7});
+    let mut prices = Vec::new();
+    for variant in all_variants(KernelId::MonteCarlo) {
+        let outcome = call(KernelId::MonteCarlo, given.clone(), &[], variant).unwrap();
+        let again = call(KernelId::MonteCarlo, given.clone(), &[], variant).unwrap();
+        assert_eq!(outcome.result, again.result);
+        let result = outcome.result.unwrap();
+        let number = |key: &str| result[key].as_f64().unwrap();
+        let apart = (number("price") - number("closed_form")).abs();
+        assert!(apart < 4.0 * number("std_error"), "{variant:?}: {result}");
+        assert_eq!(result["paths"], 300_000);
+        prices.push(number("price"));
+    }
+    assert!(prices.iter().all(|price| (price - prices[0]).abs() < 1e-9), "{prices:?}");
+    let certain =
+        by_default(KernelId::MonteCarlo, json!({"volatility": 0, "paths": 2}), &[]).unwrap().result.unwrap();
+    assert_eq!(certain["std_error"], 0.0);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// What every kernel keeps to
+
+#[test]
+fn empty_and_pointless_arrays_are_answered_or_refused_never_fatal() {
+    for kernel in KernelId::ALL {
+        let count = spec(kernel).inputs.len();
+        for dtype in DType::ALL {
+            for shape in
+                [&[][..], &[0], &[1], &[0, 0], &[0, 3], &[3, 0], &[2, 2], &[1, 0, 2], &[usize::MAX, 0]]
+            {
+                for variant in all_variants(kernel) {
+                    for given in
+                        [json!({}), json!({"axis": 0}), json!({"op": "mean", "axis": -1}), json!({"k": 1})]
+                    {
+                        let Ok(params) = check_params(kernel, given.as_object().unwrap()) else { continue };
+                        let inputs: Vec<ArrayRef> =
+                            (0..count).map(|_| Array::zeros(dtype, shape).unwrap().into()).collect();
+                        let outcome =
+                            run(&Call { kernel, params: &params, inputs: &inputs, variant, pulse: &() });
+                        if let Err(error) = outcome {
+                            assert!(error.to_string().starts_with(kernel.name()), "{error}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn answers_beyond_memory_are_refused() {
+    let huge = || -> ArrayRef { Array::zeros(DType::F64, &[1 << 40, 0]).unwrap().into() };
+    let wide: ArrayRef = Array::zeros(DType::F64, &[0, 1 << 40]).unwrap().into();
+    let error = by_default(KernelId::Matmul, json!({}), &[huge(), wide]).unwrap_err();
+    assert!(matches!(error, KernelError::TooLarge { .. }), "{error}");
+    let error = by_default(KernelId::Reduce, json!({"axis": 1}), &[huge()]).unwrap_err();
+    assert!(matches!(error, KernelError::OutOfMemory { .. }), "{error}");
+}
+
+#[test]
+fn mistakes_name_the_kernel_the_input_and_what_is_allowed() {
+    let f32s = |shape: &[usize]| -> ArrayRef { Array::zeros(DType::F32, shape).unwrap().into() };
+    let f64s = |shape: &[usize]| -> ArrayRef { Array::zeros(DType::F64, shape).unwrap().into() };
+    let cases = [
+        (
+            KernelId::Matmul,
+            json!({}),
+            vec![f32s(&[2, 512]), f32s(&[3, 4])],
+            "matmul: inputs[1] \"b\" has shape (3, 4), needs (512, *)",
+        ),
+        (
+            KernelId::Matmul,
+            json!({}),
+            vec![f32s(&[2]), f32s(&[3, 4])],
+            "matmul: inputs[0] \"a\" has shape (2,), needs (m, k)",
+        ),
+        (
+            KernelId::Matmul,
+            json!({}),
+            vec![f32s(&[2, 3]), f64s(&[3, 4])],
+            "inputs[1] \"b\" has dtype f64, needs f32 (that of inputs[0] \"a\")",
+        ),
+        (KernelId::Matmul, json!({}), vec![f32s(&[2, 3])], "matmul: 1 inputs, needs 2 (a, b)"),
+        (
+            KernelId::Dot,
+            json!({}),
+            vec![f32s(&[2]), f32s(&[3])],
+            "dot: inputs[1] \"y\" has shape (3,), needs (2,)",
+        ),
+        (
+            KernelId::Dot,
+            json!({}),
+            vec![f32s(&[2, 1]), f32s(&[2])],
+            "dot: inputs[0] \"x\" has shape (2, 1), needs (n,)",
+        ),
+        (
+            KernelId::Axpy,
+            json!({}),
+            vec![f32s(&[2, 2]), f32s(&[4])],
+            "needs (2, 2) (that of inputs[0] \"x\")",
+        ),
+        (
+            KernelId::Reduce,
+            json!({"axis": 2}),
+            vec![f32s(&[2, 2])],
+            "reduce: parameter `axis` is 2, needs a whole number from -2 to 1 for an array of 2 axes, or null",
+        ),
+        (
+            KernelId::Reduce,
+            json!({"op": "min"}),
+            vec![f32s(&[0])],
+            "reduce: inputs[0] \"x\" has shape (0,), needs one element or more to take the min of",
+        ),
+        (
+            KernelId::Sort,
+            json!({}),
+            vec![f32s(&[])],
+            "sort: inputs[0] \"x\" has shape (), needs one axis or more",
+        ),
+        (KernelId::Fft, json!({}), vec![f32s(&[2, 0])], "needs a last axis of one element or more"),
+        (
+            KernelId::Stencil5,
+            json!({}),
+            vec![f32s(&[5])],
+            "stencil5: inputs[0] \"u\" has shape (5,), needs (rows, columns)",
+        ),
+        (
+            KernelId::Knn,
+            json!({"k": 4}),
+            vec![f32s(&[1, 2]), f32s(&[3, 2])],
+            "knn: inputs[1] \"corpus\" has shape (3, 2), needs (4, 2) or more rows, because k is 4",
+        ),
+        (KernelId::Knn, json!({"k": 1}), vec![f32s(&[1, 2]), f32s(&[3, 3])], "needs (*, 2)"),
+        (KernelId::Noop, json!({}), vec![f32s(&[1])], "noop: 1 inputs, needs 0"),
+    ];
+    for (kernel, given, inputs, message) in cases {
+        let error = by_default(kernel, given, &inputs).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}\n not {message}");
+    }
+    let integers: ArrayRef = Array::zeros(DType::I32, &[2]).unwrap().into();
+    let error = by_default(KernelId::Dot, json!({}), &[integers, f32s(&[2])]).unwrap_err().to_string();
+    assert_eq!(error, "dot: inputs[0] \"x\" has dtype i32, needs f32, f64");
+}
+
+#[test]
+fn every_working_kernel_beats_and_can_be_cancelled() {
+    for kernel in KernelId::ALL.into_iter().filter(|kernel| *kernel != KernelId::Noop) {
+        for variant in variants(kernel, None) {
+            let (arrays, params) = synthetic_inputs(kernel, 100_000, DType::F64, 3).unwrap();
+            let inputs: Vec<ArrayRef> = arrays.into_iter().map(Into::into).collect();
+            let counter = Counter::new(1);
+            let outcome = run(&Call { kernel, params: &params, inputs: &inputs, variant, pulse: &counter });
+            assert_eq!(outcome.err(), Some(KernelError::Cancelled), "{kernel} {variant:?}");
+        }
+    }
+}
+
+#[test]
+fn long_work_beats_again_and_again() {
+    let beats = |kernel: KernelId, given: Value, inputs: &[ArrayRef]| {
+        let counter = Counter::new(u64::MAX);
+        let params = params(kernel, given);
+        let variant = Variant::default_for(kernel, Level::best());
+        run(&Call { kernel, params: &params, inputs, variant, pulse: &counter }).unwrap();
+        counter.beats.get()
+    };
+    let long: ArrayRef = Array::zeros(DType::F32, &[1 << 22]).unwrap().into();
+    let grid: ArrayRef = Array::zeros(DType::F32, &[1 << 11, 1 << 11]).unwrap().into();
+    let whole = std::slice::from_ref(&long);
+    assert!(beats(KernelId::Sort, json!({}), whole) >= 16);
+    assert!(beats(KernelId::Reduce, json!({}), whole) >= 4);
+    assert!(beats(KernelId::Reduce, json!({"axis": 0}), std::slice::from_ref(&grid)) >= 4);
+    assert!(beats(KernelId::Histogram, json!({}), whole) >= 4);
+    assert!(beats(KernelId::Stencil5, json!({"steps": 10}), std::slice::from_ref(&grid)) >= 20);
+    assert!(beats(KernelId::Fft, json!({}), std::slice::from_ref(&grid)) >= 16);
+    assert!(beats(KernelId::MonteCarlo, json!({"paths": 1_000_000}), &[]) >= 15);
+    assert!(beats(KernelId::Sleep, json!({"seconds": 0.1}), &[]) >= 5);
+}
+
+#[test]
+fn outputs_and_bytes_are_as_the_table_says() {
+    use ai_swarm::kernels::output_needed;
+    for kernel in KernelId::ALL {
+        let (arrays, params) = synthetic_inputs(kernel, 4096, DType::F32, 3).unwrap();
+        let inputs: Vec<ArrayRef> = arrays.into_iter().map(Into::into).collect();
+        let variant = Variant::default_for(kernel, Level::best());
+        let outcome = run(&Call { kernel, params: &params, inputs: &inputs, variant, pulse: &() }).unwrap();
+        assert_eq!(outcome.array.is_some(), output_needed(&params), "{kernel}");
+        let has_result = spec(kernel).result && (kernel != KernelId::Reduce || !output_needed(&params));
+        assert_eq!(outcome.result.is_some(), has_result, "{kernel}");
+        let read: usize = inputs.iter().map(|input| input.bytes().len()).sum();
+        assert!(outcome.bytes >= read as f64, "{kernel}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Against NumPy
+
+const DTYPES: [DType; 9] = DType::ALL;
+
+/// What `scripts/make_fixtures.py` calls `counting`, as bytes.
+fn counting(dtype: DType, count: usize) -> Vec<u8> {
+    fn of<T: Element>(count: usize, element: impl Fn(usize) -> T) -> Vec<u8> {
+        bytemuck::cast_slice(&(0..count).map(element).collect::<Vec<T>>()).to_vec()
+    }
+    let value = |index: usize| index * 3 + 1;
+    match dtype {
+        DType::F32 => of(count, |i| value(i) as f32),
+        DType::F64 => of(count, |i| value(i) as f64),
+        DType::I32 => of(count, |i| value(i) as i32),
+        DType::I64 => of(count, |i| value(i) as i64),
+        DType::U8 => of(count, |i| value(i) as u8),
+        DType::U32 => of(count, |i| value(i) as u32),
+        DType::U64 => of(count, |i| value(i) as u64),
+        DType::C64 => of(count, |i| Complex::new(value(i) as f32, 0.0 - i as f32)),
+        DType::C128 => of(count, |i| Complex::new(value(i) as f64, 0.0 - i as f64)),
+    }
+}
+
+#[test]
+fn every_file_numpy_wrote_is_read_bit_for_bit() {
+    let shapes: [(&str, &[usize]); 5] =
+        [("0d", &[]), ("empty", &[0, 3]), ("1d", &[7]), ("2d", &[3, 5]), ("3d", &[2, 3, 4])];
+    for dtype in DTYPES {
+        for (shape_name, shape) in shapes {
+            for form in ["c", "fortran", "big", "bigfortran"] {
+                let name = format!("read_{dtype}_{shape_name}_{form}");
+                if !fixture(&name).exists() {
+                    assert!(
+                        form.contains("fortran") && shape.len() < 2 || form == "bigfortran",
+                        "{name} is missing"
+                    );
+                    continue;
+                }
+                let read = load(&name);
+                assert_eq!((read.dtype(), read.shape()), (dtype, shape), "{name}");
+                assert!(read.bytes() == counting(dtype, shape.iter().product()), "{name}");
+            }
+        }
+    }
+    for name in
+        ["read_f64_2d_v1", "read_f64_2d_v2", "read_f64_2d_v3", "read_f64_2d_odd", "read_f64_2d_bigfortran"]
+    {
+        let read = load(name);
+        assert!(read.bytes() == counting(DType::F64, 15), "{name}");
+        assert_eq!(read.as_slice::<f64>().unwrap().len(), 15, "{name}");
+    }
+}
+
+#[test]
+fn what_we_write_is_what_numpy_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("z.npy");
+    let mut compared = 0;
+    for entry in std::fs::read_dir(fixture("x").parent().unwrap()).unwrap() {
+        let file = entry.unwrap().path();
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        let ours = name.starts_with("in_") || name.starts_with("out_") || name.ends_with("_c");
+        if !ours || file.extension().is_none_or(|extension| extension != "npy") {
+            continue;
+        }
+        let read = load(&name);
+        let mut copy = Array::zeros(read.dtype(), read.shape()).unwrap();
+        copy.bytes_mut().copy_from_slice(read.bytes());
+        write_npy(&path, &copy, "t").unwrap();
+        assert!(std::fs::read(&path).unwrap() == std::fs::read(&file).unwrap(), "{name}");
+        compared += 1;
+    }
+    assert!(compared > 100, "only {compared} files compared");
+}
+
+#[test]
+fn every_bad_file_is_refused_by_name() {
+    let bad = |name: &str, message: &str| {
+        let error = NpyFile::open(&fixture(name)).map(|file| file.header().clone()).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("{name}.npy: ")) && error.contains(message),
+            "{error}\n not {message}"
+        );
+    };
+    bad("bad_empty", "not a .npy file: begins with nothing");
+    bad("bad_garbage", "not a .npy file");
+    bad("bad_zip", "not a .npy file: begins with `PK");
+    bad("bad_magic_only", "truncated: header needs");
+    bad("bad_header_cut", "truncated: header needs 128 bytes, file has 50");
+    bad("bad_data_cut", "truncated: shape (3, 5) of f64 needs 120 bytes, file has 119");
+    bad("bad_no_data", "truncated: shape (3, 5) of f64 needs 120 bytes, file has 0");
+    bad("bad_version", "version 4.0 is not supported");
+    bad("bad_f16", "dtype `<f2` is not supported; allowed are f32, f64, i32");
+    bad("bad_text", "dtype `<U3`");
+    bad("bad_bool", "dtype `|b1`");
+    bad("bad_i16", "dtype `<i2`");
+    bad("bad_object", "dtype `|O`");
+    bad("bad_struct", "dtype `[('a', '<f4')");
+    bad("bad_date", "dtype `<M8[s]`");
+    bad("bad_huge", "larger than memory can be");
+    bad("bad_large", "needs 8796093022208 bytes, file has 8");
+    bad("bad_negative", "shape: found `-1,)}`, needs a length of 0 or more");
+    bad("bad_dict", "needs a dictionary");
+    let error = NpyFile::open(Path::new("no/such.npy")).map(|_| ()).unwrap_err().to_string();
+    assert!(error.starts_with("no/such.npy: cannot be read: No such file"), "{error}");
+}
+
+#[test]
+fn kernels_compute_what_numpy_computes() {
+    fn check<T: Float>(f: &str, numbers: &Value) {
+        let same = |kernel: KernelId, given: Value, inputs: &[&str], output: &str, tolerance: f64| {
+            let inputs: Vec<ArrayRef> = inputs.iter().map(|name| load(&format!("{name}_{f}"))).collect();
+            let want = load(&format!("{output}_{f}"));
+            for variant in all_variants(kernel) {
+                let outcome = call(kernel, given.clone(), &inputs, variant).unwrap();
+                let what = format!("{output}_{f} {variant:?}");
+                let got = outcome.array.as_ref().unwrap();
+                assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{what}");
+                if let (Some(got), Some(want)) = (got.as_slice::<T>(), want.as_slice::<T>()) {
+                    all_close(got, want, tolerance, &what);
+                } else {
+                    assert!(got.bytes() == want.bytes(), "{what}");
+                }
+                for (_, extra) in &outcome.extra {
+                    let scores = load(&format!("{}_{f}", output.replace("knn", "knn_scores")));
+                    all_close(
+                        extra.as_slice::<T>().unwrap(),
+                        scores.as_slice::<T>().unwrap(),
+                        16.0 * T::ULP,
+                        &what,
+                    );
+                }
+            }
+        };
+        same(KernelId::Matmul, json!({}), &["in_a", "in_b"], "out_matmul", 100.0 * T::ULP);
+        same(KernelId::Axpy, json!({"alpha": 2.5}), &["in_x", "in_y"], "out_axpy", 8.0 * T::ULP);
+        for op in ["sum", "mean", "min", "max", "std", "norm2"] {
+            for axis in 0..3 {
+                let given = json!({"op": op, "axis": axis});
+                same(
+                    KernelId::Reduce,
+                    given,
+                    &["in_cube"],
+                    &format!("out_reduce_{op}_{axis}"),
+                    16.0 * T::ULP,
+                );
+            }
+            let outcome =
+                by_default(KernelId::Reduce, json!({"op": op}), &[load(&format!("in_cube_{f}"))]).unwrap();
+            close(result(&outcome), numbers[format!("reduce_{op}_{f}")].as_f64().unwrap(), 1e-12, op);
+        }
+        let outcome =
+            by_default(KernelId::Dot, json!({}), &[load(&format!("in_x_{f}")), load(&format!("in_y_{f}"))])
+                .unwrap();
+        close(result(&outcome), numbers[format!("dot_{f}")].as_f64().unwrap(), 1e-11, "dot");
+        same(KernelId::Sort, json!({}), &["in_sort"], "out_sort", 0.0);
+        same(KernelId::Histogram, json!({"bins": 64}), &["in_histogram"], "out_histogram", 0.0);
+        let given = json!({"bins": 10, "min": -1.0, "max": 1.5});
+        same(KernelId::Histogram, given, &["in_histogram"], "out_histogram_range", 0.0);
+        let outcome =
+            by_default(KernelId::Histogram, json!({"bins": 64}), &[load(&format!("in_histogram_{f}"))])
+                .unwrap();
+        let result = outcome.result.unwrap();
+        assert_eq!(json!([result["min"], result["max"]]), numbers[format!("histogram_{f}")]);
+        same(
+            KernelId::Stencil5,
+            json!({"steps": 7, "alpha": 0.2}),
+            &["in_grid"],
+            "out_stencil5",
+            50.0 * T::ULP,
+        );
+        for metric in ["ip", "cosine", "l2"] {
+            let given = json!({"k": 10, "metric": metric});
+            same(KernelId::Knn, given, &["in_queries", "in_corpus"], &format!("out_knn_{metric}"), 0.0);
+        }
+    }
+    let numbers = expected();
+    check::<f32>("f32", &numbers);
+    check::<f64>("f64", &numbers);
+
+    for f in ["i32", "i64", "u8", "u32", "u64"] {
+        for variant in all_variants(KernelId::Sort) {
+            let outcome = call(KernelId::Sort, json!({}), &[load(&format!("in_sort_{f}"))], variant).unwrap();
+            assert!(
+                outcome.array.unwrap().bytes() == load(&format!("out_sort_{f}")).bytes(),
+                "sort {f} {variant:?}"
+            );
+        }
+        for op in ["sum", "mean", "min", "max"] {
+            for axis in 0..2 {
+                let small = [load(&format!("in_small_{f}"))];
+                let outcome = by_default(KernelId::Reduce, json!({"op": op, "axis": axis}), &small).unwrap();
+                let (got, want) = (outcome.array.unwrap(), load(&format!("out_reduce_{op}_{axis}_{f}")));
+                assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{op} {axis} {f}");
+                assert!(got.bytes() == want.bytes(), "{op} {axis} {f}");
+            }
+            let outcome =
+                by_default(KernelId::Reduce, json!({"op": op}), &[load(&format!("in_small_{f}"))]).unwrap();
+            assert_eq!(outcome.result.unwrap(), numbers[format!("reduce_{op}_{f}")], "{op} {f}");
+        }
+        for variant in all_variants(KernelId::Histogram) {
+            let small = [load(&format!("in_small_{f}"))];
+            let outcome = call(KernelId::Histogram, json!({"bins": 7}), &small, variant).unwrap();
+            assert!(
+                outcome.array.unwrap().bytes() == load(&format!("out_histogram_{f}")).bytes(),
+                "histogram {f}"
+            );
+        }
+    }
+}
+
+#[test]
+fn transforms_are_what_numpy_computes() {
+    fn apart<T: Float>(got: &[Complex<T>], want: &[Complex<T>]) -> f64 {
+        let one = |(a, b): (&Complex<T>, &Complex<T>)| {
+            (a.re.to_f64() - b.re.to_f64()).abs().max((a.im.to_f64() - b.im.to_f64()).abs())
+        };
+        got.iter().zip(want).map(one).fold(0.0, f64::max)
+    }
+    fn check<T: Float>(kernel: KernelId, input: &str, output: &str, tolerance: f64)
+    where
+        Complex<T>: Element,
+    {
+        let want = load(output);
+        for variant in all_variants(kernel) {
+            let outcome = call(kernel, json!({}), &[load(input)], variant).unwrap();
+            let got = outcome.array.unwrap();
+            assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{output}");
+            let apart = apart(got.as_slice::<Complex<T>>().unwrap(), want.as_slice::<Complex<T>>().unwrap());
+            assert!(apart <= tolerance, "{output} {variant:?}: {apart:e} apart");
+        }
+    }
+    // Values are about 8 times a standard normal number, forward, and a tenth of one, backward.
+    check::<f32>(KernelId::Fft, "in_fft_c64", "out_fft_c64", 1e-5);
+    check::<f64>(KernelId::Fft, "in_fft_c128", "out_fft_c128", 2e-14);
+    check::<f32>(KernelId::Ifft, "in_fft_c64", "out_ifft_c64", 2e-7);
+    check::<f64>(KernelId::Ifft, "in_fft_c128", "out_ifft_c128", 4e-16);
+    check::<f32>(KernelId::Fft, "in_x_f32", "out_fft_real_f32", 3e-5);
+    check::<f64>(KernelId::Fft, "in_x_f64", "out_fft_real_f64", 5e-14);
+}
