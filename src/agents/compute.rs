@@ -1,0 +1,236 @@
+//! The compute agent: takes a task, reads its arrays, runs its kernel, writes its output, answers.
+//!
+//! The output is written under a temporary name that carries the attempt and then renamed: a reader
+//! sees all of it or nothing, and what a killed attempt left can be told apart and removed.
+
+use super::{Agent, Context};
+use crate::arrays::{NpyError, NpyFile, NpyWriteError, write_npy};
+use crate::base::clock::Nanos;
+use crate::base::ids::{Attempt, TaskId};
+use crate::jobs::{Body, level_wished};
+use crate::kernels::{
+    self, Call, Cancelled, Input, KernelError, KernelId, Level, Outcome, Pulse, Variant, check_params,
+    extra_path,
+};
+use crate::messaging::ToAgent;
+use crate::messaging::envelope::{Done, Run, Verdict};
+use crate::os::clock;
+use crate::os::map::Buffer;
+use crate::tasks::attempt_tag;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Code of a kernel without instruction-set levels of its own; reports call it `native`.
+const NO_LEVEL: u8 = u8::MAX;
+/// Whether the level asked for is the level that runs. The transforms' library plans by itself.
+fn has_levels(kernel: KernelId) -> bool {
+    kernels::spec(kernel).levels && !matches!(kernel, KernelId::Fft | KernelId::Ifft)
+}
+
+/// Longest result or error that travels back.
+const ANSWER_BYTES: usize = 12_000;
+
+#[derive(Debug, Default)]
+pub(super) struct ComputeAgent {
+    ready: Option<Level>,
+}
+
+/// A task that did not succeed: how, and why in words.
+struct Failure(Verdict, String);
+
+impl From<KernelError> for Failure {
+    fn from(error: KernelError) -> Self {
+        let verdict = match error {
+            KernelError::Cancelled => Verdict::Cancelled,
+            KernelError::OutOfMemory { .. } => Verdict::Failed,
+            _ => Verdict::Wrong,
+        };
+        Self(verdict, error.to_string())
+    }
+}
+
+impl From<NpyError> for Failure {
+    fn from(error: NpyError) -> Self {
+        // A file that is not there or not an array stays so; a read error or lack of memory may pass.
+        let verdict = match &error {
+            NpyError::OutOfMemory { .. } => Verdict::Failed,
+            NpyError::Open { source, .. } if may_pass(source) => Verdict::Failed,
+            _ => Verdict::Wrong,
+        };
+        Self(verdict, error.to_string())
+    }
+}
+
+impl From<NpyWriteError> for Failure {
+    fn from(error: NpyWriteError) -> Self {
+        let verdict = match std::error::Error::source(&error).and_then(|source| source.downcast_ref()) {
+            Some(source) if may_pass(source) => Verdict::Failed,
+            _ => Verdict::Wrong,
+        };
+        Self(verdict, error.to_string())
+    }
+}
+
+/// Whether the same call may work a moment later.
+fn may_pass(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::OutOfMemory
+            | ErrorKind::Interrupted
+            | ErrorKind::TimedOut
+            | ErrorKind::ResourceBusy
+            | ErrorKind::Other
+    ) || matches!(error.raw_os_error(), Some(libc::EIO | libc::EMFILE | libc::ENFILE | libc::EAGAIN))
+}
+
+/// Shows progress from inside a kernel and hears of cancellation.
+struct TaskPulse<'a> {
+    context: &'a Context,
+    task: TaskId,
+    attempt: Attempt,
+}
+
+impl Pulse for TaskPulse<'_> {
+    fn beat(&self) -> Result<(), Cancelled> {
+        if self.context.pulse(self.task, self.attempt) { Err(Cancelled) } else { Ok(()) }
+    }
+}
+
+impl ComputeAgent {
+    fn execute(&self, run: &Run<'_>, context: &Context) -> Result<(Outcome, Level), Failure> {
+        let wrong = |words: String| Failure(Verdict::Wrong, words);
+        let kernel = KernelId::from_code(run.kernel)
+            .ok_or_else(|| wrong(format!("no kernel has code {}", run.kernel)))?;
+        let best = self.ready.unwrap_or(Level::Scalar);
+        let asked = level_wished(run.level);
+        if kernel == KernelId::Noop {
+            return Ok((Outcome::default(), asked.unwrap_or(best)));
+        }
+        let body = Body::decode(run.body).map_err(|error| wrong(format!("unreadable task: {error}")))?;
+        let params = check_params(kernel, &body.params).map_err(KernelError::from)?;
+        let pulse = TaskPulse { context, task: run.task, attempt: run.attempt };
+        let mut inputs: Vec<Input> = Vec::with_capacity(body.inputs.len());
+        for (at, path) in body.inputs.iter().enumerate() {
+            let array = NpyFile::open(path).and_then(NpyFile::into_array).map_err(Failure::from);
+            inputs.push(
+                array
+                    .map_err(|Failure(verdict, words)| Failure(verdict, format!("inputs[{at}]: {words}")))?,
+            );
+        }
+        let dtype = inputs.first().map_or(0, |input| input.dtype().code());
+        let variant = match asked {
+            Some(level) => Variant::default_for(kernel, level),
+            None => context
+                .board
+                .variant(run.kernel, dtype, run.class)
+                .and_then(Variant::decode)
+                .filter(|variant| variant.level.is_available())
+                .unwrap_or_else(|| Variant::default_for(kernel, best)),
+        };
+        let call = Call { kernel, params: &params, inputs: &inputs, variant, pulse: &pulse };
+        let mut outcome = kernels::run(&call)?;
+        if let Some(output) = &body.output {
+            pulse.beat().map_err(KernelError::from)?;
+            let tag = attempt_tag(&context.start.token, run.task, run.attempt);
+            let write = |path: &std::path::Path, array| {
+                write_npy(path, array, &tag).map_err(|error| {
+                    let Failure(verdict, words) = error.into();
+                    Failure(verdict, format!("output: {words}"))
+                })
+            };
+            for (suffix, array) in &outcome.extra {
+                let path = extra_path(output, suffix);
+                write(&path, array)?;
+                // `.scores.npy` is told as `scores_path`.
+                let name = suffix.trim_start_matches('.').trim_end_matches(".npy");
+                if let Some(serde_json::Value::Object(result)) = &mut outcome.result {
+                    result.insert(format!("{name}_path"), path.to_string_lossy().into_owned().into());
+                }
+            }
+            if let Some(array) = &outcome.array {
+                write(output, array)?;
+            }
+        }
+        outcome.array = None;
+        outcome.extra.clear();
+        Ok((outcome, variant.level))
+    }
+
+    fn run(&mut self, run: &Run<'_>, context: &mut Context) {
+        let started = clock::now();
+        if !context.begin_task(run.task, run.attempt, started) {
+            self.answer(run, started, Err(Failure(Verdict::Cancelled, "cancelled".to_owned())), context);
+            return;
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.execute(run, context))).unwrap_or_else(|panic| {
+            let words = panic.downcast_ref::<String>().map(String::as_str);
+            let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+            Err(Failure(Verdict::Failed, format!("the kernel panicked: {words}")))
+        });
+        self.answer(run, started, outcome, context);
+    }
+
+    fn answer(
+        &self,
+        run: &Run<'_>,
+        started: Nanos,
+        outcome: Result<(Outcome, Level), Failure>,
+        context: &mut Context,
+    ) {
+        let service_ns = clock::now().since(started).as_nanos() as u64;
+        let leveled = KernelId::from_code(run.kernel).is_some_and(has_levels);
+        let (verdict, level, flops, bytes, body) = match outcome {
+            Ok((outcome, level)) => {
+                let result = outcome.result.map_or_else(Vec::new, |result| result.to_string().into_bytes());
+                if result.len() > ANSWER_BYTES {
+                    let words =
+                        format!("the result has {} bytes, at most {ANSWER_BYTES} travel", result.len());
+                    (Verdict::Wrong, level, 0.0, 0.0, words.into_bytes())
+                } else {
+                    (Verdict::Succeeded, level, outcome.flops, outcome.bytes, result)
+                }
+            }
+            Err(Failure(verdict, words)) => {
+                let mut words = words.into_bytes();
+                words.truncate(ANSWER_BYTES);
+                (verdict, Level::Scalar, 0.0, 0.0, words)
+            }
+        };
+        // What a library chose by itself, or what has no vector code, is not passed off as a level.
+        let label = if leveled { level.code() } else { NO_LEVEL };
+        let done = Done {
+            task: run.task,
+            attempt: run.attempt,
+            verdict,
+            level: label,
+            started,
+            service_ns,
+            flops,
+            bytes,
+            body: &body,
+        };
+        context.finish_task(&done, verdict == Verdict::Failed);
+    }
+}
+
+impl Agent for ComputeAgent {
+    fn on_start(&mut self, _context: &mut Context) -> anyhow::Result<()> {
+        self.ready = Some(Level::best());
+        Ok(())
+    }
+
+    fn on_message(&mut self, message: &ToAgent<'_>, context: &mut Context) {
+        match message {
+            ToAgent::Run(run) => self.run(run, context),
+            ToAgent::Cancel(task, attempt) => context.note_cancelled(*task, *attempt),
+            _ => {}
+        }
+    }
+
+    fn on_rest(&mut self) {
+        // Memory kept warm for the next output is not worth keeping through a pause.
+        Buffer::release_pool();
+    }
+}

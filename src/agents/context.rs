@@ -1,0 +1,212 @@
+//! All that an agent may touch: its outbox, the board, its pulse and its settings.
+
+use crate::base::clock::Nanos;
+use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
+use crate::messaging::envelope::{Done, Request, Severity};
+use crate::messaging::link::{AgentLink, LinkDescriptors, LinkPulse};
+use crate::messaging::{FromAgent, Lane, ToAgent};
+use crate::os::clock;
+use crate::shm::board::Board;
+use crate::shm::ring::{Message, PushError};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Time without ringing after which a finished task is announced at once and not with the next ones.
+const RING_AFTER: Duration = Duration::from_micros(10);
+
+/// What the supervisor hands to a fresh agent process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentStart {
+    /// Code of the kind.
+    pub kind: u8,
+    /// `compute-0`.
+    pub id: String,
+    /// Place on the board.
+    pub slot: u16,
+    /// Which life this is.
+    pub incarnation: u32,
+    /// Core to be pinned to.
+    pub core: Option<usize>,
+    /// The channels.
+    pub link: LinkDescriptors,
+    /// The board's name under /dev/shm.
+    pub board: String,
+    /// Agents that have a place there.
+    pub board_slots: usize,
+    /// `tracing` filter of the log.
+    pub log_filter: String,
+    /// Log lines as JSON.
+    pub log_json: bool,
+    /// What of the configuration concerns agents.
+    pub settings: Settings,
+    /// Names this run of the swarm, for temporary files.
+    pub token: String,
+}
+
+/// What of the configuration concerns agents.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// Between two samples.
+    pub monitoring_interval: Duration,
+    /// Between two optimisation cycles.
+    pub optimization_interval: Duration,
+    /// Processor use of the host that raises an alert, percent.
+    pub cpu_critical_percent: f64,
+    /// Memory use of the host that raises an alert, percent.
+    pub memory_critical_percent: f64,
+    /// Temperature that raises an alert and caps concurrency, degrees Celsius.
+    pub thermal_critical_celsius: f64,
+    /// How far it must fall before the cap is eased, degrees Celsius.
+    pub thermal_hysteresis_celsius: f64,
+    /// Root of the sensor tree.
+    pub sysfs: PathBuf,
+    /// Root of the process file system.
+    pub procfs: PathBuf,
+    /// Folder whose disk is watched.
+    pub state_dir: PathBuf,
+    /// An agent that shows no progress for so long hangs.
+    pub hang_after: Duration,
+    /// Share of one idle core that the optimization agent may spend, percent.
+    pub optimization_budget_percent: f64,
+    /// Compute agents that the swarm starts with.
+    pub compute_agents: usize,
+}
+
+/// The agent's surroundings.
+pub struct Context {
+    pub(super) link: AgentLink,
+    /// Latest values of the whole swarm.
+    pub board: Board,
+    /// What the agent was started with.
+    pub start: AgentStart,
+    pulse: LinkPulse,
+    control: Message,
+    cancelled: Vec<(TaskId, Attempt)>,
+    last_ring: Nanos,
+    /// The supervisor asked for the end.
+    pub(super) stopping: bool,
+    tasks: u64,
+    failures: u64,
+}
+
+impl Context {
+    pub(super) fn new(link: AgentLink, board: Board, start: AgentStart) -> Self {
+        let pulse = link.pulse();
+        let control = Message::default();
+        let (cancelled, last_ring) = (Vec::new(), Nanos(0));
+        Self {
+            link,
+            board,
+            start,
+            pulse,
+            control,
+            cancelled,
+            last_ring,
+            stopping: false,
+            tasks: 0,
+            failures: 0,
+        }
+    }
+
+    /// This agent's place on the board.
+    pub fn slot(&self) -> AgentSlot {
+        AgentSlot(self.start.slot)
+    }
+
+    /// Shows progress.
+    #[inline]
+    pub fn beat(&self) {
+        self.pulse.beat();
+        self.board.beat(self.slot());
+    }
+
+    /// Shows progress and says whether the task should be given up.
+    #[inline]
+    pub fn pulse(&self, task: TaskId, attempt: Attempt) -> bool {
+        self.beat();
+        self.pulse.is_cancelled(task, attempt)
+    }
+
+    /// Announces that `task` begins. False when it was cancelled before: then it must not run.
+    pub fn begin_task(&mut self, task: TaskId, attempt: Attempt, now: Nanos) -> bool {
+        self.pulse.announce(Some(task), now.0);
+        self.board.publish_life(self.slot(), Some(now.0.max(1)), self.tasks, self.failures);
+        self.hear_control();
+        match self.cancelled.iter().position(|&cancelled| cancelled == (task, attempt)) {
+            Some(at) => {
+                self.cancelled.swap_remove(at);
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Sends the answer to a task. Waits for room: an answer is never dropped.
+    pub fn finish_task(&mut self, done: &Done<'_>, failed: bool) {
+        self.tasks += u64::from(!failed);
+        self.failures += u64::from(failed);
+        self.send_surely(Lane::Normal, &FromAgent::Done(*done));
+        self.pulse.announce(None, 0);
+        self.board.publish_life(self.slot(), None, self.tasks, self.failures);
+        let now = clock::now();
+        if now.since(self.last_ring) > RING_AFTER {
+            self.link.ring();
+            self.last_ring = now;
+        }
+    }
+
+    /// Remembers a cancellation for a task that has not begun.
+    pub fn note_cancelled(&mut self, task: TaskId, attempt: Attempt) {
+        // Only tasks in flight can be meant, and those are few; what is older was answered already.
+        if self.cancelled.len() >= 4096 {
+            self.cancelled.remove(0);
+        }
+        self.cancelled.push((task, attempt));
+    }
+
+    /// Takes control messages while the agent is at work: cancellations, the order to stop.
+    pub(super) fn hear_control(&mut self) {
+        let mut message = std::mem::take(&mut self.control);
+        while let Ok(true) = self.link.receive_control(&mut message) {
+            match ToAgent::decode(message.kind, message.payload()) {
+                Ok(ToAgent::Cancel(task, attempt)) => self.note_cancelled(task, attempt),
+                Ok(ToAgent::Stop) => self.stopping = true,
+                _ => {}
+            }
+        }
+        self.control = message;
+    }
+
+    /// Writes a line of the event log: a stable word for the kind, then the text. Dropped when the
+    /// supervisor is flooded; notes are for people.
+    pub fn note(&mut self, severity: Severity, kind: &str, text: &str) {
+        let line = format!("{kind}\n{text}");
+        let _ = self
+            .link
+            .send(Lane::Bulk, &FromAgent::Note { severity, text: &line[..line.floor_char_boundary(4000)] });
+    }
+
+    /// Asks the supervisor to act on another agent.
+    pub fn ask(&mut self, request: Request, slot: AgentSlot, incarnation: Incarnation, reason: &str) {
+        self.send_surely(Lane::Control, &FromAgent::Ask { request, slot, incarnation, reason });
+    }
+
+    pub(super) fn send_surely(&mut self, lane: Lane, message: &FromAgent<'_>) {
+        loop {
+            match self.link.send(lane, message) {
+                Ok(()) => return,
+                Err(PushError::Full) => {
+                    self.link.ring();
+                    self.beat();
+                    std::thread::yield_now();
+                }
+                // Ours to keep short enough; and a corrupt channel is found on the receiving side.
+                Err(error) => {
+                    tracing::error!(%error, "message lost");
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The agent process: map, pin, say "ready", turn the cycle, end.
+
+use super::{AgentStart, Context, agent};
+use crate::base::clock::Nanos;
+use crate::base::ids::AgentKind;
+use crate::messaging::link::AgentLink;
+use crate::messaging::{FromAgent, Lane, ToAgent};
+use crate::os::{affinity, clock, process};
+use crate::shm::board::Board;
+use crate::shm::ring::Message;
+use anyhow::Context as _;
+use std::io::Read as _;
+use std::time::Duration;
+
+/// The word that makes the binary an agent.
+pub const AGENT_WORD: &str = "__agent";
+
+/// Messages handled in a row before the agent shows progress and looks at its own work.
+const MESSAGES_PER_TURN: usize = 256;
+/// An idle agent shows a sign of life at least so often.
+const LONGEST_SLEEP: Duration = Duration::from_millis(250);
+
+/// Runs the agent that is described in descriptor `start_fd`. Returns the process's exit code.
+pub fn main(start_fd: &str) -> i32 {
+    match run(start_fd) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("error: agent cannot start: {error:#}");
+            1
+        }
+    }
+}
+
+fn run(start_fd: &str) -> anyhow::Result<()> {
+    let mut text = String::new();
+    let number = start_fd.parse().context("descriptor number of the start message")?;
+    std::fs::File::from(process::inherited(number)?).read_to_string(&mut text)?;
+    let start: AgentStart = serde_json::from_str(&text).context("start message")?;
+    let kind = AgentKind::from_code(start.kind).context("unknown kind of agent")?;
+    crate::cli::log::init_agent(&start.log_filter, start.log_json);
+    let link = AgentLink::adopt(&start.link).context("channels")?;
+    let board = Board::open(&start.board, start.board_slots).context("board")?;
+    let pinned = start.core.filter(|&core| affinity::pin_current_thread(core));
+    let span = tracing::info_span!("agent", id = %start.id, incarnation = start.incarnation);
+    let _entered = span.enter();
+    tracing::debug!(core = ?pinned, "agent starts");
+
+    let mut agent = agent(kind, &start.settings);
+    let mut context = Context::new(link, board, start);
+    context.board.publish_life(context.slot(), None, 0, 0);
+    agent.on_start(&mut context)?;
+    context
+        .send_surely(Lane::Control, &FromAgent::Ready { core: pinned.map_or(u32::MAX, |core| core as u32) });
+    context.link.ring();
+
+    if kind == AgentKind::Compute && context.link.is_core_shared() {
+        // The supervisor may be our neighbour: it needs the core seldom, but then at once.
+        process::be_nice(5);
+    }
+
+    let mut message = Message::default();
+    let mut patience = Patience::default();
+    loop {
+        let mut work = 0;
+        while work < MESSAGES_PER_TURN && context.link.receive(&mut message)? {
+            work += 1;
+            match ToAgent::decode(message.kind, message.payload())? {
+                ToAgent::Stop => context.stopping = true,
+                ToAgent::Optimize => agent.optimize(&mut context),
+                other => agent.on_message(&other, &mut context),
+            }
+        }
+        work += agent.do_work(&mut context);
+        context.beat();
+        context.link.ring();
+        if work == 0 {
+            if context.stopping {
+                break;
+            }
+            if !patience.rest(&context.link, agent.next_due()) {
+                agent.on_rest();
+            }
+        }
+    }
+    agent.on_close(&mut context);
+    tracing::debug!("agent ends");
+    Ok(())
+}
+
+/// How a receiver waits: it spins as long as a sleep would probably not pay, then sleeps.
+///
+/// Spinning for as long as a wake-up costs is never worse than twice the best choice made in
+/// hindsight (A. Karlin et al., "Competitive randomized algorithms for non-uniform problems", SODA
+/// 1990). The observed gap between messages shifts that: short gaps are worth waiting for, long ones
+/// are not. On a shared core whoever spins keeps the other from answering, so there it yields twice
+/// and sleeps.
+#[derive(Debug)]
+pub struct Patience {
+    /// Smoothed time from going idle to the next message, ns.
+    gap_ns: f64,
+}
+
+/// Cost of waking a sleeper on another core; 27 to 64 us on virtual machines, a few on bare metal.
+const WAKE_COST: Duration = Duration::from_micros(50);
+/// Longest spin, for talkative neighbours.
+const LONGEST_SPIN: Duration = Duration::from_micros(150);
+/// Shortest spin, when messages come rarely.
+const SHORTEST_SPIN: Duration = Duration::from_micros(5);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { gap_ns: WAKE_COST.as_nanos() as f64 }
+    }
+}
+
+impl Patience {
+    /// How long to spin now.
+    pub fn spin(&self) -> Duration {
+        let gap = Duration::from_nanos(self.gap_ns as u64);
+        if gap < WAKE_COST {
+            LONGEST_SPIN
+        } else if gap < 20 * WAKE_COST {
+            WAKE_COST
+        } else {
+            SHORTEST_SPIN
+        }
+    }
+
+    /// Learns from a wait that ended with a message after `waited`.
+    pub fn learn(&mut self, waited: Duration) {
+        self.gap_ns += 0.1 * (waited.as_nanos() as f64 - self.gap_ns);
+    }
+
+    /// Waits for a message or for `due`. Returns whether a message came.
+    fn rest(&mut self, link: &AgentLink, due: Option<Nanos>) -> bool {
+        let began = clock::now();
+        let until_due = due.map_or(LONGEST_SLEEP, |due| due.since(began));
+        if link.is_core_shared() {
+            for _ in 0..2 {
+                std::thread::yield_now();
+                if link.is_ready() {
+                    return true;
+                }
+            }
+        } else if spin_until(began, self.spin().min(until_due), || link.is_ready()) {
+            self.learn(clock::now().since(began));
+            return true;
+        }
+        let elapsed = clock::now().since(began);
+        link.sleep(until_due.min(LONGEST_SLEEP).saturating_sub(elapsed));
+        let came = link.is_ready();
+        let waited = clock::now().since(began);
+        // Nothing came in all this time: at least that long a gap.
+        self.learn(if came { waited } else { waited.max(LONGEST_SLEEP) });
+        came
+    }
+}
+
+/// Spins until `ready` or until `span` has passed since `began`. True when ready.
+pub fn spin_until(began: Nanos, span: Duration, ready: impl Fn() -> bool) -> bool {
+    loop {
+        // A few pauses between looks leave the line to the writer; the clock is read now and then only.
+        for _ in 0..32 {
+            if ready() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if clock::now().since(began) >= span {
+            return false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_grows_with_traffic_and_goes_with_silence() {
+        let mut patience = Patience::default();
+        for _ in 0..100 {
+            patience.learn(Duration::from_micros(2));
+        }
+        assert_eq!(patience.spin(), LONGEST_SPIN);
+        for _ in 0..100 {
+            patience.learn(Duration::from_millis(250));
+        }
+        assert_eq!(patience.spin(), SHORTEST_SPIN);
+    }
+
+    #[test]
+    fn spinning_ends_when_ready_and_when_time_is_up() {
+        assert!(spin_until(clock::now(), Duration::from_secs(600), || true));
+        assert!(!spin_until(clock::now(), Duration::from_micros(1), || false));
+    }
+}

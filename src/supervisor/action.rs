@@ -1,0 +1,444 @@
+//! The whole control surface: what can be asked of a running swarm, and what it answers.
+//!
+//! Answers are types of their own, made to be seen from outside; the supervisor only fills them in,
+//! whoever asked turns them into JSON.
+
+use super::events::Event;
+use crate::base::ids::AgentKind;
+use crate::shm::doorbell::HubBell;
+use crate::tasks::TaskSpec;
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Something asked of the supervisor.
+pub enum Action {
+    /// Accept these tasks. A task that was wrong before it came here carries its error.
+    Submit {
+        /// The tasks, in order.
+        tasks: Vec<Result<TaskSpec, RefusedTask>>,
+        /// Keep wrong tasks on record as failed ones.
+        record_refused: bool,
+        /// Answer when all of them have ended, not when they are accepted.
+        wait: bool,
+    },
+    /// Tasks, newest last.
+    Tasks {
+        /// Only those in this state.
+        state: Option<String>,
+        /// At most so many, the newest.
+        limit: usize,
+    },
+    /// One task, by name or number.
+    Task(String),
+    /// Give a task up.
+    CancelTask(String),
+    /// All agents.
+    Agents,
+    /// One agent.
+    Agent(String),
+    /// Start another agent.
+    CreateAgent {
+        /// Of this kind.
+        kind: AgentKind,
+        /// Under this id; else the next free one.
+        id: Option<String>,
+    },
+    /// End an agent for good; its tasks go to others.
+    DestroyAgent(String),
+    /// Let an agent run an optimisation cycle now.
+    OptimizeAgent(String),
+    /// One look at everything.
+    Status,
+    /// Numbers since the start.
+    Statistics,
+    /// Past events after this number.
+    Events(u64),
+    /// Future events.
+    Subscribe(tokio::sync::mpsc::Sender<Event>),
+    /// The report (tasks in detail when there are not too many, or when asked for).
+    Report {
+        /// Detail however many there are.
+        all_tasks: bool,
+    },
+    /// Kill an agent now, as a demonstration; the death is timed from here.
+    KillAgent(String),
+    /// End the swarm.
+    Stop,
+}
+
+/// A task that was wrong before it reached the ledger.
+#[derive(Clone, Debug)]
+pub struct RefusedTask {
+    /// What is known of it.
+    pub spec: Box<TaskSpec>,
+    /// What is wrong, in words.
+    pub error: String,
+}
+
+/// What the supervisor answers.
+#[derive(Debug)]
+pub enum Reply {
+    /// To [`Action::Submit`]: one answer per task, in order.
+    Submitted(Vec<Submitted>),
+    /// Tasks.
+    Tasks(Vec<TaskView>),
+    /// One task.
+    Task(Box<TaskView>),
+    /// Agents.
+    Agents(Vec<AgentView>),
+    /// One agent.
+    Agent(Box<AgentView>),
+    /// One look at everything.
+    Status(Box<StatusView>),
+    /// Numbers.
+    Statistics(Box<StatisticsView>),
+    /// Events.
+    Events(Vec<Event>),
+    /// The report.
+    Report(Box<ReportView>),
+    /// Done, nothing to say.
+    Done,
+    /// Not done.
+    Refused(Refused),
+}
+
+/// Why an action was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no such task or agent.
+    NotFound(String),
+    /// It cannot be done now or at all.
+    Conflict(String),
+}
+
+/// Answer to one submitted task.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Submitted {
+    /// The task's name, or its number when it has none.
+    pub id: String,
+    /// Why it was not accepted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+    /// The ended task, when the submitter waited for it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub task: Option<Box<TaskView>>,
+}
+
+/// A task as seen from outside.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TaskView {
+    /// Name, or number when it has none.
+    pub id: String,
+    /// Its number.
+    pub number: u64,
+    /// Kernel.
+    pub kernel: String,
+    /// `waiting`, `queued`, `dispatched`, `running`, `retrying`, `succeeded`, `failed`, `cancelled`.
+    pub state: String,
+    /// `high`, `normal`, `low`.
+    pub priority: String,
+    /// Dispatches so far.
+    pub attempts: u32,
+    /// Failures that may still be tried again.
+    #[serde(default)]
+    pub retries_left: u32,
+    /// Tasks that have to succeed before it and have not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting_for: Vec<String>,
+    /// The agent of the last attempt.
+    pub agent: Option<String>,
+    /// Instruction-set level that ran.
+    pub backend: Option<String>,
+    /// Result, if the kernel gave one.
+    pub result: Option<serde_json::Value>,
+    /// Why it did not succeed.
+    pub error: Option<String>,
+    /// From acceptance to the envelope, microseconds.
+    pub queue_us: f64,
+    /// From the envelope to the start on the agent, microseconds.
+    pub dispatch_us: f64,
+    /// On the agent, microseconds.
+    pub service_us: f64,
+    /// From acceptance to the end, microseconds.
+    pub total_us: f64,
+    /// When it ended, ns of the host's monotonic clock; 0 while it has not.
+    pub finished_ns: u64,
+}
+
+/// An agent as seen from outside.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentView {
+    /// `compute-0`.
+    pub id: String,
+    /// Its kind.
+    pub kind: String,
+    /// `starting`, `ready`, `draining`, `backoff`, `benched`, `stopped`.
+    pub state: String,
+    /// Process, while it lives.
+    pub pid: Option<u32>,
+    /// Which life this is.
+    pub incarnation: u32,
+    /// The core it is pinned to.
+    pub cores: Vec<usize>,
+    /// Somebody else is pinned there too.
+    pub core_shared: bool,
+    /// Tasks it ended well, over all its lives.
+    pub tasks: u64,
+    /// Tasks that failed on it.
+    pub failures: u64,
+    /// Tasks it holds now.
+    pub in_flight: usize,
+    /// Times it was replaced.
+    pub restarts: u32,
+    /// Time spent on tasks, s.
+    pub busy_s: f64,
+    /// Processor use, percent of one core; absent while unknown.
+    pub cpu_percent: Option<f64>,
+    /// Resident memory, bytes; absent while unknown.
+    pub rss_bytes: Option<u64>,
+}
+
+/// A quantity that may be unknown: its value, or why there is none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Known {
+    /// The value.
+    pub value: Option<f64>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unavailable: Option<String>,
+}
+
+/// One look at everything.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The swarm's name.
+    pub swarm: String,
+    /// `running`, `draining`, `stopping`.
+    pub state: String,
+    /// Process of the supervisor.
+    pub pid: u32,
+    /// Since the start, s.
+    pub uptime_s: f64,
+    /// Placement policy in force.
+    pub policy: String,
+    /// Numbers of tasks.
+    pub tasks: TaskCounts,
+    /// Tasks waiting for an agent, and at agents.
+    pub queued: usize,
+    /// Tasks at agents.
+    pub in_flight: usize,
+    /// All agents.
+    pub agents: Vec<AgentView>,
+    /// The host as the resource agent sampled it.
+    pub host: BTreeMap<String, Known>,
+    /// Notes about the core plan.
+    pub notes: Vec<String>,
+}
+
+/// Numbers of tasks.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct TaskCounts {
+    /// Accepted or refused on record.
+    pub total: u64,
+    /// Ended well.
+    pub succeeded: u64,
+    /// Ended badly.
+    pub failed: u64,
+    /// Given up.
+    pub cancelled: u64,
+    /// Attempts beyond the first.
+    pub retried: u64,
+    /// Accepted, never ended, and nobody has them any more.
+    pub lost: u64,
+    /// Ended more than once.
+    pub duplicated: u64,
+}
+
+/// Percentiles of a latency, microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// Median.
+    pub p50: f64,
+    /// 99 %.
+    pub p99: f64,
+    /// 99.9 %.
+    pub p999: f64,
+    /// Largest.
+    pub max: f64,
+    /// Mean.
+    pub mean: f64,
+}
+
+/// Traffic of one direction of one channel.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ChannelView {
+    /// Who sends.
+    pub from: String,
+    /// Who receives.
+    pub to: String,
+    /// Messages on the control, normal and bulk lane.
+    pub messages: [u64; 3],
+    /// Payload bytes on them.
+    pub bytes: [u64; 3],
+    /// Messages that found no room.
+    pub full: [u64; 3],
+}
+
+/// Numbers since the start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatisticsView {
+    /// Numbers of tasks.
+    pub tasks: TaskCounts,
+    /// Results refused because they were late, foreign or repeated.
+    pub results_refused: u64,
+    /// Finished tasks of which the learning agent did not hear.
+    pub experience_dropped: u64,
+    /// Latencies.
+    pub latency_us: BTreeMap<String, Percentiles>,
+    /// Channels of the agents' present lives.
+    pub channels: Vec<ChannelView>,
+    /// Turns of the supervisor's loop, and those in which there was something to do.
+    pub turns: u64,
+    /// Turns with work.
+    pub busy_turns: u64,
+    /// Times the supervisor slept.
+    pub sleeps: u64,
+    /// Times it had to wake an agent.
+    pub wakes: u64,
+}
+
+/// The report of the whole run; the format is a contract.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReportView {
+    /// Version of the format.
+    pub schema: u32,
+    /// The swarm's name.
+    pub swarm: String,
+    /// What it ran on.
+    pub host: ReportHost,
+    /// From the start to now, s.
+    pub wall_s: f64,
+    /// From the start to the first agent that could take work, s.
+    pub ready_s: f64,
+    /// Numbers of tasks.
+    pub tasks: TaskCounts,
+    /// Tasks that succeeded per second between the first acceptance and the last end.
+    pub throughput_tasks_per_s: f64,
+    /// `queue`, `dispatch`, `service`, `total`.
+    pub latency_us: BTreeMap<String, Percentiles>,
+    /// Agents.
+    pub agents: Vec<ReportAgent>,
+    /// What kernels did.
+    pub kernels: Vec<ReportKernel>,
+    /// Deaths of agents and what followed.
+    pub recoveries: Vec<Recovery>,
+    /// Every task, unless there are too many.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tasks_detail: Option<Vec<TaskView>>,
+}
+
+/// What the swarm ran on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReportHost {
+    /// Cores that it may use.
+    pub cores: usize,
+    /// Instruction sets of the kernels, best last.
+    pub simd: Vec<String>,
+    /// GPUs.
+    pub gpus: Vec<String>,
+    /// Why there are none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gpus_unavailable: Option<String>,
+}
+
+/// An agent in the report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReportAgent {
+    /// `compute-0`.
+    pub id: String,
+    /// Its kind.
+    pub kind: String,
+    /// The core it is pinned to.
+    pub cores: Vec<usize>,
+    /// Tasks it ended well.
+    pub tasks: u64,
+    /// Times it was replaced.
+    pub restarts: u32,
+    /// Time spent on tasks, s.
+    pub busy_s: f64,
+}
+
+/// A kernel in the report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReportKernel {
+    /// Its name.
+    pub kernel: String,
+    /// Instruction-set level that ran.
+    pub backend: String,
+    /// Tasks.
+    pub count: u64,
+    /// Arithmetic rate over the time on agents, 10^9 operations per second.
+    pub gflops: f64,
+    /// Memory rate over the time on agents, 10^9 bytes per second.
+    pub gbytes_per_s: f64,
+    /// Time on agents, s.
+    pub service_s: f64,
+}
+
+/// A death of an agent and what followed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Who died.
+    pub agent: String,
+    /// Of what: `signal 9 (killed)`.
+    pub cause: String,
+    /// From the death to our knowing, microseconds. Known only for deaths that the supervisor itself
+    /// brought about; the kernel does not record when a process died.
+    pub detect_us: Option<f64>,
+    /// From our knowing to the successor's readiness, microseconds; absent while there is none.
+    pub ready_us: Option<f64>,
+    /// Tasks that went back to the queue.
+    pub tasks_moved: usize,
+}
+
+/// How an answer gets back to whoever asked.
+pub type Answer = Box<dyn FnOnce(Reply) + Send>;
+
+/// Speaks to a running supervisor from any thread.
+#[derive(Clone)]
+pub struct Handle {
+    sender: Sender<(Action, Answer)>,
+    bell: Arc<HubBell>,
+}
+
+/// The supervisor's end of all handles.
+pub(super) type Requests = Receiver<(Action, Answer)>;
+
+impl Handle {
+    pub(super) fn new(bell: HubBell) -> (Self, Requests) {
+        let (sender, receiver) = unbounded();
+        (Self { sender, bell: Arc::new(bell) }, receiver)
+    }
+
+    /// Asks, and calls `answer` from the supervisor's thread with the reply. Nothing is called when
+    /// the supervisor is gone.
+    pub fn ask(&self, action: Action, answer: Answer) {
+        if self.sender.send((action, answer)).is_ok() {
+            self.bell.ring();
+        }
+    }
+
+    /// Asks and waits for the reply; `None` when the supervisor is gone.
+    pub fn call(&self, action: Action) -> Option<Reply> {
+        let (sender, receiver) = crossbeam::channel::bounded(1);
+        self.ask(
+            action,
+            Box::new(move |reply| {
+                let _ = sender.send(reply);
+            }),
+        );
+        receiver.recv().ok()
+    }
+}

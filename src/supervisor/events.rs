@@ -1,0 +1,98 @@
+//! What happened, for people and programs: a bounded log with subscribers.
+
+use crate::base::clock::wall_rfc3339;
+use crate::messaging::envelope::Severity;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use tokio::sync::mpsc::{Sender, error::TrySendError};
+
+/// Events that are remembered.
+const REMEMBERED: usize = 10_000;
+
+/// One event.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts from 1 without gaps.
+    pub seq: u64,
+    /// When, RFC 3339.
+    pub time: String,
+    /// `info`, `warning` or `alert`.
+    pub severity: String,
+    /// A stable word: `agent_ready`, `agent_died`, `performance_alert` …
+    pub kind: String,
+    /// The agent that it is about or from.
+    pub agent: Option<String>,
+    /// In words.
+    pub text: String,
+}
+
+/// The log.
+#[derive(Debug, Default)]
+pub struct EventLog {
+    events: VecDeque<Event>,
+    next: u64,
+    subscribers: Vec<Sender<Event>>,
+}
+
+impl EventLog {
+    /// Adds an event, logs it and tells the subscribers. One that does not keep up loses events, which
+    /// it sees from the numbers.
+    pub fn add(&mut self, severity: Severity, kind: &str, agent: Option<&str>, text: String) {
+        self.next += 1;
+        let word = match severity {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Alert => "alert",
+        };
+        match severity {
+            Severity::Info => tracing::info!(event = kind, agent, "{text}"),
+            Severity::Warning | Severity::Alert => tracing::warn!(event = kind, agent, "{text}"),
+        }
+        let event = Event {
+            seq: self.next,
+            time: wall_rfc3339(),
+            severity: word.to_owned(),
+            kind: kind.to_owned(),
+            agent: agent.map(str::to_owned),
+            text,
+        };
+        self.subscribers
+            .retain(|subscriber| !matches!(subscriber.try_send(event.clone()), Err(TrySendError::Closed(_))));
+        if self.events.len() == REMEMBERED {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// Events after number `after`.
+    pub fn since(&self, after: u64) -> Vec<Event> {
+        self.events.iter().filter(|event| event.seq > after).cloned().collect()
+    }
+
+    /// From now on events go to `subscriber` as well.
+    pub fn subscribe(&mut self, subscriber: Sender<Event>) {
+        self.subscribers.retain(|subscriber| !subscriber.is_closed());
+        self.subscribers.push(subscriber);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_numbered_remembered_and_passed_on() {
+        let mut log = EventLog::default();
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
+        log.subscribe(sender);
+        for i in 0..REMEMBERED + 5 {
+            log.add(Severity::Info, "tick", None, i.to_string());
+        }
+        assert_eq!(log.since(0).len(), REMEMBERED);
+        assert_eq!(log.since(REMEMBERED as u64 + 4)[0].text, (REMEMBERED + 4).to_string());
+        assert_eq!(receiver.try_recv().expect("the first").seq, 1);
+        drop(receiver);
+        log.add(Severity::Alert, "last", Some("thermal-0"), "hot".into());
+        assert!(log.subscribers.is_empty(), "who left is forgotten");
+    }
+}

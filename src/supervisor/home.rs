@@ -1,0 +1,253 @@
+//! The swarm's place on the file system: its lock, its socket, and what a killed predecessor left.
+//!
+//! The lock belongs to the kernel: it is free the moment its holder is dead, however it died. So
+//! whoever gets the lock of a home may remove what lies in it.
+
+use crate::shm::segment;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+const LOCK: &str = "lock";
+const BOARD: &str = "board";
+const SOCKET: &str = "control.sock";
+/// Longest path of a Unix socket, with its closing zero.
+const SOCKET_PATH_BYTES: usize = 108;
+
+/// Why a swarm cannot live where it wants to.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// Somebody holds the lock.
+    #[error("swarm {name:?} is already running (process {pid}) with state directory {}", path.display())]
+    Taken {
+        /// The swarm's name.
+        name: String,
+        /// Who holds it.
+        pid: String,
+        /// Where.
+        path: PathBuf,
+    },
+    /// A folder or file could not be made.
+    #[error("cannot {verb} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The socket's path does not fit into a socket address.
+    #[error("the control socket's path {} has {} bytes, at most {} are possible", path.display(), path.as_os_str().len(), SOCKET_PATH_BYTES - 1)]
+    LongSocket {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+/// Where states of swarms lie: `$XDG_STATE_HOME/ai_swarm` or `~/.local/state/ai_swarm`.
+pub fn state_root() -> PathBuf {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("ai_swarm")
+}
+
+/// The state directory of swarm `name` when none is given.
+pub fn default_state_dir(name: &str) -> PathBuf {
+    state_root().join(name)
+}
+
+/// Path of the control socket of a swarm: in the runtime directory when there is one, else in its
+/// state directory. A state directory that was named on the command line holds its own socket.
+pub fn socket_path(name: &str, state_dir: Option<&Path>) -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    match (state_dir, runtime) {
+        (Some(dir), _) => dir.join(SOCKET),
+        (None, Some(runtime)) => runtime.join("ai_swarm").join(name).join(SOCKET),
+        (None, None) => default_state_dir(name).join(SOCKET),
+    }
+}
+
+/// A locked state directory.
+#[derive(Debug)]
+pub struct Home {
+    path: PathBuf,
+    socket: Option<PathBuf>,
+    /// Removed as a whole at the end.
+    private: bool,
+    _lock: File,
+}
+
+fn make_dir(path: &Path) -> Result<(), HomeError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| HomeError::Io {
+        verb: "create state directory",
+        path: path.into(),
+        source,
+    })
+}
+
+/// The locked lock file, or who holds it.
+fn lock(path: &Path) -> Result<Result<File, String>, HomeError> {
+    let error = |verb| move |source| HomeError::Io { verb, path: path.join(LOCK), source };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path.join(LOCK))
+        .map_err(error("open"))?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut pid = String::new();
+        let _ = file.read_to_string(&mut pid);
+        return Ok(Err(pid.trim().to_owned()));
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(error("write"))?;
+    writeln!(file, "{}", std::process::id()).map_err(error("write"))?;
+    Ok(Ok(file))
+}
+
+impl Home {
+    /// The home of a named swarm. Removes what a killed predecessor left there.
+    pub fn claim(name: &str, state_dir: Option<&Path>, with_socket: bool) -> Result<Self, HomeError> {
+        let path = state_dir.map_or_else(|| default_state_dir(name), Path::to_path_buf);
+        make_dir(&path)?;
+        let lock = lock(&path)?.map_err(|pid| HomeError::Taken {
+            name: name.to_owned(),
+            pid,
+            path: path.clone(),
+        })?;
+        clean(&path);
+        let socket = with_socket.then(|| socket_path(name, state_dir));
+        if let Some(socket) = &socket {
+            if socket.as_os_str().len() >= SOCKET_PATH_BYTES {
+                return Err(HomeError::LongSocket { path: socket.clone() });
+            }
+            if let Some(folder) = socket.parent() {
+                make_dir(folder)?;
+            }
+            let _ = fs::remove_file(socket);
+        }
+        Ok(Self { path, socket, private: false, _lock: lock })
+    }
+
+    /// A home for a swarm that nobody else talks to, gone with it. What killed ones left is removed.
+    pub fn private(state_dir: Option<&Path>, token: &str) -> Result<Self, HomeError> {
+        let root = state_dir.map_or_else(state_root, Path::to_path_buf).join("private");
+        make_dir(&root)?;
+        for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
+            // Ours alone to remove once we hold its lock, which means that its owner is dead.
+            if let Ok(Ok(_lock)) = lock(&entry.path()) {
+                clean(&entry.path());
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let path = root.join(token);
+        make_dir(&path)?;
+        let lock = lock(&path)?.map_err(|pid| HomeError::Taken {
+            name: token.to_owned(),
+            pid,
+            path: path.clone(),
+        })?;
+        Ok(Self { path, socket: None, private: true, _lock: lock })
+    }
+
+    /// The state directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the control socket goes, if this swarm has one.
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
+    /// Notes the board's name, before the board is created, so that a successor can remove it.
+    pub fn note_board(&self, name: &str) -> Result<(), HomeError> {
+        let path = self.path.join(BOARD);
+        fs::write(&path, name).map_err(|source| HomeError::Io { verb: "write", path, source })
+    }
+}
+
+/// Removes a dead swarm's board. The name is checked: it came from a file that others may have written.
+fn clean(path: &Path) {
+    if let Ok(name) = fs::read_to_string(path.join(BOARD)) {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if name.starts_with("ai_swarm-")
+            && name.len() < 200
+            && name.chars().all(plain)
+            && segment::remove_leftover(&name)
+        {
+            tracing::info!(segment = name, "removed what a killed swarm left");
+        }
+        let _ = fs::remove_file(path.join(BOARD));
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _ = fs::remove_file(socket);
+        }
+        let _ = fs::remove_file(self.path.join(BOARD));
+        if self.private {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_swarm_per_home_and_the_second_hears_who_is_there() {
+        let folder = tempfile::tempdir().expect("folder");
+        let home = Home::claim("x", Some(folder.path()), true).expect("free");
+        let error = Home::claim("x", Some(folder.path()), true).expect_err("taken").to_string();
+        assert!(error.contains(&format!("already running (process {})", std::process::id())), "{error}");
+        drop(home);
+        Home::claim("x", Some(folder.path()), true).expect("free again");
+    }
+
+    #[test]
+    fn leftovers_of_the_dead_go_and_those_of_the_living_stay() {
+        let folder = tempfile::tempdir().expect("folder");
+        let name = format!("ai_swarm-test-left-{}", std::process::id());
+        let dead = folder.path().join("private").join("dead");
+        fs::create_dir_all(&dead).expect("folder");
+        fs::write(dead.join(BOARD), &name).expect("note");
+        fs::write(Path::new("/dev/shm").join(&name), "x").expect("segment");
+        let living = Home::private(Some(folder.path()), "living").expect("home");
+        assert!(!dead.exists() && !Path::new("/dev/shm").join(&name).exists());
+        let second = Home::private(Some(folder.path()), "second").expect("home");
+        assert!(living.path().exists());
+        let path = second.path().to_owned();
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_note_with_a_foreign_name_removes_nothing() {
+        let folder = tempfile::tempdir().expect("folder");
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "x").expect("file");
+        fs::write(folder.path().join(BOARD), format!("ai_swarm-../..{}", victim.display())).expect("note");
+        let _home = Home::claim("x", Some(folder.path()), false).expect("home");
+        assert!(victim.exists());
+    }
+
+    #[test]
+    fn impossible_places_are_named() {
+        let error =
+            Home::claim("x", Some(Path::new("/proc/nowhere")), false).expect_err("not possible").to_string();
+        assert!(error.contains("cannot create state directory /proc/nowhere"), "{error}");
+        let long = Path::new("/tmp").join("x".repeat(120));
+        let error = Home::claim("x", Some(&long), true).expect_err("too long").to_string();
+        let _ = fs::remove_dir_all(&long);
+        assert!(error.contains("at most 107 are possible"), "{error}");
+    }
+}

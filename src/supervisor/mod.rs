@@ -1,0 +1,824 @@
+//! The supervisor: owner of processes and of the ledger, one loop.
+//!
+//! ```text
+//!  turn:  collect results ─ answer requests ─ timers ─ look at the kernel ─ start who is due ─ dispatch ─ ring bells
+//!  idle:  spin a while (never on a shared core), then sleep in epoll: pidfds, signals, the bell
+//! ```
+//! Between accepting a task and its answer there is no lock, no system call while busy and no
+//! formatting. The kernel is asked for dead children and signals at most every [`LOOK_EVERY`].
+//!
+//! Invariants
+//! 1. Everything here runs on the main thread: it alone starts processes (the kernel ties a child's
+//!    parent-death signal to the thread that started it).
+//! 2. A seat exists exactly while its process does; tasks of a dead one are back in the queue before
+//!    the next dispatch.
+//! 3. The supervisor runs no kernel and believes no byte that it did not write.
+
+pub mod action;
+pub mod events;
+pub mod home;
+mod report;
+pub mod restart;
+mod roster;
+mod spawn;
+mod stop;
+
+pub use action::{Action, Handle, Refused, RefusedTask, Reply};
+pub use home::Home;
+pub use roster::AgentState;
+pub use stop::{Ending, OnEnd};
+
+use crate::agents::Settings;
+use crate::agents::runner::{Patience, spin_until};
+use crate::balancer;
+use crate::base::clock::Nanos;
+use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation, TaskId};
+use crate::base::prng::SplitMix64;
+use crate::config::SwarmConfig;
+use crate::messaging::envelope::{Request, Severity};
+use crate::messaging::{Lane, ToAgent};
+use crate::os::affinity::CoreMask;
+use crate::os::clock;
+use crate::os::signals::StopSignals;
+use crate::os::topology::{CorePlan, KindRequest, Topology, plan_cores};
+use crate::shm::board::Board;
+use crate::shm::doorbell::{HubBell, HubSleeper};
+use crate::shm::{Access, SharedObject, pages};
+use crate::tasks::dispatch::{Seat, Windows};
+use crate::tasks::ledger::{CancelOutcome, LedgerLimits, SubmitError};
+use crate::tasks::results::Signal;
+use crate::tasks::{CostModel, Dispatcher, Lease, Ledger, TaskSpec, TaskState};
+use action::{Answer, Recovery, Requests, Submitted};
+use events::EventLog;
+use home::HomeError;
+use restart::{Decision, RestartLimits};
+use roster::Record;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use spawn::{Newborn, Nursery};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// While busy, the kernel is asked for deaths and signals this often.
+const LOOK_EVERY: Duration = Duration::from_micros(200);
+/// Housekeeping values (cap, backlog on the board) are refreshed this often.
+const TIDY_EVERY: Duration = Duration::from_millis(5);
+/// Requests answered in one turn.
+const REQUESTS_PER_TURN: usize = 64;
+/// An agent that is not ready after so long is replaced.
+const READY_LIMIT: Duration = Duration::from_secs(10);
+/// An agent that does not give a task up within this time is killed for it.
+const GIVE_UP_LIMIT: Duration = Duration::from_millis(500);
+/// Places for housekeeping agents beside `max_agents` compute agents.
+const HOUSEKEEPING_SLOTS: usize = 5;
+
+/// How a swarm is started.
+#[derive(Debug)]
+pub struct Options {
+    /// A swarm of its own that nobody else talks to, gone when it ends.
+    pub private: bool,
+    /// State directory, when it was named.
+    pub state_dir: Option<PathBuf>,
+    /// `tracing` filter for the agents.
+    pub log_filter: String,
+    /// Log lines as JSON.
+    pub log_json: bool,
+    /// Where agents' log lines go; `None`: our own standard error.
+    pub agent_log: Option<OwnedFd>,
+    /// Taken before any other thread was started.
+    pub signals: StopSignals,
+}
+
+/// Why a swarm could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory is taken or cannot be made.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// No room for the board.
+    #[error(transparent)]
+    Board(#[from] crate::shm::segment::SegmentError),
+    /// The system refused something.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::System { what, source }
+}
+
+/// Somebody who waits for tasks to end.
+struct Waiter {
+    tasks: Vec<Result<TaskId, Submitted>>,
+    open: usize,
+    answer: Answer,
+}
+
+/// A task that was asked to be given up.
+#[derive(Clone, Copy, Debug)]
+struct GivingUp {
+    task: TaskId,
+    attempt: Attempt,
+    lease: Lease,
+    by: Nanos,
+}
+
+/// See the module.
+pub struct Supervisor {
+    config: SwarmConfig,
+    /// Cores that this process may use, read before anything was pinned.
+    cores: Vec<usize>,
+    plan: CorePlan,
+    nursery: Nursery,
+    board: Board,
+    home: Home,
+    signals: StopSignals,
+    sleeper: HubSleeper,
+    epoll: OwnedFd,
+    handle: Handle,
+    requests: Requests,
+    /// The agents by slot.
+    roster: Vec<Option<Record>>,
+    ledger: Ledger,
+    dispatcher: Dispatcher,
+    events: EventLog,
+    recoveries: Vec<Recovery>,
+    waiters: HashMap<u64, Waiter>,
+    giving_up: Vec<GivingUp>,
+    heard: Vec<Signal>,
+    /// Room for what epoll finds, kept so that a look allocates nothing.
+    found: Vec<epoll::Event>,
+    ended: Vec<(TaskId, u64)>,
+    /// Compute agents that may be busy at once.
+    limit: usize,
+    may_spin: bool,
+    patience: Patience,
+    /// What this thread may run on when the swarm has ended.
+    cores_before: Option<CoreMask>,
+    /// The fault agent's beat and since when it stands still: nobody else watches the watcher.
+    watcher: (u64, Nanos),
+    started: Nanos,
+    first_ready: Option<Nanos>,
+    first_accepted: Option<Nanos>,
+    last_ended: Nanos,
+    next_look: Nanos,
+    next_tidy: Nanos,
+    now: Nanos,
+    stop_signals: usize,
+    stop_asked: bool,
+    /// Agents that die are not replaced any more.
+    closing: bool,
+    state: &'static str,
+    turns: u64,
+    busy_turns: u64,
+    sleeps: u64,
+    wakes: u64,
+    /// Lives that a slot has seen before its present agent, so that no incarnation comes twice.
+    past_lives: Vec<Incarnation>,
+}
+
+/// The learned costs, as the dispatcher sees them.
+struct LearnedCosts<'a>(&'a Board);
+
+impl CostModel for LearnedCosts<'_> {
+    fn expected_ns(&self, kernel: u8, class: u8, slot: AgentSlot) -> Option<f64> {
+        self.0.cost(kernel, class, Some(slot)).map(|cost| f64::from(cost.mean_ns))
+    }
+}
+
+/// The core plan of a configuration on this host.
+pub fn core_plan(config: &SwarmConfig, topology: &Topology) -> CorePlan {
+    let requests =
+        config.agents.each().map(|(kind, count, cores)| KindRequest { kind, count: count.exact(), cores });
+    plan_cores(topology.usable(), &requests, config.max_agents)
+}
+
+impl Supervisor {
+    /// Claims the home, creates the board, and starts the compute agents; the others follow in the
+    /// first turns. Call from the main thread.
+    pub fn start(config: SwarmConfig, options: Options) -> Result<Self, StartError> {
+        let started = clock::now();
+        let token = token();
+        let signals = options.signals;
+        let state_dir = options.state_dir.as_deref();
+        let home = if options.private {
+            Home::private(state_dir, &format!("{}-{token}", std::process::id()))?
+        } else {
+            Home::claim(&config.name, state_dir, config.gateway.enabled)?
+        };
+        let topology = Topology::read();
+        let plan = core_plan(&config, &topology);
+        let slots = config.max_agents + HOUSEKEEPING_SLOTS;
+        let board_name = format!("ai_swarm-{}-{token}", config.name);
+        home.note_board(&board_name)?;
+        let board = Board::create(&board_name, slots)?;
+
+        let hub = SharedObject::create("ai_swarm-hub", pages::PAGE_BYTES)
+            .map_err(system("create shared memory"))?;
+        let hub_words = hub.map(Access::Write).map_err(system("map shared memory"))?;
+        hub.seal_writes().map_err(system("seal shared memory"))?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let event = event.map_err(|errno| system("create an eventfd")(errno.into()))?;
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(system("copy a descriptor"));
+        let (handle, requests) =
+            Handle::new(HubBell::new((hub_words.clone(), pages::HUB_ASLEEP), copy(&event)?));
+        let sleeper = HubSleeper::new((hub_words, pages::HUB_ASLEEP), copy(&event)?);
+        let log = match options.agent_log {
+            Some(log) => log,
+            None => io::stderr().as_fd().try_clone_to_owned().map_err(system("copy a descriptor"))?,
+        };
+        let settings = Settings {
+            monitoring_interval: config.monitoring_interval,
+            optimization_interval: config.optimization_interval,
+            cpu_critical_percent: config.performance_thresholds.cpu_critical,
+            memory_critical_percent: config.performance_thresholds.memory_critical,
+            thermal_critical_celsius: config.performance_thresholds.thermal_critical,
+            thermal_hysteresis_celsius: config.agents.thermal.hysteresis_c,
+            sysfs: config.agents.thermal.root.clone(),
+            procfs: config.agents.resource.procfs.clone(),
+            state_dir: home.path().to_owned(),
+            hang_after: config.agents.fault.hang_after,
+            optimization_budget_percent: config.agents.optimization.budget_percent,
+            compute_agents: plan.compute_count(),
+        };
+        let nursery = Nursery {
+            channel_bytes: config.channel_size,
+            hub,
+            hub_event: event,
+            board: board_name,
+            board_slots: slots,
+            log_filter: options.log_filter,
+            log_json: options.log_json,
+            log,
+            settings,
+            token,
+        };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|errno| system("create an epoll")(errno.into()))?;
+        let watch = |fd: BorrowedFd<'_>, data| {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN)
+                .map_err(|errno| system("watch a descriptor")(errno.into()))
+        };
+        watch(nursery.hub_event(), WATCH_BELL)?;
+        watch(signals.as_fd(), WATCH_SIGNALS)?;
+
+        let placer =
+            balancer::placer(config.balancer.policy.as_str()).expect("the configuration knows the policies");
+        let windows = Windows { window: config.tasks.window, batch: config.tasks.batch };
+        let limits = LedgerLimits {
+            queue: config.tasks.queue_limit,
+            poison_deaths: config.tasks.poison_deaths,
+            ageing: config.tasks.ageing,
+        };
+        let computes_beside =
+            plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == plan.supervisor);
+        let cores_before = CoreMask::current();
+        crate::os::affinity::pin_current_thread(plan.supervisor);
+        let mut supervisor = Self {
+            may_spin: !computes_beside,
+            nursery,
+            board,
+            home,
+            signals,
+            sleeper,
+            epoll,
+            handle,
+            requests,
+            roster: (0..slots).map(|_| None).collect(),
+            ledger: Ledger::new(limits),
+            dispatcher: Dispatcher::new(slots, placer, windows),
+            events: EventLog::default(),
+            recoveries: Vec::new(),
+            waiters: HashMap::new(),
+            giving_up: Vec::new(),
+            heard: Vec::new(),
+            found: Vec::with_capacity(64),
+            ended: Vec::new(),
+            limit: usize::MAX,
+            patience: Patience::default(),
+            cores_before,
+            watcher: (0, started),
+            started,
+            first_ready: None,
+            first_accepted: None,
+            last_ended: Nanos(0),
+            next_look: Nanos(0),
+            next_tidy: Nanos(0),
+            now: started,
+            stop_signals: 0,
+            stop_asked: false,
+            closing: false,
+            state: "running",
+            turns: 0,
+            busy_turns: 0,
+            sleeps: 0,
+            wakes: 0,
+            past_lives: vec![Incarnation(0); slots],
+            config,
+            cores: topology.usable().to_vec(),
+            plan,
+        };
+        supervisor.enrol_planned();
+        Ok(supervisor)
+    }
+
+    /// Speaks to this supervisor from other threads.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Where the control socket goes, if this swarm has one.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.home.socket().map(PathBuf::from)
+    }
+
+    /// The state directory.
+    pub fn state_dir(&self) -> &std::path::Path {
+        self.home.path()
+    }
+
+    /// The core plan.
+    pub fn plan(&self) -> &CorePlan {
+        &self.plan
+    }
+
+    /// The tasks.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Compute agents that can take work now.
+    pub fn ready_compute_agents(&self) -> usize {
+        self.dispatcher.iter().filter(|seat| seat.kind == AgentKind::Compute && seat.ready).count()
+    }
+
+    /// Deaths whose successor is ready.
+    pub fn recovered(&self) -> usize {
+        self.recoveries.iter().filter(|recovery| recovery.ready_us.is_some()).count()
+    }
+
+    /// Whether somebody asked for the end: a signal, the API, a handle.
+    pub fn is_stop_asked(&self) -> bool {
+        self.stop_asked || self.stop_signals > 0
+    }
+
+    /// Accepts tasks from the thread that owns the supervisor. Wrong ones are kept on record as failed.
+    pub fn submit(&mut self, tasks: Vec<Result<TaskSpec, RefusedTask>>) -> Vec<Submitted> {
+        self.now = clock::now();
+        let (_, answers) = self.accept(tasks, true);
+        answers.into_iter().map(|answer| self.submitted(&answer)).collect()
+    }
+
+    /// Accepts one task without dependencies; the cheap path.
+    pub fn submit_one(&mut self, spec: TaskSpec) -> Result<TaskId, SubmitError> {
+        self.now = clock::now();
+        self.first_accepted.get_or_insert(self.now);
+        self.ledger.submit(spec, self.now)
+    }
+
+    /// Turns the loop until `done` says so or somebody asks for the end.
+    pub fn run_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) {
+        while !done(self) && !self.is_stop_asked() {
+            if self.turn() == 0 {
+                self.rest(None);
+            }
+        }
+    }
+
+    /// As [`run_until`](Self::run_until), at most until `deadline`.
+    pub fn run_until_deadline(&mut self, deadline: Nanos, mut done: impl FnMut(&mut Self) -> bool) {
+        while !done(self) && !self.is_stop_asked() && clock::now() < deadline {
+            if self.turn() == 0 {
+                self.rest(Some(deadline));
+            }
+        }
+    }
+
+    /// One turn of the loop. Returns how much was done.
+    #[inline]
+    pub fn turn(&mut self) -> usize {
+        self.turns += 1;
+        self.now = clock::now();
+        let mut work = self.dispatcher.collect(&mut self.ledger, self.now, &mut self.heard);
+        if !self.heard.is_empty() {
+            self.on_signals();
+        }
+        work += self.answer_requests();
+        if self.ledger.next_timer().is_some_and(|when| when <= self.now) {
+            work += self.on_timers();
+        }
+        if self.now >= self.next_look {
+            self.next_look = self.now.plus(LOOK_EVERY);
+            work += self.look_at_kernel(Duration::ZERO);
+            work += self.start_due();
+        }
+        if self.now >= self.next_tidy {
+            self.next_tidy = self.now.plus(TIDY_EVERY);
+            self.tidy();
+        }
+        if self.ledger.queued() > 0 {
+            work +=
+                self.dispatcher.dispatch(&mut self.ledger, &LearnedCosts(&self.board), self.limit, self.now);
+        }
+        self.wakes += self.dispatcher.ring_bells() as u64;
+        self.ledger.take_ended(&mut self.ended);
+        if !self.ended.is_empty() {
+            self.on_ended();
+        }
+        self.busy_turns += u64::from(work > 0);
+        work
+    }
+
+    /// Waits for something to do, at most until `deadline`.
+    pub fn rest(&mut self, deadline: Option<Nanos>) {
+        let began = clock::now();
+        let due = [deadline, self.ledger.next_timer(), self.next_start(), self.next_give_up()];
+        let due = due.into_iter().flatten().min();
+        let longest = due.map_or(Duration::from_secs(1), |due| due.since(began)).min(Duration::from_secs(1));
+        if self.may_spin {
+            // Deaths and signals are not seen while spinning, so a spin is never long.
+            let spin = self.patience.spin().min(longest);
+            if spin_until(began, spin, || self.is_ready()) {
+                self.patience.learn(clock::now().since(began));
+                return;
+            }
+        } else {
+            for _ in 0..2 {
+                std::thread::yield_now();
+                if self.is_ready() {
+                    return;
+                }
+            }
+        }
+        self.sleeper.announce();
+        let rang = if self.is_ready() {
+            false
+        } else {
+            self.sleeps += 1;
+            // Others read the backlog to see that the host is idle.
+            self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
+            self.look_at_kernel(longest) > 0
+        };
+        self.sleeper.awake(rang);
+        self.patience.learn(clock::now().since(began));
+    }
+
+    fn is_ready(&self) -> bool {
+        self.dispatcher.is_ready() || !self.requests.is_empty()
+    }
+
+    /// Asks the kernel for dead children, signals and the bell; waits for them up to `timeout`.
+    fn look_at_kernel(&mut self, timeout: Duration) -> usize {
+        let timeout = rustix::time::Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let mut found = std::mem::take(&mut self.found);
+        found.clear();
+        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut found), Some(&timeout)).is_err() {
+            self.found = found;
+            return 0;
+        }
+        self.now = clock::now();
+        let mut work = 0;
+        for event in &found {
+            work += 1;
+            match event.data.u64() {
+                WATCH_BELL => work -= usize::from(timeout.tv_sec == 0 && timeout.tv_nsec == 0),
+                WATCH_SIGNALS => self.stop_signals += self.signals.take(),
+                slot => self.on_child(AgentSlot(slot as u16)),
+            }
+        }
+        self.found = found;
+        work
+    }
+
+    fn on_signals(&mut self) {
+        let mut heard = std::mem::take(&mut self.heard);
+        for signal in heard.drain(..) {
+            match signal {
+                Signal::Ready(slot, incarnation, core) => self.on_ready(slot, incarnation, core),
+                Signal::Ask { from, request, slot, incarnation, reason } => {
+                    self.on_ask(from, request, slot, incarnation, &reason);
+                }
+                Signal::Note { from, severity, kind, text } => {
+                    let id = self.id_of(from);
+                    self.events.add(severity, &kind, id.as_deref(), text);
+                }
+                Signal::Corrupt(slot, incarnation, what) => self.on_corrupt(slot, incarnation, &what),
+            }
+        }
+        self.heard = heard;
+    }
+
+    fn on_timers(&mut self) -> usize {
+        let over = self.ledger.on_time(self.now);
+        for &(task, lease, attempt) in &over {
+            // The limit counts from the start on the agent; a task behind another has not started.
+            let seat = self.dispatcher.get(lease.slot);
+            let runs = seat.is_some_and(|seat| seat.link.running() == Some(task));
+            let began = seat.map_or(self.now, |seat| seat.busy_since);
+            match self.ledger.extend_time_limit(task, if runs { began } else { self.now }, self.now) {
+                true => {}
+                false => self.ask_to_give_up(task, lease, attempt),
+            }
+        }
+        over.len() + 1
+    }
+
+    /// Whether no compute agent lives or will: waiting tasks would wait for ever.
+    pub fn is_hopeless(&self) -> bool {
+        let mut computes = self.roster.iter().flatten().filter(|record| record.kind == AgentKind::Compute);
+        computes.all(|record| record.state == AgentState::Stopped)
+    }
+
+    fn ask_to_give_up(&mut self, task: TaskId, lease: Lease, attempt: Attempt) {
+        if let Some(seat) = self.dispatcher.get_mut(lease.slot)
+            && seat.incarnation == lease.incarnation
+        {
+            // A full control lane belongs to an agent that no longer reads: the deadline below ends it.
+            let _ = seat.link.send(Lane::Control, &ToAgent::Cancel(task, attempt));
+            seat.link.cancel_running(task, attempt);
+            seat.touched = true;
+        }
+        self.giving_up.push(GivingUp { task, attempt, lease, by: self.now.plus(GIVE_UP_LIMIT) });
+    }
+
+    fn next_give_up(&self) -> Option<Nanos> {
+        self.giving_up.iter().map(|giving_up| giving_up.by).min()
+    }
+
+    fn tidy(&mut self) {
+        self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
+        let thermal = self.board.thermal();
+        let cap = thermal.map(|thermal| thermal.cap_agents).filter(|cap| cap.is_finite() && *cap >= 1.0);
+        self.limit = cap.map_or(usize::MAX, |cap| cap as usize);
+        self.dispatcher.pass_on_experience();
+        if self.ledger.queued() > 0 && self.is_hopeless() {
+            self.ledger.cancel_waiting(HOPELESS, self.now);
+        }
+        self.enforce_giving_up();
+        self.replace_drained();
+        self.replace_never_ready();
+        self.watch_the_watcher();
+    }
+
+    fn enforce_giving_up(&mut self) {
+        let mut late = Vec::new();
+        let (ledger, dispatcher, now) = (&self.ledger, &self.dispatcher, self.now);
+        self.giving_up.retain_mut(|giving_up| {
+            let held = ledger.get(giving_up.task).is_some_and(|task| {
+                task.state == TaskState::Dispatched
+                    && task.attempt == giving_up.attempt
+                    && task.lease == Some(giving_up.lease)
+            });
+            if !held {
+                return false;
+            }
+            let Some(seat) = dispatcher.get(giving_up.lease.slot) else { return false };
+            if seat.link.running() == Some(giving_up.task) {
+                seat.link.cancel_running(giving_up.task, giving_up.attempt);
+            } else if seat.held.front().is_some_and(|held| held.task != giving_up.task) {
+                // It stands behind an innocent one, which may take its time.
+                giving_up.by = now.plus(GIVE_UP_LIMIT);
+            }
+            if now < giving_up.by {
+                return true;
+            }
+            late.push(*giving_up);
+            false
+        });
+        for giving_up in late {
+            let task = self
+                .ledger
+                .get(giving_up.task)
+                .map_or_else(|| giving_up.task.to_string(), crate::tasks::Task::label);
+            let text =
+                format!("killed: it did not give up task {task} within {} ms", GIVE_UP_LIMIT.as_millis());
+            self.kill(giving_up.lease.slot, "task_not_given_up", text);
+        }
+    }
+
+    fn accept(
+        &mut self,
+        tasks: Vec<Result<TaskSpec, RefusedTask>>,
+        record_refused: bool,
+    ) -> (u64, Vec<Result<TaskId, Submitted>>) {
+        self.first_accepted.get_or_insert(self.now);
+        let mut specs = Vec::with_capacity(tasks.len());
+        let mut refused = Vec::new();
+        for (at, task) in tasks.into_iter().enumerate() {
+            match task {
+                Ok(spec) => specs.push((at, spec)),
+                Err(task) => refused.push((at, task)),
+            }
+        }
+        // Kept for the record only; batches of tiny tasks have no names to keep.
+        let named: Vec<(usize, TaskSpec)> = if record_refused {
+            specs.iter().filter(|(_, spec)| spec.name.is_some()).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        let mut answers: Vec<(usize, Result<TaskId, Submitted>)> =
+            Vec::with_capacity(specs.len() + refused.len());
+        if record_refused {
+            // First, so that a task that comes after a wrong one hears that it was refused.
+            for (at, task) in &refused {
+                let id = self.ledger.record_refused((*task.spec).clone(), &task.error, self.now);
+                answers.push((*at, Ok(id)));
+            }
+        }
+        let (places, specs): (Vec<usize>, Vec<TaskSpec>) = specs.into_iter().unzip();
+        let (batch, outcomes) = self.ledger.submit_batch(specs, self.now);
+        for (at, outcome) in places.into_iter().zip(outcomes) {
+            let answer = match outcome {
+                Ok(id) => Ok(id),
+                Err(error) => {
+                    let found = named.binary_search_by_key(&at, |(place, _)| *place).ok();
+                    let spec = found.map(|found| &named[found].1);
+                    let id = spec.and_then(|spec| spec.name.as_deref()).unwrap_or("").to_owned();
+                    match (record_refused, &error) {
+                        (true, error) if *error != SubmitError::Stopping => {
+                            let spec = spec.cloned().unwrap_or_default();
+                            Ok(self.ledger.record_refused(spec, &error.to_string(), self.now))
+                        }
+                        _ => Err(Submitted { id, error: Some(error.to_string()), task: None }),
+                    }
+                }
+            };
+            answers.push((at, answer));
+        }
+        if !record_refused {
+            for (at, task) in refused {
+                let id = task.spec.name.as_deref().unwrap_or("").to_owned();
+                answers.push((at, Err(Submitted { id, error: Some(task.error), task: None })));
+            }
+        }
+        answers.sort_by_key(|(at, _)| *at);
+        (batch, answers.into_iter().map(|(_, answer)| answer).collect())
+    }
+
+    fn submitted(&self, answer: &Result<TaskId, Submitted>) -> Submitted {
+        match answer {
+            Err(refused) => refused.clone(),
+            Ok(id) => {
+                let task = self.ledger.get(*id);
+                let error = task
+                    .filter(|task| task.state == TaskState::Failed)
+                    .and_then(|task| task.error.as_deref());
+                Submitted {
+                    id: task.map_or_else(|| id.to_string(), crate::tasks::Task::label),
+                    error: error.map(str::to_owned),
+                    task: task
+                        .filter(|task| task.state.is_final())
+                        .map(|task| Box::new(self.task_view(task))),
+                }
+            }
+        }
+    }
+
+    fn on_ended(&mut self) {
+        let mut ended = std::mem::take(&mut self.ended);
+        self.last_ended = self.now;
+        if !self.waiters.is_empty() {
+            for (_, batch) in &ended {
+                let Some(waiter) = self.waiters.get_mut(batch) else { continue };
+                waiter.open -= 1;
+                if waiter.open == 0 {
+                    let waiter = self.waiters.remove(batch).expect("just found");
+                    self.ledger.release_batch(*batch);
+                    let answers = waiter.tasks.iter().map(|task| self.submitted(task)).collect();
+                    (waiter.answer)(Reply::Submitted(answers));
+                }
+            }
+        }
+        ended.clear();
+        self.ended = ended;
+    }
+
+    fn answer_requests(&mut self) -> usize {
+        let mut answered = 0;
+        while answered < REQUESTS_PER_TURN
+            && let Ok((action, answer)) = self.requests.try_recv()
+        {
+            answered += 1;
+            self.answer(action, answer);
+        }
+        answered
+    }
+
+    fn answer(&mut self, action: Action, answer: Answer) {
+        let reply = match action {
+            Action::Submit { .. } if self.is_hopeless() => {
+                Reply::Refused(Refused::Conflict(HOPELESS.to_owned()))
+            }
+            Action::Submit { tasks, record_refused, wait } => {
+                let (batch, tasks) = self.accept(tasks, record_refused);
+                let is_open = |task: &&Result<TaskId, Submitted>| {
+                    task.as_ref()
+                        .is_ok_and(|id| self.ledger.get(*id).is_some_and(|task| !task.state.is_final()))
+                };
+                let open = tasks.iter().filter(is_open).count();
+                if wait && open > 0 {
+                    self.ledger.hold_batch(batch);
+                    self.waiters.insert(batch, Waiter { tasks, open, answer });
+                    return;
+                }
+                Reply::Submitted(tasks.iter().map(|task| self.submitted(task)).collect())
+            }
+            Action::Tasks { state, limit } => self.task_list(state.as_deref(), limit),
+            Action::Task(name) => match self.ledger.find(&name) {
+                Some(task) => Reply::Task(Box::new(self.task_view(task))),
+                None => no_task(&name),
+            },
+            Action::CancelTask(name) => self.cancel_task(&name),
+            Action::Agents => Reply::Agents(self.agent_views()),
+            Action::Agent(id) => match self.slot_of(&id).and_then(|slot| self.agent_view(slot)) {
+                Some(view) => Reply::Agent(Box::new(view)),
+                None => no_agent(&id),
+            },
+            Action::CreateAgent { kind, id } => self.create_agent(kind, id),
+            Action::DestroyAgent(id) => self.destroy_agent(&id),
+            Action::OptimizeAgent(id) => self.optimize_agent(&id),
+            Action::Status => Reply::Status(Box::new(self.status())),
+            Action::Statistics => Reply::Statistics(Box::new(self.statistics())),
+            Action::Events(after) => Reply::Events(self.events.since(after)),
+            Action::Subscribe(subscriber) => {
+                self.events.subscribe(subscriber);
+                Reply::Done
+            }
+            Action::Report { all_tasks } => Reply::Report(Box::new(self.report(all_tasks))),
+            Action::KillAgent(id) => match self.slot_of(&id) {
+                Some(slot) => {
+                    self.kill(slot, "agent_killed", "killed on request".to_owned());
+                    Reply::Done
+                }
+                None => no_agent(&id),
+            },
+            Action::Stop => {
+                self.stop_asked = true;
+                Reply::Done
+            }
+        };
+        answer(reply);
+    }
+
+    fn cancel_task(&mut self, name: &str) -> Reply {
+        let Some(id) = self.ledger.find(name).map(|task| task.id) else { return no_task(name) };
+        match self.ledger.cancel(id, self.now).expect("just found") {
+            CancelOutcome::Cancelled => {}
+            CancelOutcome::AskAgent(lease, attempt) => self.ask_to_give_up(id, lease, attempt),
+            CancelOutcome::AlreadyEnded(state) => {
+                return Reply::Refused(Refused::Conflict(format!(
+                    "task {name} has ended already: {}",
+                    state.name()
+                )));
+            }
+        }
+        Reply::Task(Box::new(self.task_view(self.ledger.get(id).expect("just found"))))
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        // On an error path nobody called `shut_down`: no process may outlive its supervisor.
+        for child in self.roster.iter().flatten().filter_map(|record| record.child.as_ref()) {
+            child.kill();
+        }
+        if let Some(mask) = self.cores_before {
+            mask.apply();
+        }
+    }
+}
+
+/// Why tasks are not taken when nobody is left to run them.
+const HOPELESS: &str = "no compute agent lives and none will be started: see `agents.compute.count` and \
+                        `fault_tolerance`, or start one with `agent create compute`";
+
+const WATCH_BELL: u64 = u64::MAX;
+const WATCH_SIGNALS: u64 = u64::MAX - 1;
+
+fn no_task(name: &str) -> Reply {
+    Reply::Refused(Refused::NotFound(format!("no task has the id {name:?}")))
+}
+
+fn no_agent(id: &str) -> Reply {
+    Reply::Refused(Refused::NotFound(format!("no agent has the id {id:?}")))
+}
+
+/// Names one run of a swarm: unguessable, so that nobody can prepare a name for it.
+fn token() -> String {
+    let mut bytes = [0u8; 8];
+    let seed = match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(8) => u64::from_le_bytes(bytes),
+        _ => clock::now().0 ^ u64::from(std::process::id()).rotate_left(32),
+    };
+    format!("{:016x}", SplitMix64::new(seed).next_u64())
+}

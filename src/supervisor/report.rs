@@ -1,0 +1,322 @@
+//! What the supervisor shows of itself: lists, status, statistics, the report.
+
+use super::action::{
+    AgentView, ChannelView, Known, Percentiles, ReportAgent, ReportHost, ReportKernel, ReportView,
+    StatisticsView, StatusView, TaskCounts, TaskView,
+};
+use super::*;
+use crate::kernels::{KernelId, Level};
+use crate::os::nvml;
+use crate::os::sysfs::Reason;
+use crate::tasks::Task;
+use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+
+/// Tasks that a report shows one by one unless asked for more.
+const DETAIL_MAX: usize = 10_000;
+
+fn micros(from: Nanos, to: Nanos) -> f64 {
+    if to.0 <= from.0 || from.0 == 0 { 0.0 } else { (to.0 - from.0) as f64 / 1000.0 }
+}
+
+fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
+    if histogram.is_empty() {
+        return Percentiles::default();
+    }
+    let at = |q| histogram.value_at_quantile(q) as f64 / 1000.0;
+    Percentiles {
+        p50: at(0.5),
+        p99: at(0.99),
+        p999: at(0.999),
+        max: histogram.max() as f64 / 1000.0,
+        mean: histogram.mean() / 1000.0,
+    }
+}
+
+fn known(value: f64, why_not: &str) -> Known {
+    if value.is_finite() {
+        Known { value: Some(value), unavailable: None }
+    } else {
+        Known { value: None, unavailable: Some(why_not.to_owned()) }
+    }
+}
+
+impl Supervisor {
+    pub(super) fn task_view(&self, task: &Task) -> TaskView {
+        let runs = task.lease.is_some_and(|lease| {
+            self.dispatcher.get(lease.slot).is_some_and(|seat| seat.link.running() == Some(task.id))
+        });
+        let state = if runs && task.state == TaskState::Dispatched { "running" } else { task.state.name() };
+        TaskView {
+            id: task.label(),
+            number: task.id.0,
+            kernel: task.spec.kernel_name.to_owned(),
+            state: state.to_owned(),
+            priority: task.spec.priority.name().to_owned(),
+            attempts: task.attempt.0,
+            retries_left: task.retries_left,
+            waiting_for: self.waiting_for(task),
+            agent: task.agent.and_then(|slot| self.id_of(slot)),
+            backend: task.ran_level.map(backend_word),
+            result: task.result.as_deref().and_then(|text| serde_json::from_str(text).ok()),
+            error: task.error.as_deref().map(str::to_owned),
+            queue_us: micros(task.submitted, task.dispatched),
+            dispatch_us: micros(task.dispatched, task.started),
+            service_us: task.service_ns as f64 / 1000.0,
+            total_us: micros(task.submitted, task.finished),
+            finished_ns: task.finished.0,
+        }
+    }
+
+    /// Names of the tasks that still have to succeed before this one.
+    fn waiting_for(&self, task: &Task) -> Vec<String> {
+        if task.missing == 0 || task.state != TaskState::Waiting {
+            return Vec::new();
+        }
+        let open = |name: &&str| self.ledger.find(name).is_some_and(|task| !task.state.is_final());
+        task.spec.after.iter().map(|name| &**name).filter(open).map(str::to_owned).collect()
+    }
+
+    pub(super) fn task_list(&self, state: Option<&str>, limit: usize) -> Reply {
+        let wanted = |task: &&Task| match state {
+            None => true,
+            Some("running") => task.state == TaskState::Dispatched,
+            Some(state) => task.state.name() == state,
+        };
+        let mut views: Vec<TaskView> =
+            self.ledger.tasks().rev().filter(wanted).take(limit).map(|task| self.task_view(task)).collect();
+        views.reverse();
+        Reply::Tasks(views)
+    }
+
+    pub(super) fn agent_view(&self, slot: AgentSlot) -> Option<AgentView> {
+        let record = self.record(slot)?;
+        let seat = self.dispatcher.get(slot);
+        let pid = record.child.as_ref().map(crate::os::process::ChildProcess::pid);
+        let usage = self.board.usage(slot).filter(|usage| pid.is_some_and(|pid| usage.pid == f64::from(pid)));
+        let finite = |value: f64| value.is_finite().then_some(value);
+        let (tasks, failures, busy_ns, in_flight) =
+            seat.map_or((0, 0, 0, 0), |seat| (seat.tasks, seat.failures, seat.busy_ns, seat.held.len()));
+        Some(AgentView {
+            id: record.id.clone(),
+            kind: record.kind.name().to_owned(),
+            state: record.state.name().to_owned(),
+            pid,
+            incarnation: record.incarnation.0,
+            cores: if record.pinned || record.state == AgentState::Starting {
+                vec![record.core]
+            } else {
+                Vec::new()
+            },
+            core_shared: record.core_shared,
+            tasks: record.past_tasks + tasks,
+            failures: record.past_failures + failures,
+            in_flight,
+            restarts: record.restarts,
+            busy_s: (record.past_busy_ns + busy_ns) as f64 / 1e9,
+            cpu_percent: usage.and_then(|usage| finite(usage.cpu_percent)),
+            rss_bytes: usage.and_then(|usage| finite(usage.rss_bytes)).map(|bytes| bytes as u64),
+        })
+    }
+
+    pub(super) fn agent_views(&self) -> Vec<AgentView> {
+        (0..self.roster.len()).filter_map(|at| self.agent_view(AgentSlot(at as u16))).collect()
+    }
+
+    pub(super) fn task_counts(&self) -> TaskCounts {
+        let counts = self.ledger.counts();
+        let is_lost = |task: &&Task| match task.state {
+            TaskState::Dispatched => task.lease.is_none_or(|lease| {
+                self.dispatcher.get(lease.slot).is_none_or(|seat| {
+                    seat.incarnation != lease.incarnation
+                        || !seat.held.iter().any(|held| held.task == task.id)
+                })
+            }),
+            state => !state.is_final() && self.state == "stopped",
+        };
+        TaskCounts {
+            total: counts.total,
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+            cancelled: counts.cancelled,
+            retried: counts.retried,
+            lost: if counts.open() == 0 { 0 } else { self.ledger.tasks().filter(is_lost).count() as u64 },
+            duplicated: counts.duplicated,
+        }
+    }
+
+    pub(super) fn status(&self) -> StatusView {
+        StatusView {
+            swarm: self.config.name.clone(),
+            state: self.state.to_owned(),
+            pid: std::process::id(),
+            uptime_s: clock::now().since(self.started).as_secs_f64(),
+            policy: self.dispatcher.policy().to_owned(),
+            tasks: self.task_counts(),
+            queued: self.ledger.queued(),
+            in_flight: self.dispatcher.in_flight(),
+            agents: self.agent_views(),
+            host: self.host_view(),
+            notes: self.plan.notes.clone(),
+        }
+    }
+
+    fn host_view(&self) -> BTreeMap<String, Known> {
+        let mut view = BTreeMap::new();
+        let resource_lives =
+            self.dispatcher.iter().any(|seat| seat.kind == AgentKind::Resource && seat.ready);
+        let why = if resource_lives {
+            "not sampled yet, or not readable on this host"
+        } else {
+            "no resource agent runs"
+        };
+        let host = self.board.host().unwrap_or(crate::shm::board::Host::UNKNOWN);
+        for (name, value) in [
+            ("cpu_percent", host.cpu_percent),
+            ("steal_percent", host.steal_percent),
+            ("memory_percent", host.memory_percent),
+            ("memory_available_bytes", host.memory_available_bytes),
+            ("pressure_cpu_percent", host.pressure_cpu_percent),
+            ("pressure_memory_percent", host.pressure_memory_percent),
+            ("pressure_io_percent", host.pressure_io_percent),
+            ("disk_read_bytes_per_s", host.disk_read_bytes_per_s),
+            ("disk_write_bytes_per_s", host.disk_write_bytes_per_s),
+            ("load_1m", host.load_1m),
+        ] {
+            view.insert(name.to_owned(), known(value, why));
+        }
+        let thermal = self.board.thermal().unwrap_or(crate::shm::board::Thermal::UNKNOWN);
+        let thermal_lives = self.dispatcher.iter().any(|seat| seat.kind == AgentKind::Thermal && seat.ready);
+        let reason =
+            Reason::from_code_number(thermal.reason_code as u8).filter(|_| thermal.reason_code.is_finite());
+        let why = match (thermal_lives, reason) {
+            (false, _) => "no thermal agent runs",
+            (true, Some(reason)) => reason.code(),
+            (true, None) => "not read yet",
+        };
+        view.insert("temperature_celsius".to_owned(), known(thermal.hottest_celsius, why));
+        let cap = if thermal.cap_agents.is_finite() { "" } else { "no cap in force" };
+        view.insert("compute_agents_cap".to_owned(), known(thermal.cap_agents, cap));
+        view
+    }
+
+    fn latencies(&self) -> BTreeMap<String, Percentiles> {
+        let totals = &self.dispatcher.totals;
+        let named = [
+            ("queue", &totals.queue),
+            ("dispatch", &totals.dispatch),
+            ("service", &totals.service),
+            ("total", &totals.total),
+        ];
+        named.into_iter().map(|(name, histogram)| (name.to_owned(), percentiles(histogram))).collect()
+    }
+
+    pub(super) fn statistics(&self) -> StatisticsView {
+        let mut channels = Vec::new();
+        for seat in self.dispatcher.iter() {
+            let id = self.id_of(seat.slot).unwrap_or_default();
+            let (sent, received) = seat.link.counts();
+            for (from, to, counts) in [("supervisor", &*id, sent), (&*id, "supervisor", received)] {
+                channels.push(ChannelView {
+                    from: from.to_owned(),
+                    to: to.to_owned(),
+                    messages: counts.messages,
+                    bytes: counts.bytes,
+                    full: counts.full,
+                });
+            }
+        }
+        StatisticsView {
+            tasks: self.task_counts(),
+            results_refused: self.dispatcher.totals.results_refused,
+            experience_dropped: self.dispatcher.totals.experience_dropped,
+            latency_us: self.latencies(),
+            channels,
+            turns: self.turns,
+            busy_turns: self.busy_turns,
+            sleeps: self.sleeps,
+            wakes: self.wakes,
+        }
+    }
+
+    /// The report so far.
+    pub fn report(&self, all_tasks: bool) -> ReportView {
+        let now = clock::now();
+        let counts = self.task_counts();
+        let span = self.first_accepted.map_or(0.0, |first| self.last_ended.since(first).as_secs_f64());
+        let (gpus, gpus_unavailable) = match nvml::probe() {
+            Ok(probe) => (
+                probe
+                    .gpus
+                    .iter()
+                    .map(|gpu| gpu.name.clone().unwrap_or_else(|_| format!("gpu {}", gpu.index)))
+                    .collect(),
+                None,
+            ),
+            Err(missing) => (Vec::new(), Some(format!("{}: {}", missing.reason.code(), missing.detail))),
+        };
+        let detail = all_tasks || self.ledger.tasks().count() <= DETAIL_MAX;
+        ReportView {
+            schema: 1,
+            swarm: self.config.name.clone(),
+            host: ReportHost {
+                cores: self.cores.len(),
+                simd: Level::available()
+                    .into_iter()
+                    .filter(|level| *level != Level::Scalar)
+                    .map(simd_word)
+                    .collect(),
+                gpus,
+                gpus_unavailable,
+            },
+            wall_s: now.since(self.started).as_secs_f64(),
+            ready_s: self.first_ready.map_or(0.0, |ready| ready.since(self.started).as_secs_f64()),
+            tasks: counts,
+            throughput_tasks_per_s: if span > 0.0 { counts.succeeded as f64 / span } else { 0.0 },
+            latency_us: self.latencies(),
+            agents: self
+                .agent_views()
+                .into_iter()
+                .map(|agent| ReportAgent {
+                    id: agent.id,
+                    kind: agent.kind,
+                    cores: agent.cores,
+                    tasks: agent.tasks,
+                    restarts: agent.restarts,
+                    busy_s: agent.busy_s,
+                })
+                .collect(),
+            kernels: self.kernel_rows(),
+            recoveries: self.recoveries.clone(),
+            tasks_detail: detail.then(|| self.ledger.tasks().map(|task| self.task_view(task)).collect()),
+        }
+    }
+
+    fn kernel_rows(&self) -> Vec<ReportKernel> {
+        let rows = self.dispatcher.totals.kernels.iter();
+        rows.map(|(&(kernel, level), totals)| {
+            let seconds = totals.service_ns as f64 / 1e9;
+            let rate = |amount: f64| if seconds > 0.0 { amount / seconds / 1e9 } else { 0.0 };
+            ReportKernel {
+                kernel: KernelId::from_code(kernel)
+                    .map_or_else(|| kernel.to_string(), |kernel| kernel.name().to_owned()),
+                backend: backend_word(level),
+                count: totals.count,
+                gflops: rate(totals.flops),
+                gbytes_per_s: rate(totals.bytes),
+                service_s: seconds,
+            }
+        })
+        .collect()
+    }
+}
+
+/// The level's name; `native` for kernels without levels of their own.
+fn backend_word(level: u8) -> String {
+    Level::from_code(level).map_or("native", Level::name).to_owned()
+}
+
+/// Instruction sets as processors name them.
+fn simd_word(level: Level) -> String {
+    if level == Level::Avx512 { "avx512f".to_owned() } else { level.name().to_owned() }
+}

@@ -1,0 +1,87 @@
+//! The end: no new work, what runs may finish, agents are told, nothing is left.
+
+use super::*;
+
+/// Why tasks are cancelled at the end.
+const STOPPED: &str = "the swarm stopped";
+/// Longest wait for agents to end by themselves.
+const AGENTS_END: Duration = Duration::from_secs(2);
+
+/// What to do with tasks that run when the swarm ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnEnd {
+    /// Let them finish, at most `tasks.drain_s` long.
+    Drain,
+    /// Give them up.
+    Hurry,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself: work done, time over.
+    Done,
+    /// A signal or a request.
+    Asked,
+}
+
+impl Supervisor {
+    /// Ends everything: tasks, agents, board, socket. Returns when no process is left.
+    pub fn shut_down(&mut self, on_end: OnEnd) -> Ending {
+        let ending = if self.is_stop_asked() { Ending::Asked } else { Ending::Done };
+        let signals_before = self.stop_signals;
+        self.state = "draining";
+        self.ledger.stop_accepting();
+        self.ledger.cancel_waiting(STOPPED, self.now);
+        let span = if on_end == OnEnd::Drain { self.config.tasks.drain } else { Duration::ZERO };
+        self.turn_until(span, |this| this.dispatcher.in_flight() == 0 || this.stop_signals > signals_before);
+        self.give_up_rest();
+        self.turn_until(GIVE_UP_LIMIT, |this| this.dispatcher.in_flight() == 0);
+
+        self.state = "stopping";
+        self.closing = true;
+        for seat in self.dispatcher.iter_mut() {
+            let _ = seat.link.send(Lane::Control, &ToAgent::Stop);
+            seat.touched = true;
+        }
+        self.dispatcher.ring_bells();
+        self.turn_until(AGENTS_END, Self::is_alone);
+        for at in 0..self.roster.len() {
+            if self.roster[at].as_ref().is_some_and(|record| record.child.is_some()) {
+                self.kill(
+                    AgentSlot(at as u16),
+                    "agent_killed",
+                    "killed: it did not end when told to".to_owned(),
+                );
+            }
+        }
+        self.turn_until(AGENTS_END, Self::is_alone);
+        self.ledger.cancel_waiting(STOPPED, clock::now());
+        self.turn();
+        self.state = "stopped";
+        ending
+    }
+
+    fn is_alone(&mut self) -> bool {
+        self.roster.iter().flatten().all(|record| record.child.is_none())
+    }
+
+    fn turn_until(&mut self, span: Duration, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = clock::now().plus(span);
+        while !done(self) && clock::now() < deadline {
+            if self.turn() == 0 {
+                self.rest(Some(deadline));
+            }
+        }
+    }
+
+    fn give_up_rest(&mut self) {
+        let running: Vec<TaskId> =
+            self.dispatcher.iter().flat_map(|seat| seat.held.iter().map(|held| held.task)).collect();
+        for task in running {
+            if let Some(CancelOutcome::AskAgent(lease, attempt)) = self.ledger.cancel(task, self.now) {
+                self.ask_to_give_up(task, lease, attempt);
+            }
+        }
+    }
+}
