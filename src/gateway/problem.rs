@@ -1,0 +1,110 @@
+//! Errors as RFC 9457 problem documents.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::response::IntoResponse;
+use serde_json::{Map, Value, json};
+
+/// Media type of a problem document.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// What went wrong with a request.
+///
+/// ```
+/// use ai_swarm::gateway::problem::Problem;
+/// let problem = Problem::not_found("no task has the id \"x\"");
+/// assert_eq!(problem.to_json()["title"], "Not Found");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// What failed, the value, what is allowed.
+    pub detail: String,
+    /// Members beyond those of the standard.
+    pub members: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem with this status.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), members: Map::new() }
+    }
+
+    /// The request is wrong.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// There is no such thing.
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// It cannot be done now, or at all.
+    pub fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, detail)
+    }
+
+    /// Nobody is there to do it.
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    /// Bytes that are no JSON: says where.
+    pub fn bad_json(error: &serde_json::Error) -> Self {
+        let mut problem = Self::bad_request(format!("the body is not valid JSON: {error}"));
+        problem.members.insert("line".to_owned(), error.line().into());
+        problem.members.insert("column".to_owned(), error.column().into());
+        problem
+    }
+
+    /// The document. Its `type` is `about:blank`: the status says what kind of problem it is.
+    pub fn to_json(&self) -> Value {
+        let mut document = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        if let Value::Object(members) = &mut document {
+            members.extend(self.members.clone());
+        }
+        document
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.to_json().to_string()));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_has_the_members_of_the_standard() {
+        let document = Problem::conflict("8 run already").to_json();
+        let text = document.to_string();
+        assert_eq!(
+            text,
+            r#"{"type":"about:blank","title":"Conflict","status":409,"detail":"8 run already"}"#
+        );
+        let response = Problem::conflict("x").into_response();
+        assert_eq!(response.status(), StatusCode::CONFLICT);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
+    }
+
+    #[test]
+    fn broken_json_is_located() {
+        let error = serde_json::from_str::<Value>("{\n  \"tasks\": [}").expect_err("broken");
+        let problem = Problem::bad_json(&error).to_json();
+        assert_eq!((problem["line"].as_u64(), problem["column"].as_u64()), (Some(2), Some(13)));
+        assert!(problem["detail"].as_str().expect("text").contains("at line 2 column 13"), "{problem}");
+    }
+}

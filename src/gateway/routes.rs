@@ -1,0 +1,557 @@
+//! Every path: request to [`Action`], [`Reply`] to JSON.
+
+use super::Ask;
+use super::http::read_body;
+use super::problem::Problem;
+use crate::base::ids::AgentKind;
+use crate::jobs::{self, Defaults};
+use crate::supervisor::action::{Action, AgentView, Refused, Reply, StatusView, Submitted, TaskView};
+use crate::supervisor::events::Event;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+/// The supervisor answers within microseconds; when it takes so long, something is wrong.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Tasks in a list when no number is asked for, and at most.
+const LIST_DEFAULT: usize = 100;
+const LIST_MAX: usize = 100_000;
+/// Events on their way to one client. What does not fit is fetched again from the supervisor's memory.
+const EVENTS_BUFFERED: usize = 256;
+/// A sign of life on a silent event stream, so that dead connections are noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// The words for states of tasks.
+const TASK_STATES: [&str; 8] =
+    ["waiting", "queued", "dispatched", "running", "retrying", "succeeded", "failed", "cancelled"];
+
+type Answered = Result<Response<Body>, Problem>;
+type Id = Result<Path<String>, PathRejection>;
+
+/// What every handler needs.
+#[derive(Clone)]
+struct Gate {
+    supervisor: Arc<dyn Ask>,
+    defaults: Defaults,
+    closing: watch::Receiver<bool>,
+}
+
+/// All routes.
+pub fn router(supervisor: Arc<dyn Ask>, defaults: Defaults, closing: watch::Receiver<bool>) -> Router {
+    let api = Router::new()
+        .route("/tasks/submit", post(submit))
+        .route("/tasks", get(tasks))
+        .route("/tasks/{id}", get(task))
+        .route("/tasks/{id}/status", get(task_status))
+        .route("/tasks/{id}/cancel", post(cancel))
+        .route("/agents", get(agents))
+        .route("/agents/spawn", post(spawn))
+        .route("/agents/{id}", get(agent).delete(destroy))
+        .route("/agents/{id}/optimize", post(optimize))
+        .route("/system/status", get(status))
+        .route("/system/statistics", get(statistics))
+        .route("/system/report", get(report))
+        .route("/system/stop", post(stop))
+        .route("/events", get(events))
+        .route("/health", get(health));
+    Router::new()
+        .nest("/api/v1", api)
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(async |request: Request| {
+            Problem::not_found(format!("there is nothing at {}", request.uri().path()))
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            let detail = format!("{} is not possible at {}", request.method(), request.uri().path());
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
+        })
+        .with_state(Gate { supervisor, defaults, closing })
+}
+
+impl Gate {
+    /// Asks the supervisor, which shall answer at once.
+    async fn ask(&self, action: Action) -> Result<Reply, Problem> {
+        timeout(ANSWER_LIMIT, self.ask_patiently(action)).await.unwrap_or_else(|_| {
+            let detail = format!("the supervisor did not answer within {} s", ANSWER_LIMIT.as_secs());
+            Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
+        })
+    }
+
+    /// Asks the supervisor and waits for as long as it takes.
+    async fn ask_patiently(&self, action: Action) -> Result<Reply, Problem> {
+        let (sender, receiver) = oneshot::channel();
+        self.supervisor.ask(
+            action,
+            Box::new(move |reply| {
+                let _ = sender.send(reply);
+            }),
+        );
+        let mut closing = self.closing.clone();
+        let reply = tokio::select! {
+            biased;
+            reply = receiver => reply.ok(),
+            _ = closing.wait_for(|closing| *closing) => None,
+        };
+        match reply {
+            Some(Reply::Refused(Refused::NotFound(words))) => Err(Problem::not_found(words)),
+            Some(Reply::Refused(Refused::Conflict(words))) => Err(Problem::conflict(words)),
+            Some(reply) => Ok(reply),
+            None => Err(Problem::unavailable("the swarm is stopping or has ended")),
+        }
+    }
+
+    async fn task(&self, id: Id) -> Result<Box<TaskView>, Problem> {
+        match self.ask(Action::Task(named(id)?)).await? {
+            Reply::Task(task) => Ok(task),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn agents(&self) -> Result<Vec<AgentView>, Problem> {
+        match self.ask(Action::Agents).await? {
+            Reply::Agents(agents) => Ok(agents),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn status(&self) -> Result<Box<StatusView>, Problem> {
+        match self.ask(Action::Status).await? {
+            Reply::Status(status) => Ok(status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn events_after(&self, after: u64) -> Result<Vec<Event>, Problem> {
+        match self.ask(Action::Events(after)).await? {
+            Reply::Events(events) => Ok(events),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// For actions whose success needs no words.
+    async fn act(&self, action: Action) -> Answered {
+        self.ask(action).await.map(|_| json_response(StatusCode::OK, &json!({"ok": true})))
+    }
+}
+
+/// Our own mistake: the supervisor answered something else than was asked.
+fn unexpected(reply: &Reply) -> Problem {
+    let mut words = format!("{reply:?}");
+    words.truncate(words.char_indices().nth(80).map_or(words.len(), |(at, _)| at));
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the supervisor's answer does not fit: {words}"))
+}
+
+fn json_response(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(text) => {
+            let mut response = Response::new(Body::from(text));
+            *response.status_mut() = status;
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        Err(error) => {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("no JSON: {error}")).into_response()
+        }
+    }
+}
+
+fn ok(value: &impl Serialize) -> Answered {
+    Ok(json_response(StatusCode::OK, value))
+}
+
+fn named(id: Id) -> Result<String, Problem> {
+    id.map(|Path(id)| id).map_err(|error| Problem::bad_request(error.body_text()))
+}
+
+fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+    query.map(|Query(query)| query).map_err(|error| Problem::bad_request(error.body_text()))
+}
+
+fn read_json(body: &[u8]) -> Result<Value, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::bad_json(&error))
+}
+
+// Tasks.
+
+async fn submit(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
+    let job = read_json(&read_body(&headers, body).await?)?;
+    let wait = match job.get("wait") {
+        None => false,
+        Some(Value::Bool(wait)) => *wait,
+        Some(other) => return Err(Problem::bad_request(format!("`wait` is {other}, needs true or false"))),
+    };
+    let base = base_dir(&job)?;
+    let tasks = jobs::parse_value(&job, base, &gate.defaults)
+        .map_err(|error| Problem::bad_request(error.to_string()))?;
+    let action = Action::Submit { tasks, record_refused: false, wait };
+    let reply = if wait { gate.ask_patiently(action).await? } else { gate.ask(action).await? };
+    let Reply::Submitted(mut submitted) = reply else { return Err(unexpected(&reply)) };
+    name_refused(&mut submitted, &job);
+    let status = if wait { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok(json_response(status, &json!({ "tasks": submitted })))
+}
+
+/// The folder for relative paths. Without one there must be none: nobody knows which folder was meant.
+fn base_dir(job: &Value) -> Result<&std::path::Path, Problem> {
+    if let Some(base) = job.get("base_dir") {
+        return match base.as_str().map(std::path::Path::new) {
+            Some(path) if path.is_absolute() => Ok(path),
+            _ => Err(Problem::bad_request(format!("`base_dir` is {base}, needs an absolute path"))),
+        };
+    }
+    let tasks = job.get("tasks").and_then(Value::as_array);
+    for (at, task) in tasks.into_iter().flatten().enumerate() {
+        let inputs = task.get("inputs").and_then(Value::as_array).into_iter().flatten();
+        let paths = inputs.chain(task.get("output")).filter_map(Value::as_str);
+        if let Some(path) = paths.into_iter().find(|path| !path.is_empty() && !path.starts_with('/')) {
+            return Err(Problem::bad_request(format!(
+                "task #{}: the path {path:?} is relative; give absolute paths, or `base_dir`",
+                at + 1
+            )));
+        }
+    }
+    Ok(std::path::Path::new("/"))
+}
+
+/// A task that was refused before it got a number is called as in the request.
+fn name_refused(submitted: &mut [Submitted], job: &Value) {
+    for (at, answer) in submitted.iter_mut().enumerate().filter(|(_, answer)| answer.id.is_empty()) {
+        let given = job["tasks"][at]["id"].as_str();
+        answer.id = given.map_or_else(|| format!("#{}", at + 1), str::to_owned);
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TasksQuery {
+    state: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn tasks(State(gate): State<Gate>, wanted: Result<Query<TasksQuery>, QueryRejection>) -> Answered {
+    let TasksQuery { state, limit } = query(wanted)?;
+    if let Some(state) = state.as_deref().filter(|state| !TASK_STATES.contains(state)) {
+        let allowed = TASK_STATES.join(", ");
+        return Err(Problem::bad_request(format!("`state` is {state:?}, needs one of {allowed}")));
+    }
+    let limit = limit.unwrap_or(LIST_DEFAULT);
+    if limit > LIST_MAX {
+        return Err(Problem::bad_request(format!("`limit` is {limit}, at most {LIST_MAX} are possible")));
+    }
+    match gate.ask(Action::Tasks { state, limit }).await? {
+        Reply::Tasks(tasks) => ok(&json!({ "tasks": tasks })),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn task(State(gate): State<Gate>, id: Id) -> Answered {
+    ok(&gate.task(id).await?)
+}
+
+async fn task_status(State(gate): State<Gate>, id: Id) -> Answered {
+    let task = gate.task(id).await?;
+    ok(&json!({
+        "id": task.id,
+        "state": task.state,
+        "attempts": task.attempts,
+        "agent": task.agent,
+        "error": task.error,
+    }))
+}
+
+async fn cancel(State(gate): State<Gate>, id: Id) -> Answered {
+    match gate.ask(Action::CancelTask(named(id)?)).await? {
+        Reply::Task(task) => ok(&task),
+        Reply::Done => ok(&json!({"ok": true})),
+        other => Err(unexpected(&other)),
+    }
+}
+
+// Agents.
+
+async fn agents(State(gate): State<Gate>) -> Answered {
+    ok(&json!({ "agents": gate.agents().await? }))
+}
+
+async fn agent(State(gate): State<Gate>, id: Id) -> Answered {
+    match gate.ask(Action::Agent(named(id)?)).await? {
+        Reply::Agent(agent) => ok(&agent),
+        other => Err(unexpected(&other)),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SpawnBody {
+    kind: String,
+    id: Option<String>,
+}
+
+async fn spawn(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
+    let body = read_body(&headers, body).await?;
+    let SpawnBody { kind, id } = serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    let Some(kind) = AgentKind::from_name(&kind) else {
+        let allowed = AgentKind::ALL.map(AgentKind::name).join(", ");
+        return Err(Problem::bad_request(format!("`kind` is {kind:?}, needs one of {allowed}")));
+    };
+    match gate.ask(Action::CreateAgent { kind, id }).await? {
+        Reply::Agent(agent) => Ok(json_response(StatusCode::CREATED, &agent)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn destroy(State(gate): State<Gate>, id: Id) -> Answered {
+    gate.act(Action::DestroyAgent(named(id)?)).await
+}
+
+async fn optimize(State(gate): State<Gate>, id: Id) -> Answered {
+    gate.act(Action::OptimizeAgent(named(id)?)).await
+}
+
+// The swarm.
+
+async fn status(State(gate): State<Gate>) -> Answered {
+    ok(&gate.status().await?)
+}
+
+async fn statistics(State(gate): State<Gate>) -> Answered {
+    match gate.ask(Action::Statistics).await? {
+        Reply::Statistics(statistics) => ok(&statistics),
+        other => Err(unexpected(&other)),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReportQuery {
+    tasks: Option<String>,
+}
+
+async fn report(State(gate): State<Gate>, wanted: Result<Query<ReportQuery>, QueryRejection>) -> Answered {
+    let all_tasks = match query(wanted)?.tasks.as_deref() {
+        None => false,
+        Some("all") => true,
+        Some(other) => return Err(Problem::bad_request(format!("`tasks` is {other:?}, needs `all`"))),
+    };
+    match gate.ask(Action::Report { all_tasks }).await? {
+        Reply::Report(report) => ok(&report),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn stop(State(gate): State<Gate>) -> Answered {
+    gate.ask(Action::Stop).await?;
+    Ok(json_response(StatusCode::ACCEPTED, &json!({"ok": true, "state": "stopping"})))
+}
+
+// Health.
+
+/// The supervisor turns its loop.
+async fn healthz(State(gate): State<Gate>) -> Answered {
+    gate.act(Action::Events(u64::MAX)).await
+}
+
+/// Tasks would be taken.
+async fn readyz(State(gate): State<Gate>) -> Answered {
+    match why_not_ready(&gate.agents().await?) {
+        None => ok(&json!({"ready": true})),
+        Some(reason) => Err(Problem::unavailable(reason)),
+    }
+}
+
+fn why_not_ready(agents: &[AgentView]) -> Option<String> {
+    let computes: Vec<&AgentView> =
+        agents.iter().filter(|agent| agent.kind == AgentKind::Compute.name()).collect();
+    if computes.iter().any(|agent| agent.state == "ready") {
+        return None;
+    }
+    let states: Vec<String> =
+        computes.iter().map(|agent| format!("{} is {}", agent.id, agent.state)).collect();
+    let states = if states.is_empty() { "there is none".to_owned() } else { states.join(", ") };
+    Some(format!("no compute agent is ready: {states}"))
+}
+
+/// How it is, in a word and with reasons; who wants an HTTP status asks `/readyz`.
+async fn health(State(gate): State<Gate>) -> Answered {
+    let status = gate.status().await?;
+    let mut reasons: Vec<String> = why_not_ready(&status.agents).into_iter().collect();
+    let is_up = status.state == "running" && reasons.is_empty();
+    if status.state != "running" {
+        reasons.push(format!("the swarm is {}", status.state));
+    }
+    let is_well = |agent: &&AgentView| matches!(&*agent.state, "ready" | "starting");
+    let ill = status.agents.iter().filter(|agent| !is_well(agent));
+    reasons.extend(ill.map(|agent| format!("{} is {}", agent.id, agent.state)));
+    let word = match (is_up, reasons.is_empty()) {
+        (true, true) => "healthy",
+        (true, false) => "degraded",
+        _ => "unhealthy",
+    };
+    let ready = status.agents.iter().filter(|agent| agent.state == "ready").count();
+    ok(&json!({
+        "status": word,
+        "state": status.state,
+        "uptime_s": status.uptime_s,
+        "agents": {"ready": ready, "total": status.agents.len()},
+        "reasons": reasons,
+    }))
+}
+
+// Events.
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    after: Option<u64>,
+    follow: Option<bool>,
+}
+
+/// A client's place in the stream of events.
+struct Listener {
+    gate: Gate,
+    /// Future events; `None`: only past ones were asked for.
+    live: Option<mpsc::Receiver<Event>>,
+    /// Past events on their way.
+    pending: VecDeque<Event>,
+    /// Number of the last event that was passed on.
+    last: u64,
+    /// Future events that came without a pause. As many as the buffer holds: it may have run over.
+    in_a_row: usize,
+    ended: bool,
+}
+
+async fn events(
+    State(gate): State<Gate>,
+    headers: HeaderMap,
+    wanted: Result<Query<EventsQuery>, QueryRejection>,
+) -> Answered {
+    let EventsQuery { after, follow } = query(wanted)?;
+    // A browser that reconnects repeats its first query, so the header is the newer word.
+    let seen = match headers.get("last-event-id") {
+        None => after,
+        Some(id) => match id.to_str().ok().and_then(|id| id.trim().parse().ok()) {
+            Some(seen) => Some(seen),
+            None => return Err(Problem::bad_request(format!("`Last-Event-ID` is {id:?}, needs a number"))),
+        },
+    };
+    let live = if follow.unwrap_or(true) {
+        let (sender, receiver) = mpsc::channel(EVENTS_BUFFERED);
+        gate.ask(Action::Subscribe(sender)).await?;
+        Some(receiver)
+    } else {
+        None
+    };
+    let mut listener = Listener { gate, live, pending: VecDeque::new(), last: 0, in_a_row: 0, ended: false };
+    // After the subscription: what happens in between comes twice and is recognised by its number.
+    if let Some(seen) = seen.or((follow == Some(false)).then_some(0)) {
+        listener.rewind(seen).await?;
+    }
+    let stream = futures_util::stream::unfold(listener, |mut listener| async move {
+        let text = listener.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(text), listener))
+    });
+    let mut response = Response::new(Body::from_stream(stream));
+    for (name, value) in [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    Ok(response)
+}
+
+impl Listener {
+    /// Takes up the past after event number `seen`.
+    async fn rewind(&mut self, seen: u64) -> Result<(), Problem> {
+        // With the last one seen, to see that it was one of ours: numbers begin anew with every swarm.
+        let mut past = self.gate.events_after(seen.saturating_sub(1)).await?;
+        let mut last = seen;
+        if seen > 0 && past.is_empty() {
+            last = 0;
+            past = self.gate.events_after(0).await?;
+        }
+        self.last = last;
+        self.pending = past.into_iter().filter(|event| event.seq > last).collect();
+        Ok(())
+    }
+
+    /// The next piece of the stream, with as many events as are there.
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut text = String::new();
+        loop {
+            while let Some(event) = self.pending.pop_front() {
+                self.last = event.seq;
+                write_event(&mut text, &event);
+                if text.len() > 64 << 10 {
+                    return Some(text.into());
+                }
+            }
+            let at_once = self.live.as_mut().and_then(|live| live.try_recv().ok());
+            let event = match at_once {
+                Some(event) => event,
+                None if self.in_a_row >= EVENTS_BUFFERED => {
+                    self.in_a_row = 0;
+                    self.catch_up(u64::MAX).await;
+                    continue;
+                }
+                None if !text.is_empty() => return Some(text.into()),
+                None => {
+                    self.in_a_row = 0;
+                    match self.wait().await? {
+                        Some(event) => event,
+                        None => return Some(Bytes::from_static(b": still here\n\n")),
+                    }
+                }
+            };
+            self.in_a_row += 1;
+            if event.seq <= self.last {
+                continue;
+            }
+            if self.last > 0 && event.seq > self.last + 1 {
+                self.catch_up(event.seq).await;
+            }
+            self.pending.push_back(event);
+        }
+    }
+
+    /// We were too slow and lost events before number `before`; the supervisor still remembers.
+    async fn catch_up(&mut self, before: u64) {
+        let missed = self.gate.events_after(self.last).await.unwrap_or_default();
+        self.pending
+            .extend(missed.into_iter().filter(|missed| missed.seq > self.last && missed.seq < before));
+    }
+
+    /// The next event, or nothing for a while. The outer `None`: the stream has ended.
+    async fn wait(&mut self) -> Option<Option<Event>> {
+        let live = self.live.as_mut().filter(|_| !self.ended)?;
+        let event = tokio::select! {
+            biased;
+            event = timeout(KEEP_ALIVE, live.recv()) => event,
+            _ = self.gate.closing.wait_for(|closing| *closing) => Ok(None),
+        };
+        match event {
+            Ok(Some(event)) => Some(Some(event)),
+            Ok(None) => {
+                self.ended = true;
+                None
+            }
+            Err(_) => Some(None),
+        }
+    }
+}
+
+/// One event in the form of server-sent events. Its kind may come from an agent, so it is not trusted to be
+/// one line.
+fn write_event(text: &mut String, event: &Event) {
+    let kind = event.kind.replace(['\n', '\r', '\0'], " ");
+    let data = serde_json::to_string(event).unwrap_or_default();
+    let _ = write!(text, "id: {}\nevent: {kind}\ndata: {data}\n\n", event.seq);
+}
