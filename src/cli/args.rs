@@ -1,0 +1,309 @@
+//! The words of the command line, and nothing else.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Runs work on every core of this host: a supervisor, pinned agent processes, shared memory between them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ai_swarm_deploy",
+    version,
+    about = "A single-host, shared-memory performance swarm",
+    long_about = "A single-host, shared-memory performance swarm: a supervisor starts pinned agent processes that run \
+                  kernels on NumPy arrays, watch the host, tune themselves and learn what work costs.\n\n\
+                  Without a command it deploys the swarm in the foreground until Ctrl-C.",
+    after_help = "Examples:\n  \
+                  ai_swarm_deploy --config swarm_config.json --demo    see it work\n  \
+                  ai_swarm_deploy run jobs.json --report report.json   run a job file and end\n  \
+                  ai_swarm_deploy run --kernel matmul a.npy b.npy -o c.npy\n\n\
+                  Exit codes: 0 done, 1 a task failed or the swarm ended on an error, 2 words, config or job file are\n\
+                  wrong, 3 this host cannot, 4 no such running swarm."
+)]
+pub struct Cli {
+    /// What applies to every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do; without it the swarm is deployed.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// JSON configuration [default: ./swarm_config.json if present, else built-in defaults]
+    #[arg(long, value_name = "FILE", global = true, env = "AI_SWARM_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Run the demonstration workloads; without --monitor-duration end with a report
+    #[arg(long)]
+    pub demo: bool,
+    /// End by itself after so long, with a summary: 300, 300s, 5m, 1h
+    #[arg(long, value_name = "SECONDS", value_parser = parse_duration)]
+    pub monitor_duration: Option<Duration>,
+    /// TRACE, DEBUG, INFO, WARN, ERROR in any case, or a tracing filter
+    #[arg(long, value_name = "LEVEL", global = true, env = "AI_SWARM_LOG_LEVEL", value_parser = crate::cli::log::check_level)]
+    pub log_level: Option<String>,
+    /// Form of log lines [default: text on a terminal, else json]
+    #[arg(long, value_name = "FORMAT", global = true)]
+    pub log_format: Option<LogFormat>,
+    /// Swarm name [default: from the configuration, else `default`]
+    #[arg(long, value_name = "NAME", global = true)]
+    pub name: Option<String>,
+    /// State directory [default: $XDG_STATE_HOME/ai_swarm/NAME or ~/.local/state/ai_swarm/NAME]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// Write the JSON report at the end; `-` is standard output
+    #[arg(long, value_name = "FILE", global = true)]
+    pub report: Option<PathBuf>,
+    /// List every task in the report, however many there are
+    #[arg(long, global = true)]
+    pub report_tasks: bool,
+    /// Machine-readable output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Only errors on standard error
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// When to use colour; NO_COLOR is honoured
+    #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
+    pub color: Color,
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs, one object a line.
+    Json,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a private swarm, run tasks, write results, report, end
+    Run(Work),
+    /// Hand tasks to the running swarm
+    Submit {
+        /// The tasks.
+        #[command(flatten)]
+        work: Work,
+        /// Wait until they have ended
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Tasks of the running swarm
+    #[command(subcommand)]
+    Task(TaskCommand),
+    /// Agents of the running swarm
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// One look at the running swarm
+    Status,
+    /// Events of the running swarm
+    Events {
+        /// Go on as they happen
+        #[arg(long, short)]
+        follow: bool,
+        /// Only events after this number
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        after: u64,
+    },
+    /// Stop the running swarm cleanly
+    Stop,
+    /// What this host offers and what is missing, each with its reason
+    Doctor,
+    /// Measure this host
+    Bench {
+        /// What to measure
+        #[arg(value_enum, default_value = "all")]
+        what: Bench,
+        /// Fewer repetitions
+        #[arg(long)]
+        quick: bool,
+    },
+    /// The configuration: check it, explain its keys, show the values in force
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Kernels, their inputs and parameters
+    Kernels {
+        /// One kernel only
+        // Not `name`: that is the global flag, and clap would take one for the other.
+        kernel: Option<String>,
+    },
+    /// Shell completions
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Tasks given on the command line: job files, or one kernel with its arrays.
+#[derive(Debug, Clone, Args)]
+pub struct Work {
+    /// Job files (JSON, or JSON Lines; `-` is standard input); with --kernel: input arrays
+    #[arg(value_name = "JOBFILE|IN")]
+    pub files: Vec<PathBuf>,
+    /// Run this one kernel instead of job files
+    #[arg(long, short, value_name = "KERNEL")]
+    pub kernel: Option<String>,
+    /// A parameter of the kernel; the value is JSON, or else a word
+    #[arg(long = "param", short, value_name = "KEY=VALUE", requires = "kernel")]
+    pub params: Vec<String>,
+    /// Where the kernel's array goes
+    #[arg(long, short, value_name = "OUT", requires = "kernel")]
+    pub output: Option<PathBuf>,
+    /// high, normal or low
+    #[arg(long, value_name = "PRIORITY", requires = "kernel")]
+    pub priority: Option<String>,
+    /// Longest time of one attempt, seconds
+    #[arg(long, value_name = "SECONDS", requires = "kernel")]
+    pub timeout: Option<f64>,
+    /// auto, or an instruction-set level
+    #[arg(long, value_name = "BACKEND", requires = "kernel")]
+    pub backend: Option<String>,
+}
+
+/// Tasks of the running swarm.
+#[derive(Debug, Subcommand)]
+pub enum TaskCommand {
+    /// List tasks, newest last
+    List {
+        /// Only those in this state: waiting, queued, running, retrying, succeeded, failed, cancelled
+        #[arg(long, value_name = "STATE")]
+        state: Option<String>,
+        /// At most so many, the newest
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+    },
+    /// Everything about one task
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Why a task is where it is
+    Explain {
+        /// Its id
+        id: String,
+    },
+    /// Give a task up, whether it waits or runs
+    Cancel {
+        /// Its id
+        id: String,
+    },
+}
+
+/// Agents of the running swarm.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// List agents
+    List,
+    /// Start another agent
+    Create {
+        /// compute, resource, optimization, thermal, fault or learning
+        kind: String,
+        /// Its id [default: the next free one]
+        #[arg(long)]
+        id: Option<String>,
+    },
+    /// End an agent after what it holds; others take its place in the queue
+    Destroy {
+        /// Its id
+        id: String,
+    },
+    /// Tune every kernel now (the optimization agent)
+    Optimize {
+        /// Its id
+        id: String,
+    },
+}
+
+/// The configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a configuration file
+    Check {
+        /// The file [default: as --config]
+        file: Option<PathBuf>,
+    },
+    /// Print key, type, default and meaning
+    Explain {
+        /// One key or section only
+        key: Option<String>,
+    },
+    /// Print the values in force and where each came from
+    Show,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Bench {
+    /// No-op tasks: round trip and rate
+    Dispatch,
+    /// kill -9 of an agent to the next answer
+    Recovery,
+    /// Cold command to first answer
+    Startup,
+    /// Processor share and memory of an idle swarm
+    Idle,
+    /// All of them
+    All,
+}
+
+/// `300`, `300s`, `5m`, `1h`, `1.5`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration; 300, 300s, 5m or 1h are");
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => 1.0,
+    };
+    let seconds = number.trim().parse::<f64>().map_err(|_| wrong())? * factor;
+    // A thousand years is for ever, and still a Duration.
+    if (0.0..=3.2e10).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_words_make_sense_to_clap() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_with_and_without_units() {
+        for (text, seconds) in [("300", 300.0), ("5m", 300.0), ("1h", 3600.0), ("2.5s", 2.5), ("0", 0.0)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        for text in ["", "-1", "5x", "NaN", "1e99"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn global_flags_stand_before_and_after_the_command() {
+        for words in [["x", "--config", "f", "status"], ["x", "status", "--config", "f"]] {
+            assert_eq!(Cli::parse_from(words).global.config, Some("f".into()));
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! From flags and configuration to a started swarm, and back to nothing.
+
+use super::args::{Global, LogFormat};
+use super::log::{self, LogSink};
+use super::output::OutputOptions;
+use super::{Failure, exit};
+use crate::config::SwarmConfig;
+use crate::gateway::{self, Gateway};
+use crate::jobs::Defaults;
+use crate::supervisor::action::ReportView;
+use crate::supervisor::{OnEnd, Options, StartError, Supervisor};
+use std::io::IsTerminal as _;
+
+/// A swarm with everything around it.
+pub(crate) struct Session {
+    pub(crate) supervisor: Supervisor,
+    gateway: Option<Gateway>,
+    log: LogSink,
+}
+
+/// What a task gets when it does not say.
+pub(crate) fn defaults(config: &SwarmConfig) -> Defaults {
+    Defaults { timeout: config.tasks.default_timeout, retries: config.tasks.default_retries }
+}
+
+impl Session {
+    /// Starts a swarm. `private`: one that nobody else talks to, gone when it ends. `level`: the log
+    /// level when none is given.
+    pub(crate) fn start(
+        global: &Global,
+        config: &SwarmConfig,
+        private: bool,
+        level: &str,
+        output: &OutputOptions,
+    ) -> anyhow::Result<Self> {
+        let json = match global.log_format {
+            Some(format) => format == LogFormat::Json,
+            None => !std::io::stderr().is_terminal(),
+        };
+        let level = global.log_level.as_deref().unwrap_or(if output.quiet { "error" } else { level });
+        // First of all: blocked for this thread and all that it starts from here on, the log's included.
+        let signals = crate::os::signals::StopSignals::listen()?;
+        let sink = LogSink::new(true);
+        log::init(level, json, output.color && std::io::stderr().is_terminal(), &sink);
+        let options = Options {
+            private,
+            state_dir: global.state_dir.clone(),
+            log_filter: level.to_owned(),
+            log_json: json,
+            agent_log: Some(sink.pipe()?),
+            signals,
+        };
+        let supervisor = Supervisor::start(config.clone(), options).map_err(start_failure)?;
+        if !private {
+            let _ = sink.also_to(supervisor.state_dir(), config.telemetry.log_file_max_bytes);
+        }
+        let gateway = match supervisor.socket() {
+            Some(socket) => {
+                Some(gateway::start(&socket, supervisor.handle(), defaults(config)).map_err(|error| {
+                    Failure::new(exit::CANNOT, format!("cannot listen on {}: {error}", socket.display()))
+                        .hint("name another place with --state-dir, or switch `gateway.enabled` off")
+                })?)
+            }
+            None => None,
+        };
+        Ok(Self { supervisor, gateway, log: sink })
+    }
+
+    /// Ends the swarm and returns its report.
+    pub(crate) fn end(mut self, on_end: OnEnd, all_tasks: bool) -> ReportView {
+        self.supervisor.shut_down(on_end);
+        let report = self.supervisor.report(all_tasks);
+        drop(self.gateway.take());
+        self.log.flush();
+        report
+    }
+}
+
+fn start_failure(error: StartError) -> Failure {
+    match &error {
+        StartError::Home(crate::supervisor::home::HomeError::Taken { .. }) => {
+            Failure::new(exit::FAILED, error.to_string())
+                .hint("stop it with `ai_swarm_deploy stop`, or give this one another --name")
+        }
+        StartError::Home(_) => Failure::new(exit::CANNOT, error.to_string())
+            .hint("name a folder that can be written with --state-dir"),
+        StartError::Board(_) => Failure::new(exit::CANNOT, error.to_string())
+            .hint("free some shared memory: `df /dev/shm` shows what is there"),
+        StartError::System { .. } => Failure::new(exit::CANNOT, error.to_string()).hint(
+            "`ai_swarm_deploy doctor` shows the limits; a smaller `channel_size` or `max_agents` needs less",
+        ),
+    }
+}
+
+/// Writes the report where `--report` says.
+pub(crate) fn write_report(global: &Global, report: &ReportView) -> anyhow::Result<()> {
+    let Some(path) = &global.report else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report)?;
+    if path.as_os_str() == "-" {
+        super::output::print(&text)?;
+        return Ok(());
+    }
+    // A reader sees all of it or nothing.
+    let part = path.with_extension(format!("{}.tmp", std::process::id()));
+    std::fs::write(&part, text + "\n").and_then(|()| std::fs::rename(&part, path)).map_err(|error| {
+        let _ = std::fs::remove_file(&part);
+        Failure::new(exit::FAILED, format!("--report {}: cannot be written: {error}", path.display())).into()
+    })
+}
