@@ -1,0 +1,10 @@
+//! The real binary with real processes: every test has its own folders and its own swarm names, waits for
+//! conditions and not for times, and ends by looking whether a process, a segment or a socket is left.
+
+mod api;
+mod cli;
+mod death;
+mod lifecycle;
+mod mistakes;
+mod run;
+mod support;
