@@ -30,6 +30,10 @@ class Wrong(Exception):
     """A contender's output is not right, or there is none."""
 
 
+class Unable(Exception):
+    """A peer did not run at all."""
+
+
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -53,7 +57,8 @@ class Bench:
         seconds = time.perf_counter() - began
         if done.returncode != 0:
             words = done.stderr.decode(errors="replace").strip()[-2000:]
-            raise Wrong(f"{' '.join(map(str, command[:3]))} ... ended with {done.returncode}\n{words}")
+            kind = Unable if "noop.py" in str(command[1]) and done.returncode != 4 else Wrong
+            raise kind(f"{' '.join(map(str, command[:3]))} ... ended with {done.returncode}\n{words}")
         return seconds, done.stdout.decode()
 
     def swarm(self, *words):
@@ -260,7 +265,16 @@ class Bench:
         contenders = {"ai_swarm": lambda: self.run(self.swarm("bench", "dispatch", "--quick", "--json"))[1]}
         for peer in present:
             command = self.python("noop.py", peer, CORES, singles, bulk)
-            contenders[peer] = lambda command=command: json.loads(self.run(command)[1].splitlines()[-1])
+
+            def peer_figures(command=command):
+                return json.loads(self.run(command)[1].splitlines()[-1])
+
+            try:
+                peer_figures()
+            except Unable as error:
+                say(f"others: {peer} left out, it does not run here: {error}")
+                continue
+            contenders[peer] = peer_figures
         results = self.rounds(contenders, max(3, self.options.rounds // 2))
         ours = [{line["name"]: line for line in map(json.loads, text.splitlines())} for text in results.pop("ai_swarm")]
         round_trip = {"ai_swarm, agent awake": [run["noop_round_trip"]["p50"] for run in ours]}
@@ -310,7 +324,7 @@ def main():
     try:
         for part in options.only or ("batch", "noop", "cold", "others"):
             getattr(bench, part)()
-    except Wrong as error:
+    except (Wrong, Unable) as error:
         wrong = error
     if bench.rows:
         bench.print()
