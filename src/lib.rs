@@ -20,7 +20,7 @@
 //! | [`supervisor`] | owner of processes and of the ledger; one loop |
 //! | [`jobs`] | job files and requests become tasks |
 //! | [`gateway`] | the control API over a Unix socket, and its client |
-//! | [`cli`], [`bench`] | words in, text out; what `bench` measures |
+//! | [`cli`], [`mod@bench`] | words in, text out; what `bench` measures |
 //!
 //! # One task in six files
 //! 1. `cli/run.rs` (or `gateway/routes.rs`): words become tasks through `jobs/mod.rs`.

@@ -5,7 +5,7 @@
 //!  idle:  spin a while (never on a shared core), then sleep in epoll: pidfds, signals, the bell
 //! ```
 //! Between accepting a task and its answer there is no lock, no system call while busy and no
-//! formatting. The kernel is asked for dead children and signals at most every [`LOOK_EVERY`].
+//! formatting. The kernel is asked for dead children and signals at most every `LOOK_EVERY`.
 //!
 //! Invariants
 //! 1. Everything here runs on the main thread: it alone starts processes (the kernel ties a child's

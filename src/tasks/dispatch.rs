@@ -2,7 +2,7 @@
 //!
 //! Late binding beats early queues: an agent holds as few tasks as keep it busy. How few depends on
 //! what they cost: long ones one at a time (the gap between two is nothing against them), middling
-//! ones `tasks.window`, tiny ones up to `tasks.batch` or [`BATCH_SPAN_NS`] of work, so that the cost
+//! ones `tasks.window`, tiny ones up to `tasks.batch` or `BATCH_SPAN_NS` of work, so that the cost
 //! of a hand-over is shared by many.
 
 use super::ledger::Ledger;
