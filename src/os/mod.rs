@@ -12,5 +12,6 @@ pub mod nvml;
 pub mod perf;
 pub mod process;
 pub mod signals;
+pub mod socket;
 pub mod sysfs;
 pub mod topology;
