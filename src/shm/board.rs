@@ -3,17 +3,16 @@
 //! ```text
 //!  header │ host cell │ thermal cell │ usage cells, one per slot │ lives, one per slot │ costs │ variants
 //! ```
-//! Cells of several words carry a version word: odd while being written (a seqlock, after H.-J. Boehm,
-//! "Can seqlocks get along with programming language memory models?", MSPC 2012). A writer that dies
-//! half-way leaves it odd: readers then see [`None`] and the successor starts over. Costs and variants
-//! are single words, whole by nature.
+//! Cells of several words are [`seqlock`]s: a writer that dies half-way leaves one that readers see as
+//! [`None`], and the successor starts over. Costs and variants are single words, whole by nature.
 //!
 //! Values are advice. Whoever reads them checks ranges; the ledger never depends on them.
 
 use super::memory::Words;
 use super::segment::{Segment, SegmentError};
+use super::seqlock;
 use crate::base::ids::AgentSlot;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::base::sync::{AtomicU64, Ordering};
 
 /// First word of a board: says what it is and in which layout.
 const MAGIC: u64 = 0x3130_4452_414F_4241; // "ABOARD01" read as little-endian bytes
@@ -121,31 +120,14 @@ impl Board {
     }
 
     fn write_cell(&self, at: usize, values: &Cell) {
-        let version = self.words().word(at);
-        // The parity decides, not the value: a dead predecessor may have left it odd.
-        let odd = version.load(Ordering::Relaxed) | 1;
-        version.store(odd, Ordering::Relaxed);
-        fence(Ordering::Release);
-        for (i, value) in values.iter().enumerate() {
-            self.words().word(at + 1 + i).store(value.to_bits(), Ordering::Relaxed);
-        }
-        version.store(odd.wrapping_add(1), Ordering::Release);
+        seqlock::write(self.words(), at, values.iter().map(|value| value.to_bits()));
     }
 
     fn read_cell(&self, at: usize) -> Option<Cell> {
-        let version = self.words().word(at);
         // A writer needs some 20 ns; one that is still not through after so many looks is dead.
         for _ in 0..1000 {
-            let before = version.load(Ordering::Acquire);
-            if before & 1 == 0 {
-                let mut values = [0.0; CELL_VALUES];
-                for (i, value) in values.iter_mut().enumerate() {
-                    *value = f64::from_bits(self.words().word(at + 1 + i).load(Ordering::Relaxed));
-                }
-                fence(Ordering::Acquire);
-                if version.load(Ordering::Relaxed) == before {
-                    return Some(values);
-                }
+            if let Some(values) = seqlock::look::<CELL_VALUES>(self.words(), at) {
+                return Some(values.map(f64::from_bits));
             }
             std::hint::spin_loop();
         }
