@@ -30,6 +30,12 @@ pub enum BadMessage {
     },
 }
 
+/// A message that can be written as a record.
+pub trait Encode {
+    /// Writes the record into `buffer` (cleared first) and returns its kind.
+    fn encode(&self, buffer: &mut Vec<u8>) -> u8;
+}
+
 /// How a task ended on its agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -90,6 +96,8 @@ pub enum ToAgent<'a> {
     Optimize,
     /// Tasks finished somewhere.
     Experience(Experience),
+    /// Something came over the socket: see `messaging::attach`.
+    News,
     /// Another agent lives in this slot now: pid, incarnation, code of its kind.
     Peer {
         /// Its slot.
@@ -185,10 +193,16 @@ mod kind {
     pub const OPTIMIZE: u8 = 4;
     pub const EXPERIENCE: u8 = 5;
     pub const PEER: u8 = 6;
+    pub const NEWS: u8 = 7;
+    pub const ACCEPTED: u8 = 32;
+    pub const REFUSED: u8 = 33;
+    pub const ENDED: u8 = 34;
     pub const READY: u8 = 64;
     pub const DONE: u8 = 65;
     pub const ASK: u8 = 66;
     pub const NOTE: u8 = 67;
+    pub const SUBMIT: u8 = 96;
+    pub const GIVE_UP: u8 = 97;
 }
 
 /// Reads fixed fields off the front of a record.
@@ -228,6 +242,23 @@ impl<'a> Fields<'a> {
     fn f64(&mut self) -> Result<f64, BadMessage> {
         Ok(f64::from_bits(self.u64()?))
     }
+    fn verdict(&mut self) -> Result<Verdict, BadMessage> {
+        Ok(match self.u8()? {
+            1 => Verdict::Succeeded,
+            2 => Verdict::Wrong,
+            3 => Verdict::Failed,
+            4 => Verdict::Cancelled,
+            code => return Err(BadMessage::Code { kind: self.kind, code }),
+        })
+    }
+    /// A part after its length in four bytes.
+    fn part(&mut self) -> Result<&'a [u8], BadMessage> {
+        let length = self.u32()? as usize;
+        let short = BadMessage::Short { kind: self.kind, bytes: self.bytes };
+        let (part, rest) = self.rest.split_at_checked(length).ok_or(short)?;
+        self.rest = rest;
+        Ok(part)
+    }
     /// The rest as text; bytes that are no UTF-8 are cut off, they are for people only.
     fn text(self) -> &'a str {
         match std::str::from_utf8(self.rest) {
@@ -237,17 +268,9 @@ impl<'a> Fields<'a> {
     }
 }
 
-impl Run<'_> {
-    /// Bytes of the record.
-    pub fn encoded_bytes(&self) -> usize {
-        8 + 4 + 3 + self.body.len()
-    }
-}
-
-impl<'a> ToAgent<'a> {
-    /// Writes the record into `buffer` (cleared first) and returns its kind.
+impl Encode for ToAgent<'_> {
     #[inline]
-    pub fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
+    fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
         buffer.clear();
         match self {
             ToAgent::Run(run) => {
@@ -263,6 +286,7 @@ impl<'a> ToAgent<'a> {
                 kind::CANCEL
             }
             ToAgent::Stop => kind::STOP,
+            ToAgent::News => kind::NEWS,
             ToAgent::Optimize => kind::OPTIMIZE,
             ToAgent::Experience(experience) => {
                 buffer.extend_from_slice(&[experience.kernel, experience.class]);
@@ -280,7 +304,9 @@ impl<'a> ToAgent<'a> {
             }
         }
     }
+}
 
+impl<'a> ToAgent<'a> {
     /// Reads a record.
     #[inline]
     pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
@@ -296,6 +322,7 @@ impl<'a> ToAgent<'a> {
             }),
             kind::CANCEL => ToAgent::Cancel(TaskId(fields.u64()?), Attempt(fields.u32()?)),
             kind::STOP => ToAgent::Stop,
+            kind::NEWS => ToAgent::News,
             kind::OPTIMIZE => ToAgent::Optimize,
             kind::EXPERIENCE => ToAgent::Experience(Experience {
                 kernel: fields.u8()?,
@@ -315,10 +342,9 @@ impl<'a> ToAgent<'a> {
     }
 }
 
-impl<'a> FromAgent<'a> {
-    /// Writes the record into `buffer` (cleared first) and returns its kind.
+impl Encode for FromAgent<'_> {
     #[inline]
-    pub fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
+    fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
         buffer.clear();
         match self {
             FromAgent::Ready { core } => {
@@ -350,7 +376,9 @@ impl<'a> FromAgent<'a> {
             }
         }
     }
+}
 
+impl<'a> FromAgent<'a> {
     /// Reads a record.
     #[inline]
     pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
@@ -361,13 +389,7 @@ impl<'a> FromAgent<'a> {
             kind::DONE => FromAgent::Done(Done {
                 task: TaskId(fields.u64()?),
                 attempt: Attempt(fields.u32()?),
-                verdict: match fields.u8()? {
-                    1 => Verdict::Succeeded,
-                    2 => Verdict::Wrong,
-                    3 => Verdict::Failed,
-                    4 => Verdict::Cancelled,
-                    other => return Err(code(other)),
-                },
+                verdict: fields.verdict()?,
                 level: fields.u8()?,
                 started: Nanos(fields.u64()?),
                 service_ns: fields.u64()?,
@@ -394,6 +416,211 @@ impl<'a> FromAgent<'a> {
                 },
                 text: fields.text(),
             },
+            other => return Err(BadMessage::Kind(other)),
+        })
+    }
+}
+
+/// A task that a client hands in. The texts and the body are checked where they are used.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Submit<'a> {
+    /// The client's own number for it; comes back with everything about it.
+    pub ticket: u64,
+    /// Code of the kernel.
+    pub kernel: u8,
+    /// Size class.
+    pub class: u8,
+    /// The instruction-set level asked for; 0: the agent chooses.
+    pub level: u8,
+    /// Code of the priority.
+    pub priority: u8,
+    /// How often a failure is tried again.
+    pub retries: u32,
+    /// Longest time of one attempt, ns; 0: as the swarm is configured.
+    pub timeout_ns: u64,
+    /// The submitter's name for it; empty for none.
+    pub name: &'a str,
+    /// Where the output goes; empty for none.
+    pub output: &'a [u8],
+    /// Names of tasks that must have succeeded before.
+    pub after: Names<'a>,
+    /// Inputs, output and parameters as the agent reads them.
+    pub body: &'a [u8],
+}
+
+/// A list of texts, each after its length in two bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Names<'a>(pub &'a [u8]);
+
+impl<'a> Names<'a> {
+    /// Appends one; at most 65,535 bytes of it.
+    pub fn push(list: &mut Vec<u8>, name: &str) {
+        let name = &name.as_bytes()[..name.len().min(usize::from(u16::MAX))];
+        list.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        list.extend_from_slice(name);
+    }
+
+    /// The texts; ends early at what is none.
+    pub fn iter(self) -> impl Iterator<Item = &'a str> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let (length, tail) = rest.split_first_chunk::<2>()?;
+            let (name, tail) = tail.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+            rest = tail;
+            std::str::from_utf8(name).ok()
+        })
+    }
+}
+
+/// What a client says to the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum FromClient<'a> {
+    /// Run this task.
+    Submit(Submit<'a>),
+    /// Give the task with this ticket up.
+    GiveUp(u64),
+}
+
+/// A client's task that has ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ended<'a> {
+    /// The client's number for it.
+    pub ticket: u64,
+    /// The swarm's number for it.
+    pub task: TaskId,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// Code of the instruction-set level that ran; 0 when none did.
+    pub level: u8,
+    /// The agent of the last attempt.
+    pub agent: AgentSlot,
+    /// Dispatches.
+    pub attempts: u32,
+    /// From acceptance to the end, ns.
+    pub total_ns: u64,
+    /// On the agent, ns.
+    pub service_ns: u64,
+    /// Result as JSON, or the error's words.
+    pub body: &'a [u8],
+}
+
+/// What the supervisor says to a client.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ToClient<'a> {
+    /// So many of its submissions have been taken so far, in the order in which they were sent: from here on
+    /// they survive the client.
+    Accepted(u64),
+    /// The task with this ticket was not taken, and why.
+    Refused(u64, &'a str),
+    /// A task ended.
+    Ended(Ended<'a>),
+    /// Something came over the socket: see `messaging::attach`.
+    News,
+    /// The swarm ends.
+    Stop,
+}
+
+impl Encode for FromClient<'_> {
+    #[inline]
+    fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
+        buffer.clear();
+        match self {
+            FromClient::Submit(submit) => {
+                buffer.extend_from_slice(&submit.ticket.to_le_bytes());
+                buffer.extend_from_slice(&[submit.kernel, submit.class, submit.level, submit.priority]);
+                buffer.extend_from_slice(&submit.retries.to_le_bytes());
+                buffer.extend_from_slice(&submit.timeout_ns.to_le_bytes());
+                for part in [submit.name.as_bytes(), submit.output, submit.after.0] {
+                    buffer.extend_from_slice(&(part.len() as u32).to_le_bytes());
+                    buffer.extend_from_slice(part);
+                }
+                buffer.extend_from_slice(submit.body);
+                kind::SUBMIT
+            }
+            FromClient::GiveUp(ticket) => {
+                buffer.extend_from_slice(&ticket.to_le_bytes());
+                kind::GIVE_UP
+            }
+        }
+    }
+}
+
+impl<'a> FromClient<'a> {
+    /// Reads a record.
+    pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
+        let mut fields = Fields::new(message_kind, payload);
+        Ok(match message_kind {
+            kind::SUBMIT => FromClient::Submit(Submit {
+                ticket: fields.u64()?,
+                kernel: fields.u8()?,
+                class: fields.u8()?,
+                level: fields.u8()?,
+                priority: fields.u8()?,
+                retries: fields.u32()?,
+                timeout_ns: fields.u64()?,
+                name: std::str::from_utf8(fields.part()?)
+                    .map_err(|_| BadMessage::Code { kind: message_kind, code: 0 })?,
+                output: fields.part()?,
+                after: Names(fields.part()?),
+                body: fields.rest,
+            }),
+            kind::GIVE_UP => FromClient::GiveUp(fields.u64()?),
+            other => return Err(BadMessage::Kind(other)),
+        })
+    }
+}
+
+impl Encode for ToClient<'_> {
+    #[inline]
+    fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
+        buffer.clear();
+        match self {
+            ToClient::Accepted(count) => {
+                buffer.extend_from_slice(&count.to_le_bytes());
+                kind::ACCEPTED
+            }
+            ToClient::Refused(ticket, text) => {
+                buffer.extend_from_slice(&ticket.to_le_bytes());
+                buffer.extend_from_slice(text.as_bytes());
+                kind::REFUSED
+            }
+            ToClient::Ended(ended) => {
+                buffer.extend_from_slice(&ended.ticket.to_le_bytes());
+                buffer.extend_from_slice(&ended.task.0.to_le_bytes());
+                buffer.extend_from_slice(&[ended.verdict as u8, ended.level]);
+                buffer.extend_from_slice(&ended.agent.0.to_le_bytes());
+                buffer.extend_from_slice(&ended.attempts.to_le_bytes());
+                buffer.extend_from_slice(&ended.total_ns.to_le_bytes());
+                buffer.extend_from_slice(&ended.service_ns.to_le_bytes());
+                buffer.extend_from_slice(ended.body);
+                kind::ENDED
+            }
+            ToClient::News => kind::NEWS,
+            ToClient::Stop => kind::STOP,
+        }
+    }
+}
+
+impl<'a> ToClient<'a> {
+    /// Reads a record.
+    pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
+        let mut fields = Fields::new(message_kind, payload);
+        Ok(match message_kind {
+            kind::ACCEPTED => ToClient::Accepted(fields.u64()?),
+            kind::REFUSED => ToClient::Refused(fields.u64()?, fields.text()),
+            kind::ENDED => ToClient::Ended(Ended {
+                ticket: fields.u64()?,
+                task: TaskId(fields.u64()?),
+                verdict: fields.verdict()?,
+                level: fields.u8()?,
+                agent: AgentSlot(fields.u16()?),
+                attempts: fields.u32()?,
+                total_ns: fields.u64()?,
+                service_ns: fields.u64()?,
+                body: fields.rest,
+            }),
+            kind::NEWS => ToClient::News,
+            kind::STOP => ToClient::Stop,
             other => return Err(BadMessage::Kind(other)),
         })
     }
@@ -466,7 +693,6 @@ mod tests {
         let mut buffer = Vec::new();
         ToAgent::Run(Run { body: b"", ..run() }).encode(&mut buffer);
         assert!(buffer.len() <= SLOT_PAYLOAD);
-        assert_eq!(buffer.len(), Run { body: b"", ..run() }.encoded_bytes());
         FromAgent::Done(done()).encode(&mut buffer);
         assert!(buffer.len() <= SLOT_PAYLOAD);
     }

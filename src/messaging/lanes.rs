@@ -7,10 +7,11 @@
 //! message is taken after at most [`NORMAL_RUN`] normal ones, and a waiting normal or bulk one after
 //! at most [`CONTROL_RUN`] control messages.
 
+use super::meters::{LANES, LaneCount, Latencies, Meter, STAMP_EVERY};
+use crate::os::clock;
 use crate::shm::Words;
-use crate::shm::pages;
 use crate::shm::ring::{
-    Consumer, Corrupt, Message, Producer, PushError, RingMemory, SLOT_PAYLOAD, SLOT_WORDS,
+    Consumer, Corrupt, MESSAGE_MAX, Message, Producer, PushError, RingMemory, SLOT_PAYLOAD, SLOT_WORDS,
 };
 use std::sync::Arc;
 
@@ -26,90 +27,196 @@ pub enum Lane {
     Bulk = 2,
 }
 
-const LANES: usize = 3;
+impl Lane {
+    /// All, most urgent first.
+    pub const ALL: [Lane; LANES] = [Lane::Control, Lane::Normal, Lane::Bulk];
+
+    /// `control`, `normal`, `bulk`.
+    pub fn name(self) -> &'static str {
+        ["control", "normal", "bulk"][self as usize]
+    }
+}
+
+/// Longest payload that travels in slots; what is longer travels as a block of an arena.
+pub const INLINE_MAX: usize = MESSAGE_MAX - 8;
 /// Normal messages in a row while a bulk message waits.
 pub const NORMAL_RUN: u32 = 15;
 /// Control messages in a row while anything else waits.
 pub const CONTROL_RUN: u32 = 63;
+/// Words of the acknowledged heads of a channel, a line pair each: the adjacent-line prefetcher pulls lines in pairs.
+pub const HEAD_WORDS: usize = LANES * 16;
+
+/// Where one channel lies.
+#[derive(Clone, Debug)]
+pub struct ChannelMemory {
+    /// Mapping with the slots, writable for the sender.
+    pub slots: Arc<Words>,
+    /// First word of the slots.
+    pub first_slot: usize,
+    /// Mapping with the acknowledged heads, writable for the receiver.
+    pub heads: Arc<Words>,
+    /// First word of [`HEAD_WORDS`].
+    pub first_head: usize,
+}
+
+impl ChannelMemory {
+    /// A channel over private memory, for tests and benches.
+    pub fn private(bytes: usize) -> Self {
+        Self {
+            slots: Words::private(bytes / 8),
+            first_slot: 0,
+            heads: Words::private(HEAD_WORDS),
+            first_head: 0,
+        }
+    }
+
+    fn rings(&self) -> [RingMemory; LANES] {
+        let mut first_word = self.first_slot;
+        let mut head_word = self.first_head;
+        capacities((self.slots.len() - self.first_slot) * 8).map(|capacity| {
+            let (slots, heads) = (self.slots.clone(), self.heads.clone());
+            let ring = RingMemory { slots, first_word, capacity, heads, head_word };
+            first_word += capacity as usize * SLOT_WORDS;
+            head_word += HEAD_WORDS / LANES;
+            ring
+        })
+    }
+}
 
 /// Slots of each lane in a channel of `bytes` bytes.
-fn capacities(bytes: usize) -> [u64; LANES] {
+pub fn capacities(bytes: usize) -> [u64; LANES] {
     let slots = bytes as u64 / (SLOT_WORDS as u64 * 8);
     let floor = |n: u64| if n < 2 { 2 } else { 1 << n.ilog2() };
     [floor(slots / 16), floor(slots / 2), floor(slots / 4)]
 }
 
-fn rings(slots: &Arc<Words>, heads: &Arc<Words>) -> [RingMemory; LANES] {
-    let mut first_word = 0;
-    let mut lane = 0;
-    capacities(slots.len() * 8).map(|capacity| {
-        let ring = RingMemory {
-            slots: slots.clone(),
-            first_word,
-            capacity,
-            heads: heads.clone(),
-            head_word: pages::lane_head(lane),
-        };
-        first_word += capacity as usize * SLOT_WORDS;
-        lane += 1;
-        ring
-    })
-}
-
-/// What one end of a channel has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LaneCounts {
-    /// Messages per lane.
-    pub messages: [u64; LANES],
-    /// Payload bytes per lane.
-    pub bytes: [u64; LANES],
-    /// Messages that found no room, per lane.
-    pub full: [u64; LANES],
+/// Why a message was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// To make room for newer ones.
+    Oldest,
+    /// There was no room for it.
+    Newest,
+    /// There was no room for it until its deadline.
+    Deadline,
+    /// The receiver is gone.
+    Gone,
+    /// It was read only after its deadline.
+    Expired,
 }
 
 /// The sending end of a channel.
 #[derive(Debug)]
 pub struct LaneSender {
     lanes: [Producer; LANES],
-    counts: LaneCounts,
+    counts: [LaneCount; LANES],
+    meter: Meter,
 }
 
 impl LaneSender {
-    /// Over fresh memory; `slots` must be writable here.
-    pub fn new(slots: &Arc<Words>, heads: &Arc<Words>) -> Self {
-        Self { lanes: rings(slots, heads).map(Producer::new), counts: LaneCounts::default() }
+    /// Over fresh memory; the slots and the meter's words must be writable here.
+    pub fn new(memory: &ChannelMemory, meter: Meter) -> Self {
+        Self { lanes: memory.rings().map(Producer::new), counts: [LaneCount::default(); LANES], meter }
     }
 
     /// Writes one message; the receiver is woken by whoever owns the doorbell, once per turn.
     #[inline]
     pub fn try_push(&mut self, lane: Lane, kind: u8, payload: &[u8]) -> Result<(), PushError> {
+        self.try_push_with(lane, kind, 0, payload)
+    }
+
+    /// As [`try_push`](Self::try_push), with flags that the receiver sees.
+    #[inline]
+    pub fn try_push_with(
+        &mut self,
+        lane: Lane,
+        kind: u8,
+        flags: u8,
+        payload: &[u8],
+    ) -> Result<(), PushError> {
         let at = lane as usize;
-        let outcome = self.lanes[at].try_push(kind, payload);
-        match outcome {
-            Ok(()) => {
-                self.counts.messages[at] += 1;
-                self.counts.bytes[at] += payload.len() as u64;
-            }
-            Err(PushError::Full) => self.counts.full[at] += 1,
-            Err(_) => {}
+        let due = self.counts[at].messages.is_multiple_of(STAMP_EVERY);
+        if due {
+            return self.push_stamped(at, kind, flags, payload);
+        }
+        let outcome = self.lanes[at].try_push_with(kind, flags, None, payload);
+        self.count(at, payload.len(), &outcome);
+        outcome
+    }
+
+    /// Every [`STAMP_EVERY`]th message: it carries its time, the depth is looked at, the numbers are published.
+    fn push_stamped(&mut self, at: usize, kind: u8, flags: u8, payload: &[u8]) -> Result<(), PushError> {
+        let outcome = self.lanes[at].try_push_with(kind, flags, Some(clock::now().0), payload);
+        self.count(at, payload.len(), &outcome);
+        if outcome.is_ok() {
+            self.publish_lane(at);
         }
         outcome
+    }
+
+    #[inline]
+    fn count(&mut self, at: usize, bytes: usize, outcome: &Result<(), PushError>) {
+        let count = &mut self.counts[at];
+        match outcome {
+            Ok(()) => {
+                count.messages += 1;
+                count.bytes += bytes as u64;
+            }
+            Err(PushError::Full) => count.full += 1,
+            Err(_) => {}
+        }
+    }
+
+    fn publish_lane(&mut self, at: usize) {
+        let count = &mut self.counts[at];
+        count.slots = self.lanes[at].sent_slots();
+        count.high_water = count.high_water.max(self.lanes[at].depth());
+        self.meter.publish(at, count);
+    }
+
+    /// Publishes what was counted. Before a sleep, and whenever nothing else is to be done.
+    pub fn publish(&mut self) {
+        for at in 0..LANES {
+            if self.counts[at].messages + self.counts[at].full + self.counts[at].dropped() > 0 {
+                self.publish_lane(at);
+            }
+        }
+    }
+
+    /// Counts bytes that travelled in a block beside the slots.
+    pub fn count_block(&mut self, lane: Lane, bytes: u64) {
+        self.counts[lane as usize].bytes += bytes;
+    }
+
+    /// Counts a message that was given up.
+    pub fn count_drop(&mut self, lane: Lane, why: DropReason) {
+        count_drop(&mut self.counts[lane as usize], why);
     }
 
     /// Bytes of payload that fit into a lane right now.
     #[inline]
     pub fn room(&mut self, lane: Lane) -> Result<usize, Corrupt> {
-        Ok(self.lanes[lane as usize].free()? as usize * SLOT_PAYLOAD)
+        Ok((self.lanes[lane as usize].free()? as usize * SLOT_PAYLOAD).saturating_sub(8))
     }
 
-    /// Messages sent so far.
-    pub fn counts(&self) -> LaneCounts {
+    /// What was counted so far, per lane.
+    pub fn counts(&self) -> [LaneCount; LANES] {
         self.counts
     }
 
     /// Slots not yet acknowledged, per lane.
     pub fn depths(&self) -> [u64; LANES] {
         [self.lanes[0].depth(), self.lanes[1].depth(), self.lanes[2].depth()]
+    }
+}
+
+fn count_drop(count: &mut LaneCount, why: DropReason) {
+    match why {
+        DropReason::Oldest => count.oldest += 1,
+        DropReason::Newest => count.newest += 1,
+        DropReason::Deadline => count.deadline += 1,
+        DropReason::Gone => count.gone += 1,
+        DropReason::Expired => count.expired += 1,
     }
 }
 
@@ -120,23 +227,28 @@ pub struct LaneReceiver {
     /// Messages taken in a row that were preferred to a lower lane.
     control_run: u32,
     normal_run: u32,
-    counts: LaneCounts,
+    counts: [LaneCount; LANES],
+    meter: Meter,
+    /// Something was counted since the last publication.
+    unpublished: bool,
 }
 
 impl LaneReceiver {
-    /// Over fresh memory; `heads` must be writable here.
-    pub fn new(slots: &Arc<Words>, heads: &Arc<Words>) -> Self {
+    /// Over fresh memory; the heads and the meter's words must be writable here.
+    pub fn new(memory: &ChannelMemory, meter: Meter) -> Self {
         Self {
-            lanes: rings(slots, heads).map(Consumer::new),
+            lanes: memory.rings().map(Consumer::new),
             control_run: 0,
             normal_run: 0,
-            counts: LaneCounts::default(),
+            counts: [LaneCount::default(); LANES],
+            meter,
+            unpublished: false,
         }
     }
 
-    /// Takes the next message in order of service. False when every lane is empty.
+    /// Takes the next message in order of service and says from which lane. `None` when every lane is empty.
     #[inline]
-    pub fn try_pop(&mut self, message: &mut Message) -> Result<bool, Corrupt> {
+    pub fn try_pop(&mut self, message: &mut Message) -> Result<Option<Lane>, Corrupt> {
         const ORDERS: [[usize; LANES]; 4] = [[0, 1, 2], [0, 2, 1], [1, 2, 0], [2, 1, 0]];
         let order =
             usize::from(self.normal_run >= NORMAL_RUN) + 2 * usize::from(self.control_run >= CONTROL_RUN);
@@ -148,20 +260,57 @@ impl LaneReceiver {
                     1 => self.normal_run + 1,
                     _ => 0,
                 };
-                self.counts.messages[at] += 1;
-                self.counts.bytes[at] += message.payload().len() as u64;
-                return Ok(true);
+                self.count(at, message);
+                return Ok(Some(Lane::ALL[at]));
             }
         }
         (self.control_run, self.normal_run) = (0, 0);
-        Ok(false)
+        if self.unpublished {
+            self.publish();
+        }
+        Ok(None)
     }
 
     /// Takes the next control message only.
     pub fn try_pop_control(&mut self, message: &mut Message) -> Result<bool, Corrupt> {
         let taken = self.lanes[0].try_pop(message)?;
-        self.counts.messages[0] += u64::from(taken);
+        if taken {
+            self.count(0, message);
+        }
         Ok(taken)
+    }
+
+    #[inline]
+    fn count(&mut self, at: usize, message: &Message) {
+        let count = &mut self.counts[at];
+        count.messages += 1;
+        count.bytes += message.payload().len() as u64;
+        self.unpublished = true;
+        if let Some(sent_ns) = message.stamp_ns {
+            // A stamp from the future is a liar's or another clock's: it counts as 0.
+            self.meter.record_latency(at, clock::now().0.saturating_sub(sent_ns));
+            self.meter.publish(at, &self.counts[at]);
+        }
+    }
+
+    #[cold]
+    fn publish(&mut self) {
+        for at in 0..LANES {
+            self.meter.publish(at, &self.counts[at]);
+        }
+        self.unpublished = false;
+    }
+
+    /// Counts bytes that travelled in a block beside the slots.
+    pub fn count_block(&mut self, lane: Lane, bytes: u64) {
+        self.counts[lane as usize].bytes += bytes;
+        self.unpublished = true;
+    }
+
+    /// Counts a message that was not handled.
+    pub fn count_drop(&mut self, lane: Lane, why: DropReason) {
+        count_drop(&mut self.counts[lane as usize], why);
+        self.unpublished = true;
     }
 
     /// Whether anything waits.
@@ -170,9 +319,14 @@ impl LaneReceiver {
         self.lanes.iter().any(Consumer::is_ready)
     }
 
-    /// Messages received so far.
-    pub fn counts(&self) -> LaneCounts {
+    /// What was counted so far, per lane.
+    pub fn counts(&self) -> [LaneCount; LANES] {
         self.counts
+    }
+
+    /// Times from sending to receiving, per lane.
+    pub fn latencies(&self) -> [Latencies; LANES] {
+        std::array::from_fn(|lane| self.meter.latencies(lane))
     }
 }
 
@@ -181,8 +335,11 @@ mod tests {
     use super::*;
 
     fn channel(bytes: usize) -> (LaneSender, LaneReceiver) {
-        let (slots, heads) = (Words::private(bytes / 8), Words::private(64));
-        (LaneSender::new(&slots, &heads), LaneReceiver::new(&slots, &heads))
+        let memory = ChannelMemory::private(bytes);
+        (
+            LaneSender::new(&memory, Meter::private_sender()),
+            LaneReceiver::new(&memory, Meter::private_receiver()),
+        )
     }
 
     #[test]
@@ -201,10 +358,10 @@ mod tests {
         sender.try_push(Lane::Control, 1, b"control").expect("room");
         let mut message = Message::default();
         for expected in [1, 2, 3] {
-            assert!(receiver.try_pop(&mut message).expect("sound"));
+            assert!(receiver.try_pop(&mut message).expect("sound").is_some());
             assert_eq!(message.kind, expected);
         }
-        assert_eq!(sender.counts().full, [0, 0, 1]);
+        assert_eq!(sender.counts().map(|count| count.full), [0, 0, 1]);
     }
 
     #[test]
@@ -216,7 +373,7 @@ mod tests {
         }
         sender.try_push(Lane::Bulk, 3, &[]).expect("room");
         let mut before = 0;
-        while receiver.try_pop(&mut message).expect("sound") && message.kind != 3 {
+        while receiver.try_pop(&mut message).expect("sound").is_some() && message.kind != 3 {
             before += 1;
         }
         assert!(before <= NORMAL_RUN, "{before} normal messages went first");
@@ -231,7 +388,7 @@ mod tests {
         }
         sender.try_push(Lane::Normal, 2, &[]).expect("room");
         let mut before = 0;
-        while receiver.try_pop(&mut message).expect("sound") && message.kind != 2 {
+        while receiver.try_pop(&mut message).expect("sound").is_some() && message.kind != 2 {
             before += 1;
         }
         assert!(before <= CONTROL_RUN, "{before} control messages went first");

@@ -1,33 +1,96 @@
-//! Both directions between the supervisor and one incarnation of one agent.
+//! Both directions between the supervisor and one member: one life of an agent, or a client.
 //!
 //! The supervisor makes the objects ([`LinkObjects::create`]), keeps its ends ([`SupervisorLink`])
-//! and hands the descriptors to the child, which maps its ends ([`AgentLink`]).
+//! and hands the descriptors to the other side, which maps its ends ([`AgentLink`]).
 
-use super::envelope::{FromAgent, ToAgent};
-use super::lanes::{Lane, LaneCounts, LaneReceiver, LaneSender};
+use super::envelope::Encode;
+use super::lanes::{ChannelMemory, Lane, LaneReceiver, LaneSender};
+use super::meters::{LANES, LaneCount, Latencies, Meter};
+use super::store::{Shelf, Store, read_usage};
+use super::wire::{ReceiveError, SendError, Wire};
 use crate::base::ids::{Attempt, TaskId};
+use crate::base::sync::{Ordering, fence};
 use crate::os::process::inherited;
+use crate::shm::arena::ArenaUsage;
 use crate::shm::doorbell::{AgentBell, AgentSleeper, HubBell};
 use crate::shm::pages;
-use crate::shm::ring::{Corrupt, Message, PushError};
+use crate::shm::ring::Message;
 use crate::shm::{Access, SharedObject, Words};
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// The numbers under which a child finds what it inherits.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct LinkDescriptors {
-    down: RawFd,
-    up: RawFd,
-    sup_page: RawFd,
-    agent_page: RawFd,
-    hub: RawFd,
-    hub_event: RawFd,
+pub struct LinkNumbers {
+    fds: [RawFd; LINK_FDS],
     channel_bytes: usize,
+    arena_bytes: usize,
+    hub_arena_bytes: usize,
+}
+
+/// Descriptors of a link, in the order of [`LinkObjects::descriptors`].
+const LINK_FDS: usize = 9;
+
+/// What a process that holds a link was handed.
+#[derive(Debug)]
+pub struct LinkParts {
+    down: SharedObject,
+    up: SharedObject,
+    sup_page: SharedObject,
+    desk: SharedObject,
+    bell: SharedObject,
+    arena: SharedObject,
+    hub: SharedObject,
+    hub_arena: SharedObject,
+    hub_event: OwnedFd,
+}
+
+impl LinkNumbers {
+    /// Takes over what was inherited. Once, right after the start.
+    pub fn inherited(&self) -> io::Result<LinkParts> {
+        let mut fds = Vec::with_capacity(LINK_FDS);
+        for number in self.fds {
+            fds.push(inherited(number)?);
+        }
+        self.received(fds)
+    }
+
+    /// Takes over what came over a socket, in the order in which it was sent.
+    pub fn received(&self, fds: Vec<OwnedFd>) -> io::Result<LinkParts> {
+        let count = fds.len();
+        let fds: [OwnedFd; LINK_FDS] = fds.try_into().map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{count} descriptors where {LINK_FDS} make a link"),
+            )
+        })?;
+        let [down, up, sup_page, desk, bell, arena, hub, hub_arena, hub_event] = fds;
+        Ok(LinkParts {
+            down: SharedObject::adopt(down, self.channel_bytes)?,
+            up: SharedObject::adopt(up, self.channel_bytes)?,
+            sup_page: SharedObject::adopt(sup_page, pages::PAGE_BYTES)?,
+            desk: SharedObject::adopt(desk, pages::DESK_BYTES)?,
+            bell: SharedObject::adopt(bell, pages::PAGE_BYTES)?,
+            arena: SharedObject::adopt(arena, self.arena_bytes)?,
+            hub: SharedObject::adopt(hub, pages::PAGE_BYTES)?,
+            hub_arena: SharedObject::adopt(hub_arena, self.hub_arena_bytes)?,
+            hub_event,
+        })
+    }
+}
+
+/// What everybody needs to talk to the supervisor.
+#[derive(Clone, Copy, Debug)]
+pub struct HubObjects<'a> {
+    /// The page with its asleep flag.
+    pub page: &'a SharedObject,
+    /// What wakes it.
+    pub event: BorrowedFd<'a>,
+    /// Its large payloads.
+    pub arena: &'a SharedObject,
 }
 
 /// The shared objects of one link, before they are divided between the two sides.
@@ -36,216 +99,296 @@ pub struct LinkObjects {
     down: SharedObject,
     up: SharedObject,
     sup_page: SharedObject,
-    agent_page: SharedObject,
+    desk: SharedObject,
+    bell: SharedObject,
+    arena: SharedObject,
 }
 
 impl LinkObjects {
-    /// Fresh objects: two channels of `channel_bytes` bytes and two pages.
-    pub fn create(channel_bytes: usize) -> io::Result<Self> {
+    /// Fresh objects: two channels of `channel_bytes` bytes, the small ones, and an arena of up to
+    /// `arena_bytes` bytes, of which none is taken yet.
+    pub fn create(channel_bytes: usize, arena_bytes: usize) -> io::Result<Self> {
+        let bell = SharedObject::create("ai_swarm-bell", pages::PAGE_BYTES)?;
+        bell.seal_seals()?;
         Ok(Self {
             down: SharedObject::create("ai_swarm-down", channel_bytes)?,
             up: SharedObject::create("ai_swarm-up", channel_bytes)?,
             sup_page: SharedObject::create("ai_swarm-sup", pages::PAGE_BYTES)?,
-            agent_page: SharedObject::create("ai_swarm-agent", pages::PAGE_BYTES)?,
+            desk: SharedObject::create("ai_swarm-desk", pages::DESK_BYTES)?,
+            bell,
+            arena: SharedObject::create_sparse("ai_swarm-arena", arena_bytes)?,
         })
     }
 
-    /// Maps the supervisor's ends and seals what it writes.
-    pub fn supervisor_link(&self) -> io::Result<SupervisorLink> {
+    /// Maps the supervisor's ends and seals what it writes. `store` holds its large payloads, in which this
+    /// member is reader number `reader`.
+    pub fn supervisor_link(&self, store: Store, reader: u16) -> io::Result<SupervisorLink> {
         let down = self.down.map(Access::Write)?;
+        // Where the host gives huge pages to shared memory and the channel is large enough; else nothing changes.
+        let _ = down.advise_huge();
         let sup_page = self.sup_page.map(Access::Write)?;
         self.down.seal_writes()?;
         self.sup_page.seal_writes()?;
-        let (up, agent_page) = (self.up.map(Access::Read)?, self.agent_page.map(Access::Read)?);
+        let (up, desk) = (self.up.map(Access::Read)?, self.desk.map(Access::Read)?);
+        let bell = self.bell.map(Access::Write)?;
+        let down =
+            ChannelMemory { slots: down, first_slot: 0, heads: desk.clone(), first_head: pages::HEADS };
+        let up =
+            ChannelMemory { slots: up, first_slot: 0, heads: sup_page.clone(), first_head: pages::HEADS };
         Ok(SupervisorLink {
-            outbox: LaneSender::new(&down, &agent_page),
-            inbox: LaneReceiver::new(&up, &sup_page),
-            bell: AgentBell::new(
-                (agent_page.clone(), pages::AGENT_ASLEEP),
-                (sup_page.clone(), pages::SUP_BELL),
+            wire: Wire::new(
+                LaneSender::new(&down, Meter::private_sender()),
+                LaneReceiver::new(&up, Meter::private_receiver()),
+                store,
+                reader,
+                Shelf::new(self.arena.duplicate()?),
             ),
+            bell: AgentBell::new((desk.clone(), pages::DESK_ASLEEP), (bell, pages::BELL)),
+            far_sent: Meter::sender(desk.clone(), pages::DESK_SENT),
+            far_received: Meter::receiver(desk.clone(), pages::DESK_RECEIVED),
             sup_page,
-            agent_page,
-            buffer: Vec::with_capacity(4096),
+            desk,
         })
     }
 
-    /// What the child must inherit.
-    pub fn descriptors<'a>(
-        &'a self,
-        hub: &'a SharedObject,
-        hub_event: BorrowedFd<'a>,
-    ) -> (LinkDescriptors, Vec<BorrowedFd<'a>>) {
-        let fds = vec![
+    /// What the other side must get, and under which numbers a child that inherits it finds it.
+    pub fn descriptors<'a>(&'a self, hub: &HubObjects<'a>) -> (LinkNumbers, Vec<BorrowedFd<'a>>) {
+        let fds: [BorrowedFd<'a>; LINK_FDS] = [
             self.down.as_fd(),
             self.up.as_fd(),
             self.sup_page.as_fd(),
-            self.agent_page.as_fd(),
-            hub.as_fd(),
-            hub_event,
+            self.desk.as_fd(),
+            self.bell.as_fd(),
+            self.arena.as_fd(),
+            hub.page.as_fd(),
+            hub.arena.as_fd(),
+            hub.event,
         ];
-        let number = |at: usize| fds[at].as_raw_fd();
-        let descriptors = LinkDescriptors {
-            down: number(0),
-            up: number(1),
-            sup_page: number(2),
-            agent_page: number(3),
-            hub: number(4),
-            hub_event: number(5),
+        let numbers = LinkNumbers {
+            fds: fds.map(|fd| fd.as_raw_fd()),
             channel_bytes: self.down.bytes(),
+            arena_bytes: self.arena.bytes(),
+            hub_arena_bytes: hub.arena.bytes(),
         };
-        (descriptors, fds)
+        (numbers, fds.to_vec())
     }
+
+    /// What peers of this member need: its desk, its bell, its arena. Read-only but for the bell.
+    pub fn contact(&self) -> io::Result<Contact> {
+        Ok(Contact {
+            desk: self.desk.read_only()?,
+            bell: self.bell.duplicate()?,
+            arena: self.arena.read_only()?,
+        })
+    }
+}
+
+/// What peers of a member need to talk to it.
+#[derive(Debug)]
+pub struct Contact {
+    /// Says whether it sleeps; read-only.
+    pub desk: SharedObject,
+    /// Wakes it; writable for everybody, a hint only.
+    pub bell: SharedObject,
+    /// Its large payloads; read-only.
+    pub arena: SharedObject,
 }
 
 /// The supervisor's ends.
 #[derive(Debug)]
 pub struct SupervisorLink {
-    outbox: LaneSender,
-    inbox: LaneReceiver,
+    wire: Wire,
     bell: AgentBell,
+    far_sent: Meter,
+    far_received: Meter,
     sup_page: Arc<Words>,
-    agent_page: Arc<Words>,
-    buffer: Vec<u8>,
+    desk: Arc<Words>,
 }
 
 impl SupervisorLink {
-    /// Writes a message; the agent hears of it at [`ring`](Self::ring).
+    /// Writes a message; the other side hears of it at [`ring`](Self::ring).
     #[inline]
-    pub fn send(&mut self, lane: Lane, message: &ToAgent<'_>) -> Result<(), PushError> {
-        let kind = message.encode(&mut self.buffer);
-        self.outbox.try_push(lane, kind, &self.buffer)
+    pub fn send<M: Encode>(&mut self, lane: Lane, message: &M) -> Result<(), SendError> {
+        self.wire.send(lane, message)
     }
 
-    /// Bytes of payload that a message on this lane may have right now.
-    pub fn room(&mut self, lane: Lane) -> Result<usize, Corrupt> {
-        self.outbox.room(lane)
-    }
-
-    /// Wakes the agent if it sleeps. Once per turn.
-    pub fn ring(&self) -> bool {
+    /// Gives blocks back that were read, and wakes the other side if it sleeps. Once per turn.
+    pub fn ring(&mut self) -> bool {
+        // A corrupt channel is found by whoever reads or writes next.
+        let _ = self.wire.give_back();
         self.bell.ring()
     }
 
-    /// The next message of the agent.
+    /// The next message of the other side.
     #[inline]
-    pub fn receive(&mut self, message: &mut Message) -> Result<bool, Corrupt> {
-        self.inbox.try_pop(message)
+    pub fn receive(&mut self, message: &mut Message) -> Result<bool, ReceiveError> {
+        Ok(self.wire.receive(message)?.is_some())
     }
 
     /// Whether a message waits.
     pub fn is_ready(&self) -> bool {
-        self.inbox.is_ready()
+        self.wire.inbox.is_ready()
     }
 
-    /// Tells the agent to give `task` up if it runs right now. Send [`ToAgent::Cancel`] first: that
-    /// covers the case that it has not begun.
+    /// Whether blocks wait to be given back.
+    pub fn owes_blocks(&self) -> bool {
+        !self.wire.returns.is_empty()
+    }
+
+    /// Tells the agent to give `task` up if it runs right now. Send [`ToAgent::Cancel`](super::ToAgent::Cancel)
+    /// first: that covers the case that it has not begun.
     pub fn cancel_running(&self, task: TaskId, attempt: Attempt) {
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if self.running() == Some(task) {
             self.sup_page.word(pages::SUP_CANCEL).store(cancel_word(task, attempt), Ordering::Release);
         }
     }
 
-    /// Says whether the agent has its core for itself.
+    /// Says whether the member has its core for itself.
     pub fn set_shared_core(&self, shared: bool) {
         self.sup_page.word(pages::SUP_SHARED_CORE).store(u64::from(shared), Ordering::Relaxed);
     }
 
     /// The agent's beat; it grows while the agent makes progress.
     pub fn beat(&self) -> u64 {
-        self.agent_page.word(pages::AGENT_BEAT).load(Ordering::Relaxed)
+        self.desk.word(pages::DESK_BEAT).load(Ordering::Relaxed)
     }
 
     /// The task that the agent says it runs. Advice: only the ledger knows.
     pub fn running(&self) -> Option<TaskId> {
-        match self.agent_page.word(pages::AGENT_TASK).load(Ordering::Relaxed) {
+        match self.desk.word(pages::DESK_TASK).load(Ordering::Relaxed) {
             0 => None,
             id => Some(TaskId(id)),
         }
     }
 
-    /// Messages sent and received.
-    pub fn counts(&self) -> (LaneCounts, LaneCounts) {
-        (self.outbox.counts(), self.inbox.counts())
+    /// The other side's arena, as it last said, once it has any memory.
+    pub fn arena_usage(&self) -> Option<ArenaUsage> {
+        read_usage(&self.desk, pages::DESK_ARENA).filter(|usage| usage.committed > 0)
     }
 
-    /// Slots sent and not yet taken, per lane.
-    pub fn depths(&self) -> [u64; 3] {
-        self.outbox.depths()
+    /// Numbers of both channels, ours exact, the other side's as it last published them.
+    pub fn traffic(&self) -> LinkTraffic {
+        LinkTraffic {
+            down: ChannelTraffic {
+                sent: self.wire.outbox.counts(),
+                received: Lane::ALL.map(|lane| self.far_received.read(lane as usize)),
+                depths: self.wire.outbox.depths(),
+                latencies: Lane::ALL.map(|lane| self.far_received.latencies(lane as usize)),
+            },
+            up: ChannelTraffic {
+                sent: Lane::ALL.map(|lane| self.far_sent.read(lane as usize)),
+                received: self.wire.inbox.counts(),
+                depths: [0; LANES],
+                latencies: self.wire.inbox.latencies(),
+            },
+        }
     }
 }
 
-/// The agent's ends.
+/// Numbers of one directed channel.
+#[derive(Clone, Debug, Default)]
+pub struct ChannelTraffic {
+    /// As the sending end counts.
+    pub sent: [LaneCount; LANES],
+    /// As the receiving end counts.
+    pub received: [LaneCount; LANES],
+    /// Slots on their way.
+    pub depths: [u64; LANES],
+    /// From sending to receiving.
+    pub latencies: [Latencies; LANES],
+}
+
+/// Numbers of both directions of a link.
+#[derive(Clone, Debug, Default)]
+pub struct LinkTraffic {
+    /// From the supervisor.
+    pub down: ChannelTraffic,
+    /// To the supervisor.
+    pub up: ChannelTraffic,
+}
+
+/// The other side's ends: an agent's or a client's.
 #[derive(Debug)]
 pub struct AgentLink {
-    outbox: LaneSender,
-    inbox: LaneReceiver,
+    wire: Wire,
     sleeper: AgentSleeper,
     hub_bell: HubBell,
     sup_page: Arc<Words>,
-    agent_page: Arc<Words>,
-    buffer: Vec<u8>,
+    desk: Arc<Words>,
+    bell: Arc<Words>,
 }
 
+/// Number of the supervisor among the readers of a member's arena.
+pub const SUPERVISOR_READER: u16 = 1023;
+
 impl AgentLink {
-    /// Maps what was inherited and seals what the agent writes. Call once, right after the start.
-    pub fn adopt(descriptors: &LinkDescriptors) -> io::Result<Self> {
-        let object = |number, bytes| SharedObject::adopt(inherited(number)?, bytes);
-        let up_object = object(descriptors.up, descriptors.channel_bytes)?;
-        let agent_object = object(descriptors.agent_page, pages::PAGE_BYTES)?;
-        let (up, agent_page) = (up_object.map(Access::Write)?, agent_object.map(Access::Write)?);
-        up_object.seal_writes()?;
-        agent_object.seal_writes()?;
-        let down = object(descriptors.down, descriptors.channel_bytes)?.map(Access::Read)?;
-        let sup_page = object(descriptors.sup_page, pages::PAGE_BYTES)?.map(Access::Read)?;
-        let hub = object(descriptors.hub, pages::PAGE_BYTES)?.map(Access::Read)?;
+    /// Maps what was handed over and seals what this side writes. `owner` names this life of this process.
+    pub fn adopt(parts: LinkParts, owner: u64) -> io::Result<Self> {
+        let (up, desk) = (parts.up.map(Access::Write)?, parts.desk.map(Access::Write)?);
+        let _ = up.advise_huge();
+        parts.up.seal_writes()?;
+        parts.desk.seal_writes()?;
+        let down = parts.down.map(Access::Read)?;
+        let sup_page = parts.sup_page.map(Access::Read)?;
+        let hub = parts.hub.map(Access::Read)?;
+        let bell = parts.bell.map(Access::Write)?;
+        let store = Store::new(parts.arena, owner).shown_in(desk.clone(), pages::DESK_ARENA);
+        store.claim()?;
+        let up =
+            ChannelMemory { slots: up, first_slot: 0, heads: sup_page.clone(), first_head: pages::HEADS };
+        let down =
+            ChannelMemory { slots: down, first_slot: 0, heads: desk.clone(), first_head: pages::HEADS };
         Ok(Self {
-            outbox: LaneSender::new(&up, &sup_page),
-            inbox: LaneReceiver::new(&down, &agent_page),
-            sleeper: AgentSleeper::new(
-                (agent_page.clone(), pages::AGENT_ASLEEP),
-                (sup_page.clone(), pages::SUP_BELL),
+            wire: Wire::new(
+                LaneSender::new(&up, Meter::sender(desk.clone(), pages::DESK_SENT)),
+                LaneReceiver::new(&down, Meter::receiver(desk.clone(), pages::DESK_RECEIVED)),
+                store,
+                SUPERVISOR_READER,
+                Shelf::new(parts.hub_arena),
             ),
-            hub_bell: HubBell::new((hub, pages::HUB_ASLEEP), inherited(descriptors.hub_event)?),
+            sleeper: AgentSleeper::new((desk.clone(), pages::DESK_ASLEEP), (bell.clone(), pages::BELL)),
+            hub_bell: HubBell::new((hub, pages::HUB_ASLEEP), parts.hub_event),
             sup_page,
-            agent_page,
-            buffer: Vec::with_capacity(4096),
+            desk,
+            bell,
         })
     }
 
     /// Writes a message; the supervisor hears of it at [`ring`](Self::ring).
     #[inline]
-    pub fn send(&mut self, lane: Lane, message: &FromAgent<'_>) -> Result<(), PushError> {
-        let kind = message.encode(&mut self.buffer);
-        self.outbox.try_push(lane, kind, &self.buffer)
+    pub fn send<M: Encode>(&mut self, lane: Lane, message: &M) -> Result<(), SendError> {
+        self.wire.send(lane, message)
     }
 
-    /// Wakes the supervisor if it sleeps. Once per turn.
-    pub fn ring(&self) -> bool {
-        self.hub_bell.ring()
+    /// Gives blocks back that were read, and wakes the supervisor if it sleeps. Once per turn.
+    pub fn ring(&mut self) -> bool {
+        // A corrupt channel is found by whoever reads or writes next.
+        let _ = self.wire.give_back();
+        self.wire.take_unrung() && self.hub_bell.ring()
     }
 
     /// The next message of the supervisor.
     #[inline]
-    pub fn receive(&mut self, message: &mut Message) -> Result<bool, Corrupt> {
-        self.inbox.try_pop(message)
+    pub fn receive(&mut self, message: &mut Message) -> Result<bool, ReceiveError> {
+        Ok(self.wire.receive(message)?.is_some())
     }
 
     /// The next control message of the supervisor.
-    pub fn receive_control(&mut self, message: &mut Message) -> Result<bool, Corrupt> {
-        self.inbox.try_pop_control(message)
+    pub fn receive_control(&mut self, message: &mut Message) -> Result<bool, ReceiveError> {
+        self.wire.receive_control(message)
     }
 
     /// Whether a message waits.
     #[inline]
     pub fn is_ready(&self) -> bool {
-        self.inbox.is_ready()
+        self.wire.inbox.is_ready()
     }
 
-    /// Sleeps until a message comes or `timeout` passes.
-    pub fn sleep(&self, timeout: Duration) {
-        self.sleeper.sleep(timeout, || self.inbox.is_ready());
+    /// Sleeps until somebody rings or `timeout` passes, unless something is there already or `ready` says so.
+    pub fn sleep(&mut self, timeout: Duration, ready: impl FnOnce() -> bool) {
+        self.wire.outbox.publish();
+        self.sleeper.sleep(timeout, || self.wire.inbox.is_ready() || ready());
     }
 
     /// Whether somebody else runs on our core, so that spinning would hurt both.
@@ -255,7 +398,27 @@ impl AgentLink {
 
     /// The agent's own page, for its pulse.
     pub fn pulse(&self) -> LinkPulse {
-        LinkPulse { sup_page: self.sup_page.clone(), agent_page: self.agent_page.clone() }
+        LinkPulse { sup_page: self.sup_page.clone(), desk: self.desk.clone() }
+    }
+
+    /// The large payloads of this process, for its other channels.
+    pub fn store(&self) -> Store {
+        self.wire.store.clone()
+    }
+
+    /// The bell that wakes this process, for the hints about its lines.
+    pub fn bell(&self) -> Arc<Words> {
+        self.bell.clone()
+    }
+
+    /// The member's own desk.
+    pub fn desk(&self) -> Arc<Words> {
+        self.desk.clone()
+    }
+
+    /// What this end has counted: sent and received.
+    pub fn counts(&self) -> ([LaneCount; LANES], [LaneCount; LANES]) {
+        (self.wire.outbox.counts(), self.wire.inbox.counts())
     }
 }
 
@@ -269,24 +432,24 @@ fn cancel_word(task: TaskId, attempt: Attempt) -> u64 {
 #[derive(Clone, Debug)]
 pub struct LinkPulse {
     sup_page: Arc<Words>,
-    agent_page: Arc<Words>,
+    desk: Arc<Words>,
 }
 
 impl LinkPulse {
     /// Grows the beat.
     #[inline]
     pub fn beat(&self) {
-        let beat = self.agent_page.word(pages::AGENT_BEAT);
+        let beat = self.desk.word(pages::DESK_BEAT);
         beat.store(beat.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Announces the running task; `None` when it is done.
     pub fn announce(&self, task: Option<TaskId>, now_ns: u64) {
-        self.agent_page.word(pages::AGENT_TASK_SINCE).store(now_ns, Ordering::Relaxed);
-        self.agent_page.word(pages::AGENT_TASK).store(task.map_or(0, |task| task.0), Ordering::Release);
+        self.desk.word(pages::DESK_TASK_SINCE).store(now_ns, Ordering::Relaxed);
+        self.desk.word(pages::DESK_TASK).store(task.map_or(0, |task| task.0), Ordering::Release);
         if task.is_some() {
             // Pairs with the fence in `cancel_running`: it sees the task, or we see its message.
-            std::sync::atomic::fence(Ordering::SeqCst);
+            fence(Ordering::SeqCst);
         }
     }
 
@@ -300,33 +463,28 @@ impl LinkPulse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::OwnedFd;
+    use crate::messaging::envelope::{Run, Severity};
+    use crate::messaging::{FromAgent, ToAgent};
 
-    /// Duplicates descriptors as a child would inherit them.
-    fn handed_over(objects: &LinkObjects, hub: &SharedObject, event: &OwnedFd) -> LinkDescriptors {
-        let (_, fds) = objects.descriptors(hub, event.as_fd());
-        let copy = |at: usize| {
-            use std::os::fd::IntoRawFd;
-            fds[at].try_clone_to_owned().expect("dup").into_raw_fd()
-        };
-        LinkDescriptors {
-            down: copy(0),
-            up: copy(1),
-            sup_page: copy(2),
-            agent_page: copy(3),
-            hub: copy(4),
-            hub_event: copy(5),
-            channel_bytes: 65_536,
-        }
+    /// Both ends in one process, as if the descriptors had been handed over.
+    fn both_ends(arena_bytes: usize) -> (SupervisorLink, AgentLink) {
+        let objects = LinkObjects::create(65_536, arena_bytes).expect("objects");
+        let hub = SharedObject::create("hub", pages::PAGE_BYTES).expect("hub");
+        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).expect("eventfd");
+        let hub_arena = SharedObject::create_sparse("hub-arena", arena_bytes).expect("arena");
+        let store = Store::new(hub_arena.duplicate().expect("dup"), 7);
+        let supervisor = objects.supervisor_link(store, 3).expect("map");
+        let hub_arena = hub_arena.read_only().expect("reopened");
+        let (numbers, fds) =
+            objects.descriptors(&HubObjects { page: &hub, event: event.as_fd(), arena: &hub_arena });
+        let fds = fds.into_iter().map(|fd| fd.try_clone_to_owned().expect("dup")).collect();
+        let parts = numbers.received(fds).expect("nine of them");
+        (supervisor, AgentLink::adopt(parts, 9).expect("adopt"))
     }
 
     #[test]
     fn both_sides_talk_and_cancel_reaches_a_running_task() {
-        let objects = LinkObjects::create(65_536).expect("objects");
-        let hub = SharedObject::create("hub", pages::PAGE_BYTES).expect("hub");
-        let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).expect("eventfd");
-        let mut supervisor = objects.supervisor_link().expect("map");
-        let mut agent = AgentLink::adopt(&handed_over(&objects, &hub, &event)).expect("adopt");
+        let (mut supervisor, mut agent) = both_ends(1 << 20);
         let mut message = Message::default();
 
         supervisor.send(Lane::Normal, &ToAgent::Cancel(TaskId(4), Attempt(1))).expect("room");
@@ -350,5 +508,66 @@ mod tests {
         let before = supervisor.beat();
         pulse.beat();
         assert_eq!(supervisor.beat(), before + 1);
+
+        agent.sleep(Duration::ZERO, || true);
+        let traffic = supervisor.traffic();
+        assert_eq!((traffic.down.sent[1].messages, traffic.down.received[1].messages), (1, 1));
+        assert_eq!((traffic.up.sent[0].messages, traffic.up.received[0].messages), (1, 1));
+        assert_eq!(traffic.down.latencies[1].count(), 1, "the first message carries its time");
+    }
+
+    #[test]
+    fn payloads_beyond_the_slots_travel_in_blocks_and_come_back() {
+        let (mut supervisor, mut agent) = both_ends(1 << 20);
+        let mut message = Message::default();
+        let run = |body| {
+            ToAgent::Run(Run { task: TaskId(1), attempt: Attempt(1), kernel: 1, class: 1, level: 0, body })
+        };
+        let bodies: Vec<Vec<u8>> = [4096, 5000, 100_000].map(|n| (0..n).map(|i| i as u8).collect()).to_vec();
+        // Many times the arena: it only works if blocks come back.
+        for round in 0..40 {
+            let body = &bodies[round % bodies.len()];
+            supervisor.send(Lane::Normal, &run(body)).expect("room");
+            assert!(agent.receive(&mut message).expect("sound"));
+            assert_eq!(ToAgent::decode(message.kind, message.payload()), Ok(run(body)));
+            agent.ring();
+            let text = "x".repeat(body.len());
+            agent.send(Lane::Bulk, &FromAgent::Note { severity: Severity::Info, text: &text }).expect("room");
+            assert!(supervisor.receive(&mut message).expect("sound"));
+            let note = FromAgent::decode(message.kind, message.payload());
+            assert_eq!(note, Ok(FromAgent::Note { severity: Severity::Info, text: &text }));
+            supervisor.ring();
+            assert!(!agent.receive(&mut message).expect("sound"), "only blocks came back");
+        }
+        let huge = vec![0; 2 << 20];
+        assert!(matches!(supervisor.send(Lane::Normal, &run(&huge)), Err(SendError::TooLong(_))));
+        let half = vec![0; 600 << 10];
+        supervisor.send(Lane::Normal, &run(&half)).expect("room");
+        let full = supervisor.send(Lane::Normal, &run(&half));
+        assert!(matches!(full, Err(SendError::Full(_))), "an answer, not a wait: {full:?}");
+        assert!(agent.receive(&mut message).expect("sound"));
+        agent.ring();
+        assert!(!supervisor.receive(&mut message).expect("sound"));
+        supervisor.send(Lane::Normal, &run(&half)).expect("room again");
+        assert_eq!(
+            agent.counts().1[1].bytes,
+            supervisor.traffic().down.sent[1].bytes - half.len() as u64 - 24 - 15
+        );
+    }
+
+    #[test]
+    fn nonsense_about_blocks_is_an_error() {
+        let (mut supervisor, mut agent) = both_ends(1 << 20);
+        let mut message = Message::default();
+        agent
+            .wire
+            .outbox
+            .try_push_with(Lane::Normal, 67, crate::shm::ring::FLAG_BLOCK, &[0xFF; 30])
+            .expect("room");
+        assert!(matches!(supervisor.receive(&mut message), Err(ReceiveError::Block(_))));
+        let (mut supervisor, mut agent) = both_ends(1 << 20);
+        supervisor.wire.store.put(b"x", &[3]).expect("room");
+        agent.wire.outbox.try_push(Lane::Control, crate::messaging::store::RELEASE, &[9; 8]).expect("room");
+        assert!(matches!(supervisor.receive(&mut message), Err(ReceiveError::Release(_))));
     }
 }

@@ -1,0 +1,257 @@
+//! What each end of a channel counts, in words that its owner writes and the supervisor reads.
+//!
+//! ```text
+//!  sending end, 16 words a lane     receiving end, 128 words a lane
+//!    0 messages                       0 messages
+//!    1 bytes                          1 bytes
+//!    2 slots                          2 unused
+//!    3 found no room                  7 expired before it was read
+//!    4 dropped, oldest first         16 latency histogram, 104 buckets
+//!    5 dropped, newest first
+//!    6 dropped at the deadline
+//!    8 dropped, receiver gone
+//!    9 high-water mark, slots
+//! ```
+//! The ends count in their own memory and publish now and then (with every stamped message, when there is
+//! nothing to do, before a sleep), so that counting costs a message nothing. Whoever reads these words reads a
+//! stranger's input: they are shown, never believed.
+//!
+//! Latency comes from the time that every [`STAMP_EVERY`]th message of a lane carries. Buckets are a quarter of an
+//! octave wide, from 64 ns to 4 s: a percentile is right within an eighth.
+
+use crate::base::sync::Ordering;
+use crate::shm::Words;
+use std::sync::Arc;
+
+/// Lanes of a channel.
+pub const LANES: usize = 3;
+/// One in so many messages of a lane carries its time.
+pub const STAMP_EVERY: u64 = 16;
+/// Words of the sending end of a channel.
+pub const SENDER_WORDS: usize = LANES * SENDER_LANE;
+/// Words of the receiving end of a channel.
+pub const RECEIVER_WORDS: usize = LANES * RECEIVER_LANE;
+
+const SENDER_LANE: usize = 16;
+const RECEIVER_LANE: usize = 128;
+const FIRST_BUCKET: usize = 16;
+const BUCKETS: usize = 104;
+/// The first bucket ends above this power of two of nanoseconds.
+const FIRST_OCTAVE: u32 = 6;
+
+/// Numbers of one lane, as seen from one end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneCount {
+    /// Messages sent, or received.
+    pub messages: u64,
+    /// Their payload, bytes, blocks of an arena included.
+    pub bytes: u64,
+    /// Slots they took.
+    pub slots: u64,
+    /// Tries that found no room.
+    pub full: u64,
+    /// Given up, oldest first.
+    pub oldest: u64,
+    /// Given up, newest first.
+    pub newest: u64,
+    /// Given up when the deadline of the wait for room had come.
+    pub deadline: u64,
+    /// Read only after their deadline, and therefore not handled.
+    pub expired: u64,
+    /// Given up because the receiver is gone.
+    pub gone: u64,
+    /// Most slots seen waiting at once; looked at with every stamped message and before a sleep.
+    pub high_water: u64,
+}
+
+impl LaneCount {
+    fn words(&self) -> [u64; 10] {
+        let LaneCount { messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water } =
+            *self;
+        [messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water]
+    }
+
+    fn from_words(words: [u64; 10]) -> Self {
+        let [messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water] = words;
+        Self { messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water }
+    }
+
+    /// Every message that was given up, for whatever reason.
+    pub fn dropped(&self) -> u64 {
+        let reasons = [self.oldest, self.newest, self.deadline, self.expired, self.gone];
+        // May be a stranger's numbers.
+        reasons.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+/// Times from sending to receiving, ns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Latencies([u64; BUCKETS]);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self([0; BUCKETS])
+    }
+}
+
+fn bucket(ns: u64) -> usize {
+    let octave = ns.max(1).ilog2();
+    if octave < FIRST_OCTAVE {
+        return 0;
+    }
+    // The two bits below the leading one: a quarter of the octave.
+    let quarter = (ns >> (octave - 2)) & 3;
+    (((octave - FIRST_OCTAVE) * 4) as usize + quarter as usize).min(BUCKETS - 1)
+}
+
+/// The middle of a bucket, ns.
+fn middle(bucket: usize) -> f64 {
+    let low = (1u64 << (bucket / 4 + FIRST_OCTAVE as usize)) as f64;
+    let quarter = (bucket % 4) as f64;
+    low * (1.0 + (quarter + 0.5) / 4.0)
+}
+
+impl Latencies {
+    /// Counts one.
+    #[inline]
+    pub fn record(&mut self, ns: u64) {
+        self.0[bucket(ns)] += 1;
+    }
+
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.0.iter().fold(0, |sum, &count| sum.saturating_add(count))
+    }
+
+    /// The time that `share` of them stayed below, ns; `None` while there are none.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let total = self.count();
+        let mut left = (share * total.saturating_sub(1) as f64).round() as u64;
+        for (at, &count) in self.0.iter().enumerate() {
+            if left < count {
+                return Some(middle(at));
+            }
+            left -= count;
+        }
+        None
+    }
+
+    /// Mean, ns; `None` while there are none.
+    pub fn mean(&self) -> Option<f64> {
+        let total = self.count();
+        let sum: f64 = self.0.iter().enumerate().map(|(at, &count)| middle(at) * count as f64).sum();
+        (total > 0).then(|| sum / total as f64)
+    }
+}
+
+/// Where one end publishes what it counts.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    words: Arc<Words>,
+    first: usize,
+    lane_words: usize,
+}
+
+impl Meter {
+    /// A sending end's, in [`SENDER_WORDS`] words from `first`.
+    pub fn sender(words: Arc<Words>, first: usize) -> Self {
+        assert!(first + SENDER_WORDS <= words.len(), "meters outside the mapping");
+        Self { words, first, lane_words: SENDER_LANE }
+    }
+
+    /// A receiving end's, in [`RECEIVER_WORDS`] words from `first`.
+    pub fn receiver(words: Arc<Words>, first: usize) -> Self {
+        assert!(first + RECEIVER_WORDS <= words.len(), "meters outside the mapping");
+        Self { words, first, lane_words: RECEIVER_LANE }
+    }
+
+    /// A sending end's, for an end that nobody else looks at.
+    pub fn private_sender() -> Self {
+        Self::sender(Words::private(SENDER_WORDS), 0)
+    }
+
+    /// A receiving end's, for an end that nobody else looks at.
+    pub fn private_receiver() -> Self {
+        Self::receiver(Words::private(RECEIVER_WORDS), 0)
+    }
+
+    fn at(&self, lane: usize) -> usize {
+        self.first + lane * self.lane_words
+    }
+
+    /// Publishes a lane's numbers.
+    pub fn publish(&self, lane: usize, count: &LaneCount) {
+        let at = self.at(lane);
+        for (i, value) in count.words().into_iter().enumerate() {
+            self.words.word(at + i).store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts one latency; the owner of a receiving end only.
+    pub fn record_latency(&self, lane: usize, ns: u64) {
+        let word = self.words.word(self.at(lane) + FIRST_BUCKET + bucket(ns));
+        word.store(word.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// A lane's numbers as last published.
+    pub fn read(&self, lane: usize) -> LaneCount {
+        let at = self.at(lane);
+        LaneCount::from_words(std::array::from_fn(|i| self.words.word(at + i).load(Ordering::Relaxed)))
+    }
+
+    /// A lane's latencies; empty for a sending end.
+    pub fn latencies(&self, lane: usize) -> Latencies {
+        if self.lane_words != RECEIVER_LANE {
+            return Latencies::default();
+        }
+        let at = self.at(lane) + FIRST_BUCKET;
+        Latencies(std::array::from_fn(|i| self.words.word(at + i).load(Ordering::Relaxed)))
+    }
+}
+
+const _: () = assert!(FIRST_BUCKET + BUCKETS <= RECEIVER_LANE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_in_order_and_contain_their_middle() {
+        let mut last = 0;
+        for ns in (0..40).flat_map(|octave| (0..4).map(move |q| (1u64 << octave) + q * ((1 << octave) / 4))) {
+            let at = bucket(ns);
+            assert!(at >= last || ns < 64, "{ns}");
+            last = at.max(last);
+        }
+        for at in 0..BUCKETS {
+            assert_eq!(bucket(middle(at) as u64), at);
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn quantiles_are_right_within_a_tenth() {
+        let mut latencies = Latencies::default();
+        for ns in 100..=10_000 {
+            latencies.record(ns);
+        }
+        for (share, truth) in [(0.01, 199.0), (0.5, 5050.0), (0.99, 9901.0)] {
+            let found = latencies.quantile(share).expect("not empty");
+            assert!((found / truth - 1.0).abs() < 0.13, "{share}: {found} for {truth}");
+        }
+        assert_eq!(Latencies::default().quantile(0.5), None);
+    }
+
+    #[test]
+    fn what_an_end_publishes_is_what_is_read() {
+        let words = Words::private(SENDER_WORDS + RECEIVER_WORDS);
+        let (sender, receiver) = (Meter::sender(words.clone(), 0), Meter::receiver(words, SENDER_WORDS));
+        let count = LaneCount { messages: 3, bytes: 99, high_water: 7, ..LaneCount::default() };
+        sender.publish(2, &count);
+        receiver.record_latency(1, 1000);
+        assert_eq!(sender.read(2), count);
+        assert_eq!(sender.read(1), LaneCount::default());
+        assert_eq!(receiver.latencies(1).count(), 1);
+        assert_eq!(receiver.latencies(2).count() + sender.latencies(0).count(), 0);
+    }
+}
