@@ -26,8 +26,10 @@ fn has_levels(kernel: KernelId) -> bool {
     kernels::spec(kernel).levels && !matches!(kernel, KernelId::Fft | KernelId::Ifft)
 }
 
-/// Longest result or error that travels back.
-const ANSWER_BYTES: usize = 12_000;
+/// Longest result that travels back; the supervisor keeps it as long as the task.
+const RESULT_BYTES: usize = 1 << 20;
+/// Longest error; it is read by people.
+const ERROR_BYTES: usize = 12_000;
 
 #[derive(Debug, Default)]
 pub(super) struct ComputeAgent {
@@ -184,9 +186,9 @@ impl ComputeAgent {
         let (verdict, level, flops, bytes, body) = match outcome {
             Ok((outcome, level)) => {
                 let result = outcome.result.map_or_else(Vec::new, |result| result.to_string().into_bytes());
-                if result.len() > ANSWER_BYTES {
+                if result.len() > RESULT_BYTES {
                     let words =
-                        format!("the result has {} bytes, at most {ANSWER_BYTES} travel", result.len());
+                        format!("the result has {} bytes, at most {RESULT_BYTES} travel", result.len());
                     (Verdict::Wrong, level, 0.0, 0.0, words.into_bytes())
                 } else {
                     (Verdict::Succeeded, level, outcome.flops, outcome.bytes, result)
@@ -194,7 +196,7 @@ impl ComputeAgent {
             }
             Err(Failure(verdict, words)) => {
                 let mut words = words.into_bytes();
-                words.truncate(ANSWER_BYTES);
+                words.truncate(ERROR_BYTES);
                 (verdict, Level::Scalar, 0.0, 0.0, words)
             }
         };

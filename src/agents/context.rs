@@ -1,19 +1,30 @@
 //! All that an agent may touch: its outbox, the board, its pulse and its settings.
 
 use crate::base::clock::Nanos;
-use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
+use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation, TaskId};
+use crate::messaging::attach::MemberTalk;
 use crate::messaging::envelope::{Done, Request, Severity};
-use crate::messaging::link::{AgentLink, LinkDescriptors, LinkPulse};
+use crate::messaging::lanes::INLINE_MAX;
+use crate::messaging::link::{AgentLink, LinkNumbers, LinkPulse};
+use crate::messaging::port::{Mail, Port, What};
+use crate::messaging::store::COPIED_MAX;
+use crate::messaging::wire::SendError;
 use crate::messaging::{FromAgent, Lane, ToAgent};
 use crate::os::clock;
 use crate::shm::board::Board;
-use crate::shm::ring::{Message, PushError};
+use crate::shm::ring::Message;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Time without ringing after which a finished task is announced at once and not with the next ones.
 const RING_AFTER: Duration = Duration::from_micros(10);
+
+/// Messages of other members that are handled before the agent looks at its tasks again.
+const MAIL_PER_TURN: usize = 256;
+
+/// And bytes of them.
+const MAIL_BYTES_PER_TURN: usize = 4 << 20;
 
 /// What the supervisor hands to a fresh agent process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,7 +40,11 @@ pub struct AgentStart {
     /// Core to be pinned to.
     pub core: Option<usize>,
     /// The channels.
-    pub link: LinkDescriptors,
+    pub link: LinkNumbers,
+    /// The socket on which the supervisor hands out lines to other members.
+    pub socket: i32,
+    /// Names this life of this agent in what it writes.
+    pub owner: u64,
     /// The board's name under /dev/shm.
     pub board: String,
     /// Agents that have a place there.
@@ -76,6 +91,10 @@ pub struct Settings {
 /// The agent's surroundings.
 pub struct Context {
     pub(super) link: AgentLink,
+    /// Lines to other members, once there are any.
+    port: Option<Port>,
+    talk: Option<MemberTalk>,
+    mail: Mail,
     /// Latest values of the whole swarm.
     pub board: Board,
     /// What the agent was started with.
@@ -91,12 +110,15 @@ pub struct Context {
 }
 
 impl Context {
-    pub(super) fn new(link: AgentLink, board: Board, start: AgentStart) -> Self {
+    pub(super) fn new(link: AgentLink, talk: MemberTalk, board: Board, start: AgentStart) -> Self {
         let pulse = link.pulse();
         let control = Message::default();
         let (cancelled, last_ring) = (Vec::new(), Nanos(0));
         Self {
             link,
+            port: None,
+            talk: Some(talk),
+            mail: Mail::default(),
             board,
             start,
             pulse,
@@ -172,10 +194,80 @@ impl Context {
             match ToAgent::decode(message.kind, message.payload()) {
                 Ok(ToAgent::Cancel(task, attempt)) => self.note_cancelled(task, attempt),
                 Ok(ToAgent::Stop) => self.stopping = true,
+                Ok(ToAgent::News) => self.hear_news(),
                 _ => {}
             }
         }
         self.control = message;
+    }
+
+    /// Lines to other members: connect, send, publish, subscribe. What comes goes to the agent's
+    /// [`on_request`](super::Agent::on_request) and [`on_mail`](super::Agent::on_mail).
+    pub fn port(&mut self) -> &mut Port {
+        let link = &self.link;
+        let talk = &mut self.talk;
+        self.port.get_or_insert_with(|| Port::new(link, talk.take().expect("there until the port is made")))
+    }
+
+    /// The supervisor said something over the socket.
+    pub(super) fn hear_news(&mut self) {
+        if let Err(error) = self.port().hear() {
+            tracing::error!(%error, "lines to other members are lost");
+        }
+    }
+
+    /// Takes messages of other members. Returns how many.
+    pub(super) fn serve_port(&mut self, agent: &mut dyn super::Agent) -> usize {
+        if self.port.is_none() {
+            return 0;
+        }
+        let mut mail = std::mem::take(&mut self.mail);
+        let (mut served, mut bytes) = (0, 0);
+        while served < MAIL_PER_TURN && bytes < MAIL_BYTES_PER_TURN && self.port().try_receive(&mut mail) {
+            served += 1;
+            bytes += mail.len();
+            self.beat();
+            match mail.what {
+                What::Request { .. } if mail.len() as u64 > COPIED_MAX => {}
+                What::Request { correlation, .. } => {
+                    let answer = agent.on_request(&mail, self);
+                    // Half of the arena is for results: who never gives replies back must not stop the tasks.
+                    if answer.len() > INLINE_MAX / 2 && !self.link.store().has_half_left(answer.len()) {
+                        continue;
+                    }
+                    // Nobody waits for ever: a reply that finds no room is one that came too late.
+                    let _ = self.port().reply(mail.from, mail.lane, correlation, &answer);
+                }
+                _ => agent.on_mail(&mail, self),
+            }
+        }
+        mail.parcel = None;
+        self.mail = mail;
+        self.port().flush();
+        served
+    }
+
+    /// Whether a message of another member waits.
+    pub(super) fn has_mail(&self) -> bool {
+        self.port.as_ref().is_some_and(Port::is_ready)
+    }
+
+    /// Sleeps until somebody rings or `timeout` passes, unless something is there already.
+    pub(super) fn sleep(&mut self, timeout: Duration) {
+        if let Some(port) = &mut self.port {
+            port.tidy();
+        }
+        let port = &self.port;
+        self.link.sleep(timeout, || port.as_ref().is_some_and(Port::is_ready));
+    }
+
+    /// What this agent says of itself when another member asks.
+    pub fn describe(&self) -> serde_json::Value {
+        serde_json::json!({
+            "id": self.start.id, "kind": AgentKind::from_code(self.start.kind).map(AgentKind::name),
+            "incarnation": self.start.incarnation, "pid": std::process::id(), "core": self.start.core,
+            "tasks": self.tasks, "failures": self.failures,
+        })
     }
 
     /// Writes a line of the event log: a stable word for the kind, then the text. Dropped when the
@@ -196,7 +288,7 @@ impl Context {
         loop {
             match self.link.send(lane, message) {
                 Ok(()) => return,
-                Err(PushError::Full) => {
+                Err(SendError::Full(_)) => {
                     self.link.ring();
                     self.beat();
                     std::thread::yield_now();

@@ -22,6 +22,7 @@ pub use context::{AgentStart, Context, Settings};
 use crate::base::clock::Nanos;
 use crate::base::ids::AgentKind;
 use crate::messaging::ToAgent;
+use crate::messaging::port::Mail;
 
 /// The duty cycle of an agent. All calls come from one thread, one at a time.
 pub trait Agent {
@@ -33,6 +34,20 @@ pub trait Agent {
 
     /// A message of the supervisor.
     fn on_message(&mut self, message: &ToAgent<'_>, context: &mut Context);
+
+    /// A message or a topic of another member.
+    fn on_mail(&mut self, mail: &Mail, _context: &mut Context) {
+        tracing::debug!(bytes = mail.len(), "a message that nobody here waits for");
+    }
+
+    /// A request of another member; what is returned is the reply. `status` is answered with what the agent
+    /// says of itself, everything else with itself.
+    fn on_request(&mut self, mail: &Mail, context: &mut Context) -> Vec<u8> {
+        match mail.payload() {
+            b"status" => context.describe().to_string().into_bytes(),
+            _ => mail.to_vec(),
+        }
+    }
 
     /// Whatever is due by itself. Returns how much was done; 0 lets the agent rest.
     fn do_work(&mut self, _context: &mut Context) -> usize {

@@ -3,6 +3,7 @@
 use super::{AgentStart, Context, agent};
 use crate::base::clock::Nanos;
 use crate::base::ids::AgentKind;
+use crate::messaging::attach::MemberTalk;
 use crate::messaging::link::AgentLink;
 use crate::messaging::{FromAgent, Lane, ToAgent};
 use crate::os::{affinity, clock, process};
@@ -38,7 +39,9 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
     let start: AgentStart = serde_json::from_str(&text).context("start message")?;
     let kind = AgentKind::from_code(start.kind).context("unknown kind of agent")?;
     crate::cli::log::init_agent(&start.log_filter, start.log_json);
-    let link = AgentLink::adopt(&start.link).context("channels")?;
+    let link =
+        AgentLink::adopt(start.link.inherited().context("channels")?, start.owner).context("channels")?;
+    let talk = MemberTalk::new(process::inherited(start.socket).context("socket")?);
     let board = Board::open(&start.board, start.board_slots).context("board")?;
     let pinned = start.core.filter(|&core| affinity::pin_current_thread(core));
     let span = tracing::info_span!("agent", id = %start.id, incarnation = start.incarnation);
@@ -46,7 +49,7 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
     tracing::debug!(core = ?pinned, "agent starts");
 
     let mut agent = agent(kind, &start.settings);
-    let mut context = Context::new(link, board, start);
+    let mut context = Context::new(link, talk, board, start);
     context.board.publish_life(context.slot(), None, 0, 0);
     agent.on_start(&mut context)?;
     context
@@ -67,9 +70,11 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
             match ToAgent::decode(message.kind, message.payload())? {
                 ToAgent::Stop => context.stopping = true,
                 ToAgent::Optimize => agent.optimize(&mut context),
+                ToAgent::News => context.hear_news(),
                 other => agent.on_message(&other, &mut context),
             }
         }
+        work += context.serve_port(agent.as_mut());
         work += agent.do_work(&mut context);
         context.beat();
         context.link.ring();
@@ -77,7 +82,7 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
             if context.stopping {
                 break;
             }
-            if !patience.rest(&context.link, agent.next_due()) {
+            if !patience.rest(&mut context, agent.next_due()) {
                 agent.on_rest();
             }
         }
@@ -132,23 +137,24 @@ impl Patience {
     }
 
     /// Waits for a message or for `due`. Returns whether a message came.
-    fn rest(&mut self, link: &AgentLink, due: Option<Nanos>) -> bool {
+    fn rest(&mut self, context: &mut Context, due: Option<Nanos>) -> bool {
         let began = clock::now();
         let until_due = due.map_or(LONGEST_SLEEP, |due| due.since(began));
-        if link.is_core_shared() {
+        let is_ready = |context: &Context| context.link.is_ready() || context.has_mail();
+        if context.link.is_core_shared() {
             for _ in 0..2 {
                 std::thread::yield_now();
-                if link.is_ready() {
+                if is_ready(context) {
                     return true;
                 }
             }
-        } else if spin_until(began, self.spin().min(until_due), || link.is_ready()) {
+        } else if spin_until(began, self.spin().min(until_due), || is_ready(context)) {
             self.learn(clock::now().since(began));
             return true;
         }
         let elapsed = clock::now().since(began);
-        link.sleep(until_due.min(LONGEST_SLEEP).saturating_sub(elapsed));
-        let came = link.is_ready();
+        context.sleep(until_due.min(LONGEST_SLEEP).saturating_sub(elapsed));
+        let came = is_ready(context);
         let waited = clock::now().since(began);
         // Nothing came in all this time: at least that long a gap.
         self.learn(if came { waited } else { waited.max(LONGEST_SLEEP) });

@@ -2,6 +2,7 @@
 
 use super::{Agent, Context, Settings};
 use crate::base::clock::Nanos;
+use crate::base::words::things;
 use crate::messaging::ToAgent;
 use crate::messaging::envelope::Severity;
 use crate::os::clock;
@@ -60,10 +61,10 @@ impl ThermalAgent {
         if limited != self.cap {
             let text = match (limited, hottest) {
                 (Some(allowed), Some(celsius)) => {
-                    format!("{celsius:.1} °C: {allowed} of {} compute agents may run", cap.agents)
+                    format!("{celsius:.1} °C: {allowed} of {} may run", things(cap.agents, "compute agent"))
                 }
                 (Some(allowed), None) => {
-                    format!("no temperature: {allowed} of {} compute agents may run", cap.agents)
+                    format!("no temperature: {allowed} of {} may run", things(cap.agents, "compute agent"))
                 }
                 (None, _) => "cool again: all compute agents may run".to_owned(),
             };

@@ -96,6 +96,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("agents.learning", "The agent that learns where tasks run best."),
     ("tasks", "How tasks wait, travel, time out and are tried again."),
     ("balancer", "Which agent gets a task."),
+    ("messaging", "Memory for what processes say to each other."),
     ("telemetry", "Logs and what is kept of them."),
     ("gateway", "HTTP API, metrics and dashboard, in a process of their own."),
     ("security", "No keys in this version; an empty section is allowed."),
@@ -221,8 +222,8 @@ pub const KEYS: &[Key] = &[
     key(
         "agents.optimization.budget_percent",
         from(0.0, 100.0, "percent"),
-        "5.0",
-        "Share of one idle core that tuning may spend.",
+        "0.2",
+        "Share of one idle core that tuning may spend. `agent optimize` tunes at once, whatever this says.",
     ),
     key(
         "agents.thermal.count",
@@ -344,6 +345,12 @@ pub const KEYS: &[Key] = &[
         Kind::Word(&["round_robin", "least_loaded", "ect"]),
         "null",
         "Placement rule; `ect` is expected completion time. null: ect, or round_robin when load_balancing is false.",
+    ),
+    key(
+        "messaging.arena_bytes",
+        Kind::Integer { min: 1 << 20, max: 1 << 40, step: 4096, unit: "bytes" },
+        "4294967296",
+        "Most memory of one process for payloads that do not fit into a channel's slots. Taken in pieces when needed.",
     ),
     key(
         "telemetry.log_file_max_bytes",

@@ -39,7 +39,7 @@ pub use sections::{
     ThermalConfig, Thresholds,
 };
 use source::{Content, Entry, Node, Place};
-pub use text::{ExplainRow, ShowRow, explain, explain_text, show, show_text};
+pub use text::{ExplainRow, ShowRow, explain, explain_text, is_within, show, show_text};
 
 /// The file that is read when none is named.
 pub const DEFAULT_FILE: &str = "./swarm_config.json";
@@ -331,6 +331,17 @@ impl Check<'_> {
     }
 }
 
+/// The known key or section that is most like this path.
+pub fn nearest_path(unknown: &str) -> &'static str {
+    let unknown = unknown.to_ascii_lowercase().replace('-', "_");
+    let score = |path: &str| {
+        let leaf = path.rsplit('.').next().unwrap_or(path);
+        likeness(&unknown, path).max(likeness(&unknown, leaf) - 0.05)
+    };
+    let paths = KEYS.iter().map(|key| key.path).chain(SECTIONS.iter().map(|(path, _)| *path));
+    paths.max_by(|a, b| score(a).total_cmp(&score(b))).unwrap_or("")
+}
+
 /// A hint that always names the nearest known key, here or in another section.
 fn nearest(section: &str, unknown: &str) -> String {
     let here = keys::children(section);
@@ -576,6 +587,21 @@ mod tests {
         assert_eq!(warnings.len(), 3, "{warnings:?}");
         assert!(warnings[0].contains("names cpu 7, this host has 0-1: these are left out"));
         assert!(warnings[1].contains("agents.fault.cores") && warnings[1].contains("ignored"));
+    }
+
+    #[test]
+    fn the_nearest_path_is_found_with_and_without_its_section() {
+        for (unknown, near) in [
+            ("max_agent", "max_agents"),
+            ("MAX-AGENTS", "max_agents"),
+            ("hang_after", "agents.fault.hang_after_s"),
+            ("agent.fault.hang_after_s", "agents.fault.hang_after_s"),
+            ("balanser", "balancer"),
+            ("thresholds.cpu_critical", "performance_thresholds.cpu_critical"),
+        ] {
+            assert_eq!(nearest_path(unknown), near, "{unknown}");
+        }
+        assert!(!nearest_path("").is_empty());
     }
 
     #[test]

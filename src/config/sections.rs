@@ -37,6 +37,8 @@ pub struct SwarmConfig {
     pub balancer: BalancerConfig,
     /// Logs.
     pub telemetry: TelemetryConfig,
+    /// Channels and arenas.
+    pub messaging: MessagingConfig,
     /// HTTP API, metrics, dashboard.
     pub gateway: GatewayConfig,
     /// The values as written, with where each came from.
@@ -243,6 +245,13 @@ pub struct TelemetryConfig {
     pub log_file_max_bytes: u64,
 }
 
+/// Channels and arenas.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MessagingConfig {
+    /// Most memory of one process for large payloads, bytes.
+    pub arena_bytes: usize,
+}
+
 /// The gateway.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GatewayConfig {
@@ -326,6 +335,7 @@ impl SwarmConfig {
                     None => Policy::RoundRobin,
                 },
             },
+            messaging: MessagingConfig { arena_bytes: v.size("messaging.arena_bytes") },
             telemetry: TelemetryConfig { log_file_max_bytes: v.integer("telemetry.log_file_max_bytes") },
             gateway: GatewayConfig { enabled: v.switch("gateway.enabled") },
             values,

@@ -58,13 +58,14 @@ pub fn show(config: &SwarmConfig) -> Vec<ShowRow> {
     .collect()
 }
 
+/// Whether a path is this key, or stands in this section.
+pub fn is_within(path: &str, key_or_section: &str) -> bool {
+    path.strip_prefix(key_or_section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// [`explain`] for a terminal of `width` columns. `filter` is a key or a section; `None` when nothing matches it.
 pub fn explain_text(filter: Option<&str>, width: usize) -> Option<String> {
-    let wanted = |path: &str| {
-        filter.is_none_or(|filter| {
-            path == filter || path.strip_prefix(filter).is_some_and(|rest| rest.starts_with('.'))
-        })
-    };
+    let wanted = |path: &str| filter.is_none_or(|filter| is_within(path, filter));
     let mut text = String::new();
     let mut section = None;
     for key in KEYS.iter().filter(|key| wanted(key.path)) {

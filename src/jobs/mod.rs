@@ -22,9 +22,9 @@ use std::time::Duration;
 const FIELDS: [&str; 10] =
     ["id", "kernel", "inputs", "output", "params", "priority", "timeout_s", "retries", "after", "backend"];
 /// Longest name of a task.
-const NAME_BYTES: usize = 200;
+pub const NAME_BYTES: usize = 200;
 /// Most retries.
-const RETRIES_MAX: u64 = 1000;
+pub const RETRIES_MAX: u64 = 1000;
 
 /// What a task gets when it does not say.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,10 @@ pub fn parse_file(path: &Path, defaults: &Defaults) -> Result<Tasks, JobError> {
 /// Reads the text of a job file; `name` stands in messages.
 pub fn parse_text(text: &str, name: &str, base: &Path, defaults: &Defaults) -> Result<Tasks, JobError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.trim().is_empty() {
+        // JSON Lines without a line.
+        return Ok(Vec::new());
+    }
     match serde_json::from_str::<Value>(text) {
         Ok(Value::Object(object)) if object.contains_key("kernel") && !object.contains_key("tasks") => {
             Ok(vec![parse_task(&Value::Object(object), 1, base, defaults)])
@@ -89,12 +93,7 @@ pub fn parse_text(text: &str, name: &str, base: &Path, defaults: &Defaults) -> R
                 Ok(parse_lines(text, name, base, defaults))
             } else {
                 let place = format!("{name}:{}:{}", error.line(), error.column());
-                let words = if text.trim().is_empty() {
-                    "is empty; {\"tasks\": [...]} or one task a line is needed".to_owned()
-                } else {
-                    format!("not valid JSON: {}", words_only(&error))
-                };
-                Err(JobError::Syntax { place, words })
+                Err(JobError::Syntax { place, words: format!("not valid JSON: {}", words_only(&error)) })
             }
         }
     }
@@ -444,10 +443,17 @@ mod tests {
     }
 
     #[test]
+    fn a_job_may_have_no_tasks() {
+        for text in ["", " \n\n", "\u{feff}", "{\"tasks\": []}"] {
+            let tasks = parse_text(text, "job.json", Path::new("/"), &DEFAULTS).expect(text);
+            assert!(tasks.is_empty(), "{text:?}");
+        }
+    }
+
+    #[test]
     fn a_job_that_is_wrong_as_a_whole_says_where() {
         for (text, words) in [
             ("{\"tasks\": [}", "job.json:1:12: not valid JSON"),
-            ("", "is empty"),
             ("[]", "job.json: found an array, needs an object"),
             ("{\"task\": []}", "unknown key `task`"),
             ("{\"tasks\": 3}", "`tasks` is a number"),

@@ -11,6 +11,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Something asked of the supervisor.
 pub enum Action {
@@ -64,6 +65,22 @@ pub enum Action {
     },
     /// Kill an agent now, as a demonstration; the death is timed from here.
     KillAgent(String),
+    /// Deliver a message to one member of the swarm.
+    SendMessage {
+        /// Its id.
+        to: String,
+        /// The message, any bytes.
+        payload: Vec<u8>,
+        /// A reply is wanted, within this time.
+        request: Option<Duration>,
+    },
+    /// Deliver a message to every member, or to every subscriber of a topic.
+    BroadcastMessage {
+        /// Only to its subscribers.
+        topic: Option<String>,
+        /// The message, any bytes.
+        payload: Vec<u8>,
+    },
     /// End the swarm.
     Stop,
 }
@@ -98,6 +115,15 @@ pub enum Reply {
     Events(Vec<Event>),
     /// The report.
     Report(Box<ReportView>),
+    /// To [`Action::SendMessage`] and [`Action::BroadcastMessage`].
+    Sent {
+        /// Members that have it.
+        delivered: usize,
+        /// What came back, when a reply was wanted and came in time.
+        reply: Option<Vec<u8>>,
+        /// From handing it over to the reply, microseconds.
+        latency_us: Option<f64>,
+    },
     /// Done, nothing to say.
     Done,
     /// Not done.
@@ -271,19 +297,138 @@ pub struct Percentiles {
     pub mean: f64,
 }
 
-/// Traffic of one direction of one channel.
+/// One direction of one channel.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ChannelView {
     /// Who sends.
     pub from: String,
     /// Who receives.
     pub to: String,
-    /// Messages on the control, normal and bulk lane.
-    pub messages: [u64; 3],
-    /// Payload bytes on them.
-    pub bytes: [u64; 3],
-    /// Messages that found no room.
-    pub full: [u64; 3],
+    /// `open` or `closed`.
+    pub state: String,
+    /// Why it was closed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub closed_because: Option<String>,
+    /// Its lanes, first the one that is served first.
+    pub lanes: Vec<LaneView>,
+}
+
+/// One lane of a channel. What one end cannot know of the other is 0.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LaneView {
+    /// `control`, `normal` or `bulk`.
+    pub lane: String,
+    /// Messages that the sender put in.
+    pub sent: u64,
+    /// Messages that the receiver took out.
+    pub received: u64,
+    /// Payload of those sent.
+    pub bytes_sent: u64,
+    /// Payload of those received.
+    pub bytes_received: u64,
+    /// Messages that did not arrive, by reason.
+    pub dropped: DropsView,
+    /// Slots in use now.
+    pub depth: u64,
+    /// Most slots ever in use.
+    pub high_water: u64,
+    /// Slots there are.
+    pub capacity: u64,
+    /// From sending to receiving, of messages that carry their time.
+    pub latency_us: Option<Percentiles>,
+}
+
+/// Messages that did not arrive, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropsView {
+    /// Found no room; the sender gave them up or tried again.
+    pub full: u64,
+    /// Overwritten by newer ones.
+    pub oldest: u64,
+    /// Not taken in favour of older ones.
+    pub newest: u64,
+    /// No room before the sender's deadline.
+    pub deadline: u64,
+    /// Older than they may get.
+    pub expired: u64,
+    /// The receiver was gone.
+    pub gone: u64,
+}
+
+impl DropsView {
+    /// The reasons in words, with their numbers.
+    pub fn by_reason(&self) -> [(&'static str, u64); 6] {
+        [
+            ("found no room", self.full),
+            ("overwritten by newer ones", self.oldest),
+            ("left out in favour of older ones", self.newest),
+            ("no room before their deadline", self.deadline),
+            ("expired on their way", self.expired),
+            ("receiver gone", self.gone),
+        ]
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.by_reason().iter().map(|(_, number)| number).sum()
+    }
+}
+
+/// What one subscriber gets of one topic from one publisher.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct TopicView {
+    /// Its name.
+    pub topic: String,
+    /// Who publishes.
+    pub publisher: String,
+    /// Who subscribed.
+    pub subscriber: String,
+    /// What happens when the subscriber is slow: `drop_oldest`, `drop_newest` or `block`.
+    pub rule: String,
+    /// Messages that arrived.
+    pub delivered: u64,
+    /// Messages that did not; with `drop_oldest` the slots that they took, because the reader never saw them.
+    pub dropped: u64,
+}
+
+/// The arena of one member: shared memory for large payloads.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ArenaUsageView {
+    /// Whose it is.
+    pub owner: String,
+    /// As large as it may become.
+    pub limit_bytes: u64,
+    /// Memory that it has.
+    pub committed_bytes: u64,
+    /// Memory in blocks that somebody uses.
+    pub in_use_bytes: u64,
+    /// Blocks that readers still have.
+    pub blocks_out: u64,
+    /// Most memory ever in use.
+    pub high_water_bytes: u64,
+    /// Times that it was full.
+    pub full_answers: u64,
+    /// Blocks taken back from readers that died.
+    pub reclaimed_blocks: u64,
+}
+
+/// Somebody who is attached to the swarm and no agent of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MemberView {
+    /// Its id.
+    pub id: String,
+    /// An agent kind, or `client`.
+    pub kind: String,
+    /// Its process.
+    pub pid: u32,
+    /// Which life this is.
+    pub incarnation: u32,
+    /// How long it has been attached, s.
+    pub attached_s: f64,
+    /// Tasks that it submitted.
+    pub submitted: u64,
+    /// How many of them have ended.
+    pub ended: u64,
 }
 
 /// Numbers since the start.
@@ -297,8 +442,20 @@ pub struct StatisticsView {
     pub experience_dropped: u64,
     /// Latencies.
     pub latency_us: BTreeMap<String, Percentiles>,
-    /// Channels of the agents' present lives.
+    /// Channels of those who are there now.
     pub channels: Vec<ChannelView>,
+    /// Subscriptions.
+    #[serde(default)]
+    pub topics: Vec<TopicView>,
+    /// Arenas.
+    #[serde(default)]
+    pub arenas: Vec<ArenaUsageView>,
+    /// Who is attached besides the agents.
+    #[serde(default)]
+    pub members: Vec<MemberView>,
+    /// Channels that were closed, by reason.
+    #[serde(default)]
+    pub closed_channels: BTreeMap<String, u64>,
     /// Turns of the supervisor's loop, and those in which there was something to do.
     pub turns: u64,
     /// Turns with work.

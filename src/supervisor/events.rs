@@ -32,6 +32,7 @@ pub struct EventLog {
     events: VecDeque<Event>,
     next: u64,
     subscribers: Vec<Sender<Event>>,
+    load_is_wanted: bool,
 }
 
 impl EventLog {
@@ -44,9 +45,10 @@ impl EventLog {
             Severity::Warning => "warning",
             Severity::Alert => "alert",
         };
-        match severity {
-            Severity::Info => tracing::info!(event = kind, agent, "{text}"),
-            Severity::Warning | Severity::Alert => tracing::warn!(event = kind, agent, "{text}"),
+        if self.level_of(severity, kind) == tracing::Level::WARN {
+            tracing::warn!(event = kind, agent, "{text}");
+        } else {
+            tracing::info!(event = kind, agent, "{text}");
         }
         let event = Event {
             seq: self.next,
@@ -64,6 +66,20 @@ impl EventLog {
         self.events.push_back(event);
     }
 
+    /// With `wanted`, a busy host is what the swarm was started for: a `performance_alert` is an event as
+    /// ever, but no warning in the log.
+    pub fn expect_load(&mut self, wanted: bool) {
+        self.load_is_wanted = wanted;
+    }
+
+    fn level_of(&self, severity: Severity, kind: &str) -> tracing::Level {
+        match severity {
+            Severity::Info => tracing::Level::INFO,
+            Severity::Alert if self.load_is_wanted && kind == "performance_alert" => tracing::Level::INFO,
+            Severity::Warning | Severity::Alert => tracing::Level::WARN,
+        }
+    }
+
     /// Events after number `after`.
     pub fn since(&self, after: u64) -> Vec<Event> {
         self.events.iter().filter(|event| event.seq > after).cloned().collect()
@@ -79,6 +95,26 @@ impl EventLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wanted_load_is_no_warning_in_the_log() {
+        let mut log = EventLog::default();
+        let levels = |log: &EventLog| {
+            [
+                (Severity::Info, "x"),
+                (Severity::Warning, "x"),
+                (Severity::Alert, "x"),
+                (Severity::Alert, "performance_alert"),
+            ]
+            .map(|(severity, kind)| log.level_of(severity, kind))
+        };
+        use tracing::Level;
+        assert_eq!(levels(&log), [Level::INFO, Level::WARN, Level::WARN, Level::WARN]);
+        log.expect_load(true);
+        assert_eq!(levels(&log), [Level::INFO, Level::WARN, Level::WARN, Level::INFO]);
+        log.add(Severity::Alert, "performance_alert", None, "busy".into());
+        assert_eq!(log.since(0)[0].severity, "alert", "as an event it is what it was");
+    }
 
     #[test]
     fn events_are_numbered_remembered_and_passed_on() {

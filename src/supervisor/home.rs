@@ -6,12 +6,20 @@
 use crate::shm::segment;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const LOCK: &str = "lock";
 const BOARD: &str = "board";
 const SOCKET: &str = "control.sock";
+const ATTACH: &str = "attach.sock";
+/// The folder of swarms that nobody else talks to.
+const PRIVATE: &str = "private";
+/// Times that a private swarm tries to make its folder while others tidy up around it.
+const FOUND_TRIES: usize = 16;
+/// Between two tries.
+const FOUND_PAUSE: Duration = Duration::from_millis(1);
 /// Longest path of a Unix socket, with its closing zero.
 const SOCKET_PATH_BYTES: usize = 108;
 
@@ -69,6 +77,11 @@ pub fn socket_path(name: &str, state_dir: Option<&Path>) -> PathBuf {
         (None, Some(runtime)) => runtime.join("ai_swarm").join(name).join(SOCKET),
         (None, None) => default_state_dir(name).join(SOCKET),
     }
+}
+
+/// Where clients attach to the swarm with this control socket.
+pub fn attach_path(control: &Path) -> PathBuf {
+    control.with_file_name(ATTACH)
 }
 
 /// A locked state directory.
@@ -136,8 +149,7 @@ impl Home {
 
     /// A home for a swarm that nobody else talks to, gone with it. What killed ones left is removed.
     pub fn private(state_dir: Option<&Path>, token: &str) -> Result<Self, HomeError> {
-        let root = state_dir.map_or_else(state_root, Path::to_path_buf).join("private");
-        make_dir(&root)?;
+        let root = state_dir.map_or_else(state_root, Path::to_path_buf).join(PRIVATE);
         for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
             // Ours alone to remove once we hold its lock, which means that its owner is dead.
             if let Ok(Ok(_lock)) = lock(&entry.path()) {
@@ -146,13 +158,34 @@ impl Home {
             }
         }
         let path = root.join(token);
-        make_dir(&path)?;
-        let lock = lock(&path)?.map_err(|pid| HomeError::Taken {
-            name: token.to_owned(),
-            pid,
-            path: path.clone(),
-        })?;
-        Ok(Self { path, socket: None, private: true, _lock: lock })
+        // Until it is locked, others that start or end at this moment may take it for a leftover.
+        let mut outcome = Self::found(&path, token);
+        for _ in 1..FOUND_TRIES {
+            match outcome {
+                Ok(_) => break,
+                Err(_) => {
+                    std::thread::sleep(FOUND_PAUSE);
+                    outcome = Self::found(&path, token);
+                }
+            }
+        }
+        Ok(Self { path: path.clone(), socket: None, private: true, _lock: outcome? })
+    }
+
+    /// Makes and locks a folder. Fails when somebody removes it meanwhile.
+    fn found(path: &Path, name: &str) -> Result<File, HomeError> {
+        make_dir(path)?;
+        let taken = |pid| HomeError::Taken { name: name.to_owned(), pid, path: path.to_owned() };
+        let lock = lock(path)?.map_err(taken)?;
+        // The lock of a file that was removed in between is nobody's lock.
+        let number = |metadata: io::Result<fs::Metadata>| metadata.map(|file| file.ino());
+        let is_there =
+            number(fs::metadata(path.join(LOCK))).and_then(|there| Ok(there == number(lock.metadata())?));
+        match is_there {
+            Ok(true) => Ok(lock),
+            Ok(false) => Err(taken("unknown".to_owned())),
+            Err(source) => Err(HomeError::Io { verb: "lock", path: path.join(LOCK), source }),
+        }
     }
 
     /// The state directory.
@@ -163,6 +196,11 @@ impl Home {
     /// Where the control socket goes, if this swarm has one.
     pub fn socket(&self) -> Option<&Path> {
         self.socket.as_deref()
+    }
+
+    /// Where clients attach, if this swarm can be talked to.
+    pub fn attach_socket(&self) -> Option<PathBuf> {
+        self.socket.as_deref().map(attach_path)
     }
 
     /// Notes the board's name, before the board is created, so that a successor can remove it.
@@ -195,6 +233,10 @@ impl Drop for Home {
         let _ = fs::remove_file(self.path.join(BOARD));
         if self.private {
             let _ = fs::remove_dir_all(&self.path);
+            // The last one out also removes the folder of all; while others are there, this does nothing.
+            if let Some(root) = self.path.parent() {
+                let _ = fs::remove_dir(root);
+            }
         }
     }
 }
@@ -228,6 +270,28 @@ mod tests {
         let path = second.path().to_owned();
         drop(second);
         assert!(!path.exists());
+        let root = folder.path().join(PRIVATE);
+        assert!(root.exists() && living.path().exists(), "somebody is still there");
+        drop(living);
+        assert!(!root.exists() && folder.path().exists(), "the last one leaves nothing");
+    }
+
+    #[test]
+    fn private_homes_come_and_go_at_the_same_time() {
+        let folder = tempfile::tempdir().expect("folder");
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    for round in 0..100 {
+                        let token = format!("{thread}-{round}");
+                        let home = Home::private(Some(folder), &token).expect("a home of its own");
+                        assert!(home.path().join(LOCK).exists());
+                    }
+                });
+            }
+        });
+        assert!(!folder.path().join(PRIVATE).exists());
     }
 
     #[test]

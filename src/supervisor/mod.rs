@@ -22,6 +22,7 @@ pub mod restart;
 mod roster;
 mod spawn;
 mod stop;
+mod switchboard;
 
 pub use action::{Action, Handle, Refused, RefusedTask, Reply};
 pub use home::Home;
@@ -60,6 +61,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
+use switchboard::{Switchboard, WATCH_ATTACH, WATCH_CLIENT, WATCH_MEMBER};
 
 /// While busy, the kernel is asked for deaths and signals this often.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
@@ -144,6 +146,8 @@ pub struct Supervisor {
     epoll: OwnedFd,
     handle: Handle,
     requests: Requests,
+    /// Who may talk to whom, and the clients.
+    switchboard: Switchboard,
     /// The agents by slot.
     roster: Vec<Option<Record>>,
     ledger: Ledger,
@@ -206,6 +210,7 @@ impl Supervisor {
     pub fn start(config: SwarmConfig, options: Options) -> Result<Self, StartError> {
         let started = clock::now();
         let token = token();
+        crate::os::process::raise_open_files();
         let signals = options.signals;
         let state_dir = options.state_dir.as_deref();
         let home = if options.private {
@@ -249,7 +254,9 @@ impl Supervisor {
             compute_agents: plan.compute_count(),
         };
         let nursery = Nursery {
+            swarm: config.name.clone(),
             channel_bytes: config.channel_size,
+            arena_bytes: config.messaging.arena_bytes,
             hub,
             hub_event: event,
             board: board_name,
@@ -268,6 +275,12 @@ impl Supervisor {
         };
         watch(nursery.hub_event(), WATCH_BELL)?;
         watch(signals.as_fd(), WATCH_SIGNALS)?;
+        let mut switchboard = Switchboard::new(slots, config.channel_size, config.messaging.arena_bytes)
+            .map_err(system("create the arena"))?;
+        if let Some(path) = home.attach_socket() {
+            let listener = switchboard.listen(&path).map_err(system("listen for clients"))?;
+            watch(listener, WATCH_ATTACH)?;
+        }
 
         let placer =
             balancer::placer(config.balancer.policy.as_str()).expect("the configuration knows the policies");
@@ -284,6 +297,7 @@ impl Supervisor {
         let mut supervisor = Self {
             may_spin: !computes_beside,
             nursery,
+            switchboard,
             board,
             home,
             signals,
@@ -325,8 +339,15 @@ impl Supervisor {
             cores: topology.usable().to_vec(),
             plan,
         };
+        supervisor.expect_load(options.private);
         supervisor.enrol_planned();
         Ok(supervisor)
+    }
+
+    /// Whether a busy host is what this swarm was started for; then alerts about it are events, not warnings in
+    /// the log. So it is for private swarms.
+    pub fn expect_load(&mut self, wanted: bool) {
+        self.events.expect_load(wanted);
     }
 
     /// Speaks to this supervisor from other threads.
@@ -367,6 +388,11 @@ impl Supervisor {
     /// Whether somebody asked for the end: a signal, the API, a handle.
     pub fn is_stop_asked(&self) -> bool {
         self.stop_asked || self.stop_signals > 0
+    }
+
+    /// Whether a signal asked for it.
+    pub fn is_signalled(&self) -> bool {
+        self.stop_signals > 0
     }
 
     /// Accepts tasks from the thread that owns the supervisor. Wrong ones are kept on record as failed.
@@ -410,6 +436,7 @@ impl Supervisor {
         if !self.heard.is_empty() {
             self.on_signals();
         }
+        work += self.serve_clients();
         work += self.answer_requests();
         if self.ledger.next_timer().is_some_and(|when| when <= self.now) {
             work += self.on_timers();
@@ -432,6 +459,7 @@ impl Supervisor {
         if !self.ended.is_empty() {
             self.on_ended();
         }
+        self.ring_clients();
         self.busy_turns += u64::from(work > 0);
         work
     }
@@ -471,7 +499,7 @@ impl Supervisor {
     }
 
     fn is_ready(&self) -> bool {
-        self.dispatcher.is_ready() || !self.requests.is_empty()
+        self.dispatcher.is_ready() || !self.requests.is_empty() || self.has_client_messages()
     }
 
     /// Asks the kernel for dead children, signals and the bell; waits for them up to `timeout`.
@@ -493,6 +521,12 @@ impl Supervisor {
             match event.data.u64() {
                 WATCH_BELL => work -= usize::from(timeout.tv_sec == 0 && timeout.tv_nsec == 0),
                 WATCH_SIGNALS => self.stop_signals += self.signals.take(),
+                WATCH_ATTACH => work += self.on_attach(),
+                word if word & WATCH_MEMBER != 0 => {
+                    work += self.on_member_words((word & !WATCH_MEMBER) as usize);
+                }
+                // A client rang: its lanes are looked at anyway.
+                word if word & WATCH_CLIENT != 0 => {}
                 slot => self.on_child(AgentSlot(slot as u16)),
             }
         }
@@ -568,6 +602,7 @@ impl Supervisor {
         self.replace_drained();
         self.replace_never_ready();
         self.watch_the_watcher();
+        self.close_silent_members();
     }
 
     fn enforce_giving_up(&mut self) {
@@ -687,6 +722,9 @@ impl Supervisor {
     fn on_ended(&mut self) {
         let mut ended = std::mem::take(&mut self.ended);
         self.last_ended = self.now;
+        for &(task, batch) in &ended {
+            self.on_client_task_ended(task, batch);
+        }
         if !self.waiters.is_empty() {
             for (_, batch) in &ended {
                 let Some(waiter) = self.waiters.get_mut(batch) else { continue };
@@ -762,6 +800,9 @@ impl Supervisor {
                 }
                 None => no_agent(&id),
             },
+            Action::SendMessage { .. } | Action::BroadcastMessage { .. } => {
+                Reply::Refused(Refused::Conflict("messages are not delivered yet".to_owned()))
+            }
             Action::Stop => {
                 self.stop_asked = true;
                 Reply::Done

@@ -1,13 +1,17 @@
 //! What the supervisor shows of itself: lists, status, statistics, the report.
 
 use super::action::{
-    AgentView, ChannelView, Known, Percentiles, ReportAgent, ReportHost, ReportKernel, ReportView,
-    StatisticsView, StatusView, TaskCounts, TaskView,
+    AgentView, ArenaUsageView, ChannelView, DropsView, Known, LaneView, Percentiles, ReportAgent, ReportHost,
+    ReportKernel, ReportView, StatisticsView, StatusView, TaskCounts, TaskView,
 };
 use super::*;
 use crate::kernels::{KernelId, Level};
+use crate::messaging::lanes::capacities;
+use crate::messaging::link::ChannelTraffic;
+use crate::messaging::meters::Latencies;
 use crate::os::nvml;
 use crate::os::sysfs::Reason;
+use crate::shm::arena::ArenaUsage;
 use crate::tasks::Task;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
@@ -212,26 +216,39 @@ impl Supervisor {
     }
 
     pub(super) fn statistics(&self) -> StatisticsView {
+        let capacities = capacities(self.config.channel_size);
+        let channel = |from: String, to: String, traffic: &ChannelTraffic| ChannelView {
+            from,
+            to,
+            state: "open".to_owned(),
+            closed_because: None,
+            lanes: lane_views(traffic, capacities),
+        };
+        let supervisor = || "supervisor".to_owned();
         let mut channels = Vec::new();
-        for seat in self.dispatcher.iter() {
-            let id = self.id_of(seat.slot).unwrap_or_default();
-            let (sent, received) = seat.link.counts();
-            for (from, to, counts) in [("supervisor", &*id, sent), (&*id, "supervisor", received)] {
-                channels.push(ChannelView {
-                    from: from.to_owned(),
-                    to: to.to_owned(),
-                    messages: counts.messages,
-                    bytes: counts.bytes,
-                    full: counts.full,
-                });
-            }
+        let agents = self.dispatcher.iter();
+        let agents = agents.map(|seat| (self.id_of(seat.slot).unwrap_or_default(), seat.link.traffic()));
+        for (id, traffic) in agents.chain(self.client_traffic()) {
+            channels.push(channel(supervisor(), id.clone(), &traffic.down));
+            channels.push(channel(id, supervisor(), &traffic.up));
         }
+        channels
+            .extend(self.line_traffic().into_iter().map(|(from, to, traffic)| channel(from, to, &traffic)));
+        let own = self.switchboard.store.usage();
+        let own = own.map(|usage| arena_view(supervisor(), &usage));
+        let arenas =
+            own.into_iter().chain(self.arena_usages().into_iter().map(|(id, usage)| arena_view(id, &usage)));
+        let closed = &self.switchboard.closed;
         StatisticsView {
             tasks: self.task_counts(),
             results_refused: self.dispatcher.totals.results_refused,
             experience_dropped: self.dispatcher.totals.experience_dropped,
             latency_us: self.latencies(),
             channels,
+            topics: self.topic_views(),
+            arenas: arenas.collect(),
+            members: self.member_views(),
+            closed_channels: closed.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
             turns: self.turns,
             busy_turns: self.busy_turns,
             sleeps: self.sleeps,
@@ -308,6 +325,58 @@ impl Supervisor {
             }
         })
         .collect()
+    }
+}
+
+/// The lanes of one direction, from what its two ends have counted.
+fn lane_views(traffic: &ChannelTraffic, capacities: [u64; 3]) -> Vec<LaneView> {
+    let lane = |(at, name): (usize, &str)| {
+        let (sent, received) = (&traffic.sent[at], &traffic.received[at]);
+        LaneView {
+            lane: name.to_owned(),
+            sent: sent.messages,
+            received: received.messages,
+            bytes_sent: sent.bytes,
+            bytes_received: received.bytes,
+            dropped: DropsView {
+                full: sent.full,
+                oldest: sent.oldest,
+                newest: sent.newest,
+                deadline: sent.deadline,
+                expired: received.expired,
+                gone: sent.gone,
+            },
+            depth: traffic.depths[at],
+            high_water: sent.high_water,
+            capacity: capacities[at],
+            latency_us: latency(&traffic.latencies[at]),
+        }
+    };
+    ["control", "normal", "bulk"].into_iter().enumerate().map(lane).collect()
+}
+
+/// Percentiles of times that messages carry, within a tenth.
+fn latency(latencies: &Latencies) -> Option<Percentiles> {
+    let at = |share| latencies.quantile(share).map(|ns| ns / 1000.0);
+    Some(Percentiles {
+        p50: at(0.5)?,
+        p99: at(0.99)?,
+        p999: at(0.999)?,
+        max: at(1.0)?,
+        mean: latencies.mean()? / 1000.0,
+    })
+}
+
+fn arena_view(owner: String, usage: &ArenaUsage) -> ArenaUsageView {
+    ArenaUsageView {
+        owner,
+        limit_bytes: usage.limit as u64,
+        committed_bytes: usage.committed as u64,
+        in_use_bytes: usage.in_use as u64,
+        blocks_out: usage.blocks_out as u64,
+        high_water_bytes: usage.high_water as u64,
+        full_answers: usage.full_answers,
+        reclaimed_blocks: usage.reclaimed,
     }
 }
 

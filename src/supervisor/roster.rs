@@ -2,8 +2,11 @@
 
 use super::action::{Recovery, Refused, Reply};
 use super::restart::RestartRecord;
+use super::spawn::Started;
+use super::switchboard::Talks;
 use super::*;
 use crate::arrays::temporary_name;
+use crate::base::words::things;
 use crate::kernels::{SCORES_SUFFIX, extra_path};
 use crate::os::process::{ChildProcess, Exit};
 use crate::shm::board::{Host, Thermal};
@@ -182,9 +185,14 @@ impl Supervisor {
             core: record.core,
             core_shared: record.core_shared,
         };
-        match self.nursery.spawn(&newborn) {
-            Ok((child, link)) => {
+        match self.nursery.spawn(&newborn, self.switchboard.store.clone(), self.switchboard.hub_arena()) {
+            Ok(Started { child, link, talk, contact, owner }) => {
                 let seat = Seat::new(slot, record.incarnation, record.kind, link);
+                let data = epoll::EventData::new_u64(WATCH_MEMBER | u64::from(slot.0));
+                // Without it the agent hears no peers; its tasks do not need them.
+                let _ = epoll::add(&self.epoll, &talk, data, epoll::EventFlags::IN);
+                let talks = Talks { talk, contact, pid: child.pid(), owner };
+                self.switchboard.add_agent(slot, &record.id, record.kind, talks);
                 let watched = epoll::add(
                     &self.epoll,
                     &child,
@@ -300,6 +308,7 @@ impl Supervisor {
         record.past_busy_ns += busy_ns;
         let (id, kind, incarnation, killed) =
             (record.id.clone(), record.kind, record.incarnation, record.killed.take());
+        self.close_member(slot.index(), "died");
         self.board.publish_life(slot, None, 0, 0);
         self.past_lives[slot.index()] = incarnation;
         // What it published is nobody's word any more: absent is not the last value.
@@ -320,7 +329,7 @@ impl Supervisor {
             ready_us: None,
             tasks_moved: moved.len(),
         };
-        let text = format!("{cause} in life {incarnation}; {} tasks go to others", moved.len());
+        let text = format!("{cause} in life {incarnation}; {} moved to others", things(moved.len(), "task"));
         if self.roster[slot.index()].as_ref().is_some_and(|record| record.unwanted) {
             self.roster[slot.index()] = None;
             self.recompute_sharing();
@@ -406,6 +415,7 @@ impl Supervisor {
             .record(slot)
             .is_some_and(|record| record.incarnation == incarnation && record.killed.is_none());
         if lives {
+            *self.switchboard.closed.entry(switchboard::reason_class(what)).or_default() += 1;
             self.kill(slot, "channel_corrupt", format!("killed: its channel carries nonsense: {what}"));
         }
     }
@@ -507,7 +517,9 @@ impl Supervisor {
         let present = self.roster.iter().flatten().filter(|record| record.kind == kind).count();
         if kind == AgentKind::Compute && present >= self.config.max_agents {
             return refuse(format!(
-                "{present} compute agents run already, `max_agents` is {}",
+                "{} {} already, `max_agents` is {}",
+                things(present, "compute agent"),
+                if present == 1 { "runs" } else { "run" },
                 self.config.max_agents
             ));
         }

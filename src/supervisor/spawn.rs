@@ -2,8 +2,11 @@
 
 use crate::agents::{AgentStart, Settings};
 use crate::base::ids::{AgentKind, AgentSlot, Incarnation};
-use crate::messaging::link::{LinkObjects, SupervisorLink};
+use crate::messaging::attach::SupervisorTalk;
+use crate::messaging::link::{Contact, HubObjects, LinkObjects, SupervisorLink};
+use crate::messaging::store::Store;
 use crate::os::process::{self, ChildProcess};
+use crate::os::socket;
 use crate::shm::SharedObject;
 use std::ffi::OsStr;
 use std::io::{self, Seek as _, Write as _};
@@ -12,7 +15,10 @@ use std::process::Stdio;
 
 /// What all agents of a swarm have in common.
 pub(super) struct Nursery {
+    /// The swarm's name, for people who list processes.
+    pub(super) swarm: String,
     pub(super) channel_bytes: usize,
+    pub(super) arena_bytes: usize,
     pub(super) hub: SharedObject,
     pub(super) hub_event: OwnedFd,
     pub(super) board: String,
@@ -23,6 +29,16 @@ pub(super) struct Nursery {
     pub(super) log: OwnedFd,
     pub(super) settings: Settings,
     pub(super) token: String,
+}
+
+/// A process that was started, and what leads to it.
+pub(super) struct Started {
+    pub(super) child: ChildProcess,
+    pub(super) link: SupervisorLink,
+    pub(super) talk: SupervisorTalk,
+    pub(super) contact: Contact,
+    /// Names this life of it.
+    pub(super) owner: u64,
 }
 
 /// Who is to be started.
@@ -37,11 +53,21 @@ pub(super) struct Newborn<'a> {
 
 impl Nursery {
     /// Starts the process. It is not ready yet: it says so itself.
-    pub(super) fn spawn(&self, newborn: &Newborn<'_>) -> io::Result<(ChildProcess, SupervisorLink)> {
-        let objects = LinkObjects::create(self.channel_bytes)?;
-        let link = objects.supervisor_link()?;
+    pub(super) fn spawn(
+        &self,
+        newborn: &Newborn<'_>,
+        store: Store,
+        hub_arena: &SharedObject,
+    ) -> io::Result<Started> {
+        let objects = LinkObjects::create(self.channel_bytes, self.arena_bytes)?;
+        let link = objects.supervisor_link(store, newborn.slot.0)?;
+        let contact = objects.contact()?;
         link.set_shared_core(newborn.core_shared);
-        let (descriptors, mut inherit) = objects.descriptors(&self.hub, self.hub_event.as_fd());
+        let (here, there) = socket::pair()?;
+        let owner = u64::from(newborn.slot.0) << 32 | u64::from(newborn.incarnation.0);
+        let hub = self.hub_objects(hub_arena, self.hub_event.as_fd());
+        let (descriptors, mut inherit) = objects.descriptors(&hub);
+        inherit.push(there.as_fd());
         let start = AgentStart {
             kind: newborn.kind as u8,
             id: newborn.id.to_owned(),
@@ -49,6 +75,8 @@ impl Nursery {
             incarnation: newborn.incarnation.0,
             core: Some(newborn.core),
             link: descriptors,
+            socket: there.as_raw_fd(),
+            owner,
             board: self.board.clone(),
             board_slots: self.board_slots,
             log_filter: self.log_filter.clone(),
@@ -62,14 +90,23 @@ impl Nursery {
         message.rewind()?;
         inherit.push(message.as_fd());
         let number = message.as_raw_fd().to_string();
-        let arguments = [crate::agents::runner::AGENT_WORD, newborn.id, &number];
+        // The agent reads the number only; the names are for `ps`.
+        let arguments = [crate::agents::runner::AGENT_WORD, newborn.id, &number, &self.swarm];
         let child = process::spawn(
             OsStr::new("/proc/self/exe"),
             &arguments,
             &inherit,
             Stdio::from(self.log.try_clone()?),
         )?;
-        Ok((child, link))
+        Ok(Started { child, link, talk: SupervisorTalk::new(here), contact, owner })
+    }
+
+    pub(super) fn hub_objects<'a>(
+        &'a self,
+        arena: &'a SharedObject,
+        event: BorrowedFd<'a>,
+    ) -> HubObjects<'a> {
+        HubObjects { page: &self.hub, event, arena }
     }
 
     pub(super) fn hub_event(&self) -> BorrowedFd<'_> {

@@ -29,7 +29,8 @@ impl Supervisor {
     /// Ends everything: tasks, agents, board, socket. Returns when no process is left.
     pub fn shut_down(&mut self, on_end: OnEnd) -> Ending {
         let ending = if self.is_stop_asked() { Ending::Asked } else { Ending::Done };
-        let signals_before = self.stop_signals;
+        // The first signal asks for the end, any further one for haste, also when both came at once.
+        let signals_before = self.stop_signals.min(1);
         self.state = "draining";
         self.ledger.stop_accepting();
         self.ledger.cancel_waiting(STOPPED, self.now);
@@ -40,6 +41,7 @@ impl Supervisor {
 
         self.state = "stopping";
         self.closing = true;
+        self.dismiss_clients();
         for seat in self.dispatcher.iter_mut() {
             let _ = seat.link.send(Lane::Control, &ToAgent::Stop);
             seat.touched = true;

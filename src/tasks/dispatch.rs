@@ -12,9 +12,10 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
 use crate::messaging::envelope::{Experience, Run};
 use crate::messaging::link::SupervisorLink;
+use crate::messaging::wire::SendError;
 use crate::messaging::{Lane, ToAgent};
 use crate::shm::board::{CLASSES, KERNELS};
-use crate::shm::ring::{MESSAGE_MAX, Message};
+use crate::shm::ring::Message;
 use std::collections::VecDeque;
 
 /// Below this a task is tiny and travels in batches.
@@ -316,50 +317,51 @@ impl Dispatcher {
         now: Nanos,
     ) -> bool {
         let seat = self.seats[slot.index()].as_mut().expect("candidates are seated");
-        let spec = &ledger.get(id).expect("peeked at").spec;
-        let (kernel, class, level) = (spec.kernel, spec.class, spec.level);
-        let bytes =
-            Run { task: id, attempt: Attempt(0), kernel, class, level, body: &spec.body }.encoded_bytes();
-        // Looked at before the lease is written: a full lane is no attempt.
-        match seat.link.room(Lane::Normal) {
-            Ok(room) if room >= bytes || bytes > MESSAGE_MAX => {}
-            Ok(_) => {
-                seat.full = true;
-                return false;
-            }
-            Err(corrupt) => {
-                seat.full = true;
-                self.corrupt.push(Signal::Corrupt(slot, seat.incarnation, corrupt.to_string()));
-                return false;
-            }
-        }
-        let attempt = ledger.dispatch(id, Lease { slot, incarnation: seat.incarnation }, now);
-        let body = &ledger.get(id).expect("just dispatched").spec.body[..];
-        match seat
-            .link
-            .send(Lane::Normal, &ToAgent::Run(Run { task: id, attempt, kernel, class, level, body }))
-        {
+        let task = ledger.get(id).expect("peeked at");
+        let (spec, attempt) = (&task.spec, Attempt(task.attempt.0 + 1));
+        let run = Run {
+            task: id,
+            attempt,
+            kernel: spec.kernel,
+            class: spec.class,
+            level: spec.level,
+            body: &spec.body,
+        };
+        // Sent before the lease is written: what found no room is no attempt.
+        match seat.link.send(Lane::Normal, &ToAgent::Run(run)) {
             Ok(()) => {
+                let leased = ledger.dispatch(id, Lease { slot, incarnation: seat.incarnation }, now);
+                debug_assert_eq!(leased, attempt, "the envelope carries the attempt of the lease");
                 if seat.held.is_empty() {
                     seat.busy_since = now;
                 }
                 seat.held.push_back(Held { task: id, attempt, expected_ns });
                 seat.held_ns += expected_ns;
                 seat.touched = true;
+                true
             }
-            // There was room a moment ago, so it can only be longer than any channel takes.
+            Err(SendError::Full(_)) => {
+                seat.full = true;
+                false
+            }
+            Err(SendError::Corrupt(corrupt)) => {
+                seat.full = true;
+                self.corrupt.push(Signal::Corrupt(slot, seat.incarnation, corrupt.to_string()));
+                false
+            }
             Err(error) => {
-                ledger.on_failure(id, &format!("the task's description is too long: {error}"), false, now);
+                ledger.dispatch(id, Lease { slot, incarnation: seat.incarnation }, now);
+                ledger.on_failure(id, &format!("the task's description cannot be sent: {error}"), false, now);
+                true
             }
         }
-        true
     }
 
     /// Wakes every agent that was written to and sleeps. Returns how many had to be woken.
     pub fn ring_bells(&mut self) -> usize {
         let mut woken = 0;
         for seat in self.seats.iter_mut().flatten() {
-            if std::mem::take(&mut seat.touched) {
+            if std::mem::take(&mut seat.touched) || seat.link.owes_blocks() {
                 woken += usize::from(seat.link.ring());
             }
         }

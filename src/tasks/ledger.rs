@@ -246,6 +246,15 @@ impl Ledger {
         Ok(self.accept(spec, now, self.next_batch, TaskState::Queued))
     }
 
+    /// Accepts one task under a batch number of the caller's own, of which this ledger hands out none.
+    pub fn submit_as(&mut self, spec: TaskSpec, batch: u64, now: Nanos) -> Result<TaskId, SubmitError> {
+        if !spec.after.is_empty() {
+            return self.accept_after(spec, now, batch);
+        }
+        self.check_acceptable(&spec)?;
+        Ok(self.accept(spec, now, batch, TaskState::Queued))
+    }
+
     /// Accepts tasks that may wait for each other, in any order. The answers stand in the order of the
     /// tasks; the number names the batch.
     pub fn submit_batch(
@@ -510,7 +519,7 @@ impl Ledger {
     /// The holder gave the task up, as it was told.
     pub fn on_given_up(&mut self, id: TaskId, now: Nanos) -> Transition {
         match self.get(id).and_then(|task| task.cancelling) {
-            Some(true) => self.end(id, TaskState::Cancelled, Some("cancelled"), now),
+            Some(true) => self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now),
             _ => {
                 let limit = self.get(id).and_then(|task| task.spec.timeout).unwrap_or_default();
                 let error = format!("exceeded its time limit of {} s", limit.as_secs_f64());
@@ -552,7 +561,7 @@ impl Ledger {
                 );
                 self.end(id, TaskState::Failed, Some(&error), now);
             } else if cancelling == Some(true) {
-                self.end(id, TaskState::Cancelled, Some("cancelled"), now);
+                self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now);
             } else if cancelling == Some(false) {
                 self.on_given_up(id, now);
             } else {
@@ -593,8 +602,13 @@ impl Ledger {
             task.cancelling = Some(true);
             return Some(CancelOutcome::AskAgent(lease, task.attempt));
         }
-        self.end(id, TaskState::Cancelled, Some("cancelled"), now);
+        self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now);
         Some(CancelOutcome::Cancelled)
+    }
+
+    /// Why a single task is cancelled: somebody asked, or its swarm ends.
+    fn why_cancelled(&self) -> &'static str {
+        if self.stopping { "the swarm stopped before it was done" } else { "cancelled on request" }
     }
 
     /// Cancels everything that no agent has begun with, and says why.
@@ -605,7 +619,7 @@ impl Ledger {
             .map(|task| task.id)
             .collect();
         for id in waiting {
-            self.end(id, TaskState::Cancelled, Some(&format!("cancelled: {why}")), now);
+            self.end(id, TaskState::Cancelled, Some(why), now);
         }
     }
 

@@ -1,0 +1,1144 @@
+//! Who may talk to whom: members, the lines between them, topics; and clients, who hand in tasks.
+//!
+//! A member is an agent or a client: a process of the user's own, same user id, that attached through the socket
+//! `attach.sock`. Each has a socket to the supervisor, over which it asks for lines and topics and gets their
+//! descriptors; everything else goes through shared memory, and not through here.
+//!
+//! Invariants
+//! 1. The supervisor makes every object that two members share, and hands each side what it may write and, read-only,
+//!    what the other writes.
+//! 2. A member that is gone takes its lines with it; both ends hear of it. A new life gets fresh objects.
+//! 3. What a client says is a stranger's input. One that talks nonsense is cut off and barred by process; its tasks
+//!    go on, because they were accepted.
+
+use super::*;
+use crate::kernels::KernelId;
+use crate::messaging::attach::{FromMember, Heard, Rule, SupervisorTalk, ToMember, VERSION, is_name};
+use crate::messaging::envelope::{Encode, Ended, FromClient, Submit, ToClient, Verdict};
+use crate::messaging::lanes::{HEAD_WORDS, INLINE_MAX};
+use crate::messaging::link::{Contact, LinkObjects, SupervisorLink};
+use crate::messaging::meters::Meter;
+use crate::messaging::port::topic_rows;
+use crate::messaging::store::Store;
+use crate::messaging::wire::SendError;
+use crate::os::{process, socket};
+use crate::shm::Words;
+use crate::shm::arena::ArenaUsage;
+use crate::shm::board::CLASSES;
+use crate::shm::lossy::LossyMemory;
+use crate::shm::ring::Message;
+use crate::tasks::Priority;
+use rustix::net::SocketType;
+use std::collections::{BTreeMap, VecDeque};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Clients at most.
+const CLIENTS_MAX: usize = 320;
+/// Clients of one process: all but some, so that nobody can keep the gateway out.
+const CLIENTS_PER_PROCESS: usize = 288;
+/// Lines at most: each takes two channels of memory.
+const LINES_MAX: usize = 4096;
+/// Messages taken from one client per turn, so that none can hold the loop.
+const MESSAGES_PER_TURN: usize = 256;
+/// Words taken from one socket per look.
+const WORDS_PER_LOOK: usize = 16;
+/// Connections accepted per look.
+const ACCEPTS_PER_LOOK: usize = 16;
+/// A connection that does not introduce itself within this time is closed.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// Answers kept for a client that does not read them; beyond, it is cut off.
+const UNSENT_MAX: usize = 1 << 20;
+/// Barred processes that are remembered.
+const BARRED_MAX: usize = 1024;
+/// Topics at most.
+const TOPICS_MAX: usize = 4096;
+/// Processes that must have found nonsense in a member's messages before it is cut off, when they are clients: one
+/// with many connections is still one.
+const COMPLAINTS: usize = 2;
+/// Bytes of payload taken from one client per turn, but for the last message.
+const BYTES_PER_TURN: usize = 4 << 20;
+/// Longest time that a subscriber may make a publisher wait for each message.
+const BLOCK_MAX_MS: u64 = 10_000;
+/// Longest text of a stranger's that goes into an event, bytes.
+const TEXT_MAX: usize = 200;
+
+/// Events of a member's socket.
+pub(super) const WATCH_MEMBER: u64 = 1 << 32;
+/// A client's bell.
+pub(super) const WATCH_CLIENT: u64 = 1 << 33;
+/// Somebody wants to attach.
+pub(super) const WATCH_ATTACH: u64 = 1 << 34;
+
+/// A batch number that stands for a client's task: this bit, then place, life and ticket.
+const CLIENT_BATCH: u64 = 1 << 63;
+const TICKET_BITS: u32 = 40;
+const LIFE_BITS: u32 = 11;
+
+fn batch_of(place: usize, life: u64, ticket: u64) -> u64 {
+    let life = life & ((1 << LIFE_BITS) - 1);
+    CLIENT_BATCH | (place as u64) << (TICKET_BITS + LIFE_BITS) | life << TICKET_BITS | ticket
+}
+
+/// Place, life and ticket of a client's task; `None` for another's.
+fn client_of(batch: u64) -> Option<(usize, u64, u64)> {
+    (batch & CLIENT_BATCH != 0).then(|| {
+        let rest = batch & !CLIENT_BATCH;
+        let life = rest >> TICKET_BITS & ((1 << LIFE_BITS) - 1);
+        ((rest >> (TICKET_BITS + LIFE_BITS)) as usize, life, rest & ((1 << TICKET_BITS) - 1))
+    })
+}
+
+/// How a fresh agent is reached.
+pub(super) struct Talks {
+    pub(super) talk: SupervisorTalk,
+    pub(super) contact: Contact,
+    pub(super) pid: u32,
+    /// Names this life of it.
+    pub(super) owner: u64,
+}
+
+/// A client's link and what it is owed.
+struct Client {
+    link: SupervisorLink,
+    /// Its own bell in our epoll, so that it can silence nobody else's.
+    event: OwnedFd,
+    /// Which life of the place this is.
+    life: u64,
+    /// Submissions taken, and of how many of them it was told.
+    taken: u64,
+    told: u64,
+    ended: u64,
+    /// Ends of tasks that found no room yet: ticket and task.
+    unsent: VecDeque<(u64, TaskId)>,
+    /// Its tasks that have not ended, by ticket.
+    open: HashMap<u64, TaskId>,
+    touched: bool,
+}
+
+/// A process that lines can lead to.
+struct Member {
+    id: String,
+    kind: &'static str,
+    pid: u32,
+    /// Names this life of it.
+    owner: u64,
+    talk: SupervisorTalk,
+    /// Set once a client has introduced itself; agents have it from the start.
+    contact: Option<Contact>,
+    client: Option<Box<Client>>,
+    since: Nanos,
+    /// Its lines by place.
+    places: Vec<Option<u32>>,
+    /// Processes that found nonsense in what it wrote.
+    complaints: Vec<u32>,
+}
+
+impl Member {
+    fn free_place(&self) -> Option<usize> {
+        let free = self.places.iter().position(Option::is_none).unwrap_or(self.places.len());
+        (free < pages::LINES_MAX).then_some(free)
+    }
+
+    fn take_place(&mut self, place: usize, line: u32) {
+        if self.places.len() <= place {
+            self.places.resize(place + 1, None);
+        }
+        self.places[place] = Some(line);
+    }
+}
+
+/// A line between two members.
+struct LineRecord {
+    /// Who has it, at which place of theirs, and the half that they write, as far as its numbers go.
+    ends: [(usize, usize, Arc<Words>); 2],
+}
+
+impl LineRecord {
+    fn end_of(&self, member: usize) -> Option<usize> {
+        self.ends.iter().position(|(at, ..)| *at == member)
+    }
+}
+
+#[derive(Default)]
+struct TopicRecord {
+    number: u32,
+    publishers: Vec<usize>,
+    subscribers: Vec<(usize, Rule)>,
+    /// The overwriting rings, by publisher.
+    rings: HashMap<usize, SharedObject>,
+}
+
+/// See the module.
+pub(super) struct Switchboard {
+    listener: Option<(OwnedFd, PathBuf)>,
+    members: Vec<Option<Member>>,
+    /// Where clients begin among the members; before them are agents, by slot.
+    first_client: usize,
+    /// Places of clients that have introduced themselves.
+    clients: Vec<usize>,
+    lines: BTreeMap<u32, LineRecord>,
+    next_line: u32,
+    topics: BTreeMap<String, TopicRecord>,
+    next_topic: u32,
+    lives: u64,
+    barred: Vec<(u32, Option<u64>)>,
+    /// Channels and lines closed before their time, by reason.
+    pub(super) closed: BTreeMap<&'static str, u64>,
+    message: Message,
+    pub(super) store: Store,
+    arena: SharedObject,
+    half_bytes: usize,
+}
+
+/// A word for what was wrong with a channel; texts of strangers are not kept.
+pub(super) fn reason_class(text: &str) -> &'static str {
+    let known = [
+        ("sequence", "nonsense in a slot's sequence"),
+        ("claims", "nonsense in a slot's length"),
+        ("acknowledges", "nonsense in an acknowledged head"),
+        ("block", "nonsense in a block"),
+        ("arena", "nonsense in a block"),
+        ("kind", "unknown message"),
+        ("died", "peer died"),
+        ("left", "peer left"),
+    ];
+    known.into_iter().find(|(word, _)| text.contains(word)).map_or("other nonsense", |(_, class)| class)
+}
+
+impl Switchboard {
+    pub(super) fn new(slots: usize, half_bytes: usize, arena_bytes: usize) -> io::Result<Self> {
+        let arena = SharedObject::create_sparse("ai_swarm-hub-arena", arena_bytes)?;
+        let store = Store::new(arena.duplicate()?, u64::MAX);
+        store.claim()?;
+        Ok(Self {
+            listener: None,
+            members: (0..slots + CLIENTS_MAX).map(|_| None).collect(),
+            first_client: slots,
+            clients: Vec::new(),
+            lines: BTreeMap::new(),
+            next_line: 0,
+            topics: BTreeMap::new(),
+            next_topic: 0,
+            lives: 0,
+            barred: Vec::new(),
+            closed: BTreeMap::new(),
+            message: Message::default(),
+            store,
+            // Readers get it read-only, as they get everything that they must not write.
+            arena,
+            half_bytes: half_bytes + pages::HALF_HEAD_BYTES,
+        })
+    }
+
+    /// Listens for clients.
+    pub(super) fn listen(&mut self, path: &Path) -> io::Result<BorrowedFd<'_>> {
+        process::raise_descriptor_limit();
+        let listener = socket::listen(path, SocketType::SEQPACKET)?;
+        Ok(self.listener.insert((listener, path.to_owned())).0.as_fd())
+    }
+
+    pub(super) fn hub_arena(&self) -> &SharedObject {
+        &self.arena
+    }
+
+    fn member(&self, at: usize) -> Option<&Member> {
+        self.members.get(at)?.as_ref()
+    }
+
+    fn find(&self, id: &str) -> Option<usize> {
+        self.members.iter().position(|member| {
+            member.as_ref().is_some_and(|member| member.id == id && member.contact.is_some())
+        })
+    }
+
+    /// From now on lines can lead to this life of an agent.
+    pub(super) fn add_agent(&mut self, slot: AgentSlot, id: &str, kind: AgentKind, talks: Talks) {
+        self.members[slot.index()] = Some(Member {
+            id: id.to_owned(),
+            kind: kind.name(),
+            pid: talks.pid,
+            owner: talks.owner,
+            talk: talks.talk,
+            contact: Some(talks.contact),
+            client: None,
+            since: clock::now(),
+            places: Vec::new(),
+            complaints: Vec::new(),
+        });
+    }
+
+    fn is_ready(&self) -> bool {
+        self.clients.iter().any(|&at| {
+            self.member(at)
+                .and_then(|member| member.client.as_ref())
+                .is_some_and(|client| client.link.is_ready())
+        })
+    }
+}
+
+impl Drop for Switchboard {
+    fn drop(&mut self) {
+        if let Some((_, path)) = &self.listener {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Supervisor {
+    pub(super) fn has_client_messages(&self) -> bool {
+        self.switchboard.is_ready()
+    }
+
+    /// Somebody connects.
+    pub(super) fn on_attach(&mut self) -> usize {
+        let mut accepted = 0;
+        while accepted < ACCEPTS_PER_LOOK {
+            let Some((listener, _)) = &self.switchboard.listener else { break };
+            let Ok(Some(connection)) = socket::accept(listener) else { break };
+            accepted += 1;
+            let talk = SupervisorTalk::new(connection);
+            if let Err(why) = self.admit(talk) {
+                tracing::warn!(event = "client_refused", "{why}");
+            }
+        }
+        accepted
+    }
+
+    fn admit(&mut self, talk: SupervisorTalk) -> Result<(), String> {
+        let (pid, uid) = talk.peer().map_err(|error| format!("cannot see who connects: {error}"))?;
+        let refuse = |why: String| {
+            let _ = talk.say(&ToMember::Refused { seq: 0, why: why.clone() }, &[]);
+            Err(why)
+        };
+        if uid != rustix::process::getuid().as_raw() {
+            return refuse(format!("process {pid} of user {uid} wants to attach; only our own user may"));
+        }
+        let ticks = process::start_ticks(pid);
+        if self.switchboard.barred.contains(&(pid, ticks)) {
+            return refuse(format!("process {pid} is barred: it wrote nonsense before"));
+        }
+        let board = &mut self.switchboard;
+        let own = board.members[board.first_client..].iter().flatten().filter(|member| member.pid == pid);
+        if own.count() >= CLIENTS_PER_PROCESS {
+            return refuse(format!(
+                "process {pid} has {CLIENTS_PER_PROCESS} clients already, the most it may have"
+            ));
+        }
+        let places = board.first_client..board.members.len();
+        let Some(at) = places.into_iter().find(|&at| board.members[at].is_none()) else {
+            return refuse(format!("{CLIENTS_MAX} clients are attached already"));
+        };
+        let watched = epoll::add(
+            &self.epoll,
+            &talk,
+            epoll::EventData::new_u64(WATCH_MEMBER | at as u64),
+            epoll::EventFlags::IN,
+        );
+        if let Err(errno) = watched {
+            return Err(format!("cannot watch a client: {errno}"));
+        }
+        board.lives += 1;
+        board.members[at] = Some(Member {
+            id: String::new(),
+            kind: "client",
+            pid,
+            owner: (at as u64) << 32 | (board.lives & 0xFFFF_FFFF),
+            talk,
+            contact: None,
+            client: None,
+            since: self.now,
+            places: Vec::new(),
+            complaints: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// Something came over a member's socket.
+    pub(super) fn on_member_words(&mut self, at: usize) -> usize {
+        for heard in 0..WORDS_PER_LOOK {
+            let Some(member) = self.switchboard.members.get_mut(at).and_then(Option::as_mut) else {
+                return heard;
+            };
+            match member.talk.hear() {
+                Ok(Heard::Nothing) => return heard,
+                Ok(Heard::Closed) => {
+                    self.close_member(at, "left");
+                    return heard + 1;
+                }
+                Ok(Heard::Message(word, _)) => self.on_member_word(at, word),
+                Err(error) => {
+                    self.quarantine(at, &format!("unknown words on its socket: {error}"));
+                    return heard + 1;
+                }
+            }
+        }
+        WORDS_PER_LOOK
+    }
+
+    fn on_member_word(&mut self, at: usize, word: FromMember) {
+        let introduced = self.switchboard.member(at).is_some_and(|member| member.contact.is_some());
+        let (seq, outcome) = match word {
+            FromMember::Hello { version, name } if !introduced => (0, self.welcome(at, version, name)),
+            _ if !introduced => return self.quarantine(at, "unknown words before its introduction"),
+            FromMember::Hello { .. } => return self.quarantine(at, "unknown words: a second introduction"),
+            FromMember::Connect { seq, peer } => (seq, self.connect(at, &peer, seq)),
+            FromMember::Advertise { seq, topic } => (seq, self.advertise(at, &topic, seq)),
+            FromMember::Subscribe { seq, topic, rule } => (seq, self.subscribe(at, &topic, rule, seq)),
+            FromMember::Unsubscribe { seq, topic } => (seq, self.unsubscribe(at, &topic, seq)),
+            FromMember::Poisoned { line, reason } => return self.on_poisoned(at, line, &reason),
+        };
+        if let Err(why) = outcome {
+            self.say(at, &ToMember::Refused { seq, why }, &[]);
+            if !introduced {
+                self.close_member(at, "left: it was refused");
+            }
+        }
+    }
+
+    /// Says something to a member and, because members look at shared memory only, rings.
+    /// False when it does not read its socket, or is gone.
+    fn say(&mut self, at: usize, word: &ToMember, fds: &[BorrowedFd<'_>]) -> bool {
+        let Some(member) = self.switchboard.members.get_mut(at).and_then(Option::as_mut) else {
+            return false;
+        };
+        if member.talk.say(word, fds).is_err() {
+            return false;
+        }
+        match &mut member.client {
+            Some(client) => {
+                let _ = client.link.send(Lane::Control, &ToClient::News);
+                client.link.ring();
+            }
+            None => {
+                if let Some(seat) = self.dispatcher.get_mut(AgentSlot(at as u16)) {
+                    let _ = seat.link.send(Lane::Control, &ToAgent::News);
+                    seat.touched = true;
+                }
+            }
+        }
+        true
+    }
+
+    fn welcome(&mut self, at: usize, version: u32, name: Option<String>) -> Result<(), String> {
+        if version != VERSION {
+            return Err(format!(
+                "it speaks version {version} of the attachment, this swarm version {VERSION}"
+            ));
+        }
+        let id = match name {
+            Some(name) if !is_name(&name) => {
+                return Err(format!(
+                    "the name {name:?} is not possible: 1 to 64 letters, digits, `.`, `_`, `-`, `/` are allowed"
+                ));
+            }
+            Some(name) if self.switchboard.find(&name).is_some() || self.slot_of(&name).is_some() => {
+                return Err(format!("a member with the name {name:?} is there already"));
+            }
+            Some(name) => name,
+            None => (0..)
+                .map(|n| format!("client-{n}"))
+                .find(|id| self.switchboard.find(id).is_none())
+                .expect("numbers do not end"),
+        };
+        let system = |error: io::Error| format!("cannot make its channels: {error}");
+        let objects = LinkObjects::create(self.config.channel_size, self.config.messaging.arena_bytes)
+            .map_err(system)?;
+        let link = objects.supervisor_link(self.switchboard.store.clone(), at as u16).map_err(system)?;
+        let contact = objects.contact().map_err(system)?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| system(errno.into()))?;
+        let data = epoll::EventData::new_u64(WATCH_CLIENT | at as u64);
+        // Edges only, and never read: whoever has a descriptor of it can make a read wait for ever.
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, &event, data, edges).map_err(|errno| system(errno.into()))?;
+        link.set_shared_core(self.cores.len() < 2);
+        let hub_arena = self.switchboard.arena.read_only().map_err(system)?;
+        let hub = self.nursery.hub_objects(&hub_arena, event.as_fd());
+        let (numbers, fds) = objects.descriptors(&hub);
+        let (life, swarm) = (self.switchboard.lives, self.config.name.clone());
+        let Some(member) = self.switchboard.members[at].as_mut() else { return Ok(()) };
+        let (owner, pid) = (member.owner, member.pid);
+        let welcome = ToMember::Welcome { id: id.clone(), owner, swarm, link: numbers };
+        member.talk.say(&welcome, &fds).map_err(system)?;
+        member.id = id.clone();
+        member.contact = Some(contact);
+        member.client = Some(Box::new(Client {
+            link,
+            event,
+            life,
+            taken: 0,
+            told: 0,
+            ended: 0,
+            unsent: VecDeque::new(),
+            open: HashMap::new(),
+            touched: false,
+        }));
+        self.switchboard.clients.push(at);
+        self.events.add(Severity::Info, "client_attached", Some(&id), format!("process {pid}"));
+        Ok(())
+    }
+
+    // Lines.
+
+    fn connect(&mut self, at: usize, peer: &str, seq: u64) -> Result<(), String> {
+        let other = self.switchboard.find(peer).ok_or_else(|| {
+            let ids: Vec<&str> = self
+                .switchboard
+                .members
+                .iter()
+                .flatten()
+                .filter(|member| member.contact.is_some())
+                .map(|member| member.id.as_str())
+                .take(16)
+                .collect();
+            format!("no member has the id {peer:?}; there are {}", ids.join(", "))
+        })?;
+        if other == at {
+            return Err("a member has no line to itself".to_owned());
+        }
+        self.line_between(at, other, Some(seq)).map(drop)
+    }
+
+    /// The line between two members, made if there is none. `seq` is the first one's question.
+    fn line_between(&mut self, a: usize, b: usize, seq: Option<u64>) -> Result<u32, String> {
+        let existing = self
+            .switchboard
+            .lines
+            .iter()
+            .find(|(_, line)| line.end_of(a).is_some() && line.end_of(b).is_some())
+            .map(|(&number, _)| number);
+        if let Some(number) = existing {
+            // Its descriptors were sent before this answer, and a member hears in order: it has the line already.
+            if let Some(seq) = seq {
+                self.say(a, &ToMember::Done { seq }, &[]);
+            }
+            return Ok(number);
+        }
+        let system = |error: io::Error| format!("cannot make a line: {error}");
+        let board = &mut self.switchboard;
+        let place = |board: &Switchboard, at: usize| {
+            let member = board.member(at).ok_or("the member is gone")?;
+            member.free_place().ok_or_else(|| {
+                format!("member {} has {} lines already, the most there can be", member.id, pages::LINES_MAX)
+            })
+        };
+        let places = [place(board, a)?, place(board, b)?];
+        if board.lines.len() >= LINES_MAX {
+            return Err(format!("{LINES_MAX} lines are open already, the most there can be"));
+        }
+        let half = || SharedObject::create("ai_swarm-half", board.half_bytes);
+        let halves = [half().map_err(system)?, half().map_err(system)?];
+        let seen = [
+            halves[0].map_first(Access::Read, pages::HALF_HEAD_BYTES).map_err(system)?,
+            halves[1].map_first(Access::Read, pages::HALF_HEAD_BYTES).map_err(system)?,
+        ];
+        board.next_line += 1;
+        let (number, half_bytes) = (board.next_line, board.half_bytes);
+        let [seen_a, seen_b] = seen;
+        let record = LineRecord { ends: [(a, places[0], seen_a), (b, places[1], seen_b)] };
+        board.lines.insert(number, record);
+        for (end, at) in [a, b].into_iter().enumerate() {
+            if let Some(member) = board.members[at].as_mut() {
+                member.take_place(places[end], number);
+            }
+        }
+        for end in [1, 0] {
+            let (at, other) = ([a, b][end], [a, b][1 - end]);
+            let theirs = halves[1 - end].read_only().map_err(system)?;
+            let Some(peer) = self.switchboard.member(other) else { continue };
+            let Some(contact) = &peer.contact else { continue };
+            let copy = |object: &SharedObject| object.duplicate().map_err(system);
+            let (desk, bell, arena) = (copy(&contact.desk)?, copy(&contact.bell)?, copy(&contact.arena)?);
+            let word = ToMember::Line {
+                seq: if end == 0 { seq } else { None },
+                line: number,
+                at: places[end] as u16,
+                peer_at: places[1 - end] as u16,
+                peer: peer.id.clone(),
+                kind: peer.kind.to_owned(),
+                half_bytes,
+                arena_bytes: arena.bytes(),
+            };
+            let fds = [halves[end].as_fd(), theirs.as_fd(), desk.as_fd(), bell.as_fd(), arena.as_fd()];
+            if !self.say(at, &word, &fds) {
+                let id = self.switchboard.member(at).map_or_else(String::new, |member| member.id.clone());
+                self.close_line(number, "left: it does not read its socket");
+                return Err(format!("member {id} does not read its socket; try again later"));
+            }
+        }
+        Ok(number)
+    }
+
+    fn close_line(&mut self, number: u32, why: &str) {
+        let Some(line) = self.switchboard.lines.remove(&number) else { return };
+        *self.switchboard.closed.entry(reason_class(why)).or_default() += 1;
+        for (at, place, _) in line.ends {
+            if let Some(member) = self.switchboard.members[at].as_mut()
+                && member.places.get(place) == Some(&Some(number))
+            {
+                member.places[place] = None;
+            }
+            self.say(at, &ToMember::Closed { line: number, why: why.to_owned() }, &[]);
+        }
+    }
+
+    /// A member says that its peer wrote nonsense on a line.
+    fn on_poisoned(&mut self, by: usize, number: u32, reason: &str) {
+        let Some(line) = self.switchboard.lines.get(&number) else { return };
+        let Some(end) = line.end_of(by) else {
+            return self.quarantine(by, "unknown words: it complains about a line that is not its own");
+        };
+        let offender = line.ends[1 - end].0;
+        // The class and not the text: it goes to both ends.
+        let reason = reason_class(reason);
+        self.close_line(number, reason);
+        let Some(process) = self.switchboard.member(by).map(|member| member.pid) else { return };
+        // Agents, and the gateway, which is a client in this very process.
+        let trusted = by < self.switchboard.first_client || process == std::process::id();
+        let Some(member) = self.switchboard.members[offender].as_mut() else { return };
+        if !member.complaints.contains(&process) {
+            member.complaints.push(process);
+        }
+        // A client's word alone ends no agent: the line is closed, and a fresh one is made when it is wanted.
+        if trusted || member.complaints.len() >= COMPLAINTS {
+            self.quarantine(offender, &format!("nonsense to another member: {reason}"));
+        }
+    }
+
+    /// Cuts off who wrote nonsense: an agent is replaced, a client's process is barred.
+    fn quarantine(&mut self, at: usize, reason: &str) {
+        let Some(member) = self.switchboard.member(at) else { return };
+        if at < self.switchboard.first_client {
+            self.kill(AgentSlot(at as u16), "channel_corrupt", format!("killed: {reason}"));
+            return;
+        }
+        let (id, pid) = (member.id.clone(), member.pid);
+        *self.switchboard.closed.entry(reason_class(reason)).or_default() += 1;
+        self.switchboard.barred.retain(|(pid, ticks)| process::start_ticks(*pid) == *ticks);
+        // The gateway is a client in this very process, and attaches anew.
+        if self.switchboard.barred.len() < BARRED_MAX && pid != std::process::id() {
+            self.switchboard.barred.push((pid, process::start_ticks(pid)));
+        }
+        let reason = &reason[..reason.floor_char_boundary(TEXT_MAX)];
+        let text = format!("process {pid} is cut off and barred: {reason}");
+        self.events.add(Severity::Warning, "client_quarantined", Some(&id), text);
+        self.close_member(at, "left: cut off");
+    }
+
+    /// A member is gone: its lines and subscriptions go with it.
+    pub(super) fn close_member(&mut self, at: usize, why: &str) {
+        let Some(mut member) = self.switchboard.members.get_mut(at).and_then(Option::take) else { return };
+        let _ = epoll::delete(&self.epoll, &member.talk);
+        if let Some(client) = &mut member.client {
+            let _ = epoll::delete(&self.epoll, &client.event);
+            // Whoever is cut off while it lives shall hear of it.
+            let _ = client.link.send(Lane::Control, &ToClient::Stop);
+            client.link.ring();
+        }
+        self.switchboard.clients.retain(|&client| client != at);
+        for topic in self.switchboard.topics.values_mut() {
+            topic.publishers.retain(|&publisher| publisher != at);
+            topic.subscribers.retain(|(subscriber, _)| *subscriber != at);
+            topic.rings.remove(&at);
+        }
+        self.switchboard
+            .topics
+            .retain(|_, topic| !topic.publishers.is_empty() || !topic.subscribers.is_empty());
+        for number in member.places.iter().flatten() {
+            self.close_line(*number, why);
+        }
+        self.switchboard.store.reclaim(at as u16);
+        if member.client.is_some() && !member.id.is_empty() {
+            let text = format!("process {} {why}", member.pid);
+            self.events.add(Severity::Info, "client_left", Some(&member.id), text);
+        }
+    }
+
+    // Topics.
+
+    fn topic(&mut self, name: &str) -> Result<u32, String> {
+        if !is_name(name) {
+            return Err(format!(
+                "the topic {name:?} is not possible: 1 to 64 letters, digits, `.`, `_`, `-`, `/` are allowed"
+            ));
+        }
+        let board = &mut self.switchboard;
+        if !board.topics.contains_key(name) && board.topics.len() >= TOPICS_MAX {
+            return Err(format!("{TOPICS_MAX} topics are in use already"));
+        }
+        let topic = board.topics.entry(name.to_owned()).or_default();
+        if topic.number == 0 {
+            board.next_topic += 1;
+            topic.number = board.next_topic;
+        }
+        Ok(topic.number)
+    }
+
+    fn advertise(&mut self, at: usize, name: &str, seq: u64) -> Result<(), String> {
+        let number = self.topic(name)?;
+        let topic = self.switchboard.topics.get_mut(name).expect("just made");
+        let subscribers = topic.subscribers.clone();
+        let fresh = !topic.publishers.contains(&at);
+        if fresh {
+            topic.publishers.push(at);
+            for (subscriber, rule) in subscribers {
+                if subscriber != at {
+                    self.join_or_say(name, number, at, subscriber, rule);
+                }
+            }
+        }
+        self.say(at, &ToMember::Topic { seq, topic: number, name: name.to_owned() }, &[]);
+        Ok(())
+    }
+
+    fn subscribe(&mut self, at: usize, name: &str, rule: Rule, seq: u64) -> Result<(), String> {
+        if let Rule::Block { within_ms } = rule
+            && within_ms > BLOCK_MAX_MS
+        {
+            return Err(format!(
+                "a publisher waits at most {BLOCK_MAX_MS} ms for a subscriber, not {within_ms}"
+            ));
+        }
+        let number = self.topic(name)?;
+        let topic = self.switchboard.topics.get_mut(name).expect("just made");
+        if topic.subscribers.iter().any(|(subscriber, _)| *subscriber == at) {
+            return Err(format!("it has subscribed to {name:?} already"));
+        }
+        topic.subscribers.push((at, rule));
+        let publishers = topic.publishers.clone();
+        // Its name first, so that the first message is understood.
+        self.say(at, &ToMember::Topic { seq, topic: number, name: name.to_owned() }, &[]);
+        for publisher in publishers {
+            if publisher != at {
+                self.join_or_say(name, number, publisher, at, rule);
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins one publisher and one subscriber; a pair that cannot be joined does not keep the others apart.
+    fn join_or_say(&mut self, name: &str, number: u32, publisher: usize, subscriber: usize, rule: Rule) {
+        if let Err(why) = self.join(name, number, publisher, subscriber, rule) {
+            tracing::warn!(topic = name, "a subscriber does not hear a publisher: {why}");
+        }
+    }
+
+    /// Joins one publisher and one subscriber.
+    fn join(
+        &mut self,
+        name: &str,
+        number: u32,
+        publisher: usize,
+        subscriber: usize,
+        rule: Rule,
+    ) -> Result<(), String> {
+        let line = self.line_between(publisher, subscriber, None)?;
+        if rule == Rule::DropOldest {
+            let system = |error: io::Error| format!("cannot make a ring for a topic: {error}");
+            let bytes = self.config.channel_size;
+            let topic = self.switchboard.topics.get_mut(name).expect("callers have made it");
+            let fresh = !topic.rings.contains_key(&publisher);
+            if fresh {
+                let ring = SharedObject::create("ai_swarm-topic", bytes).map_err(system)?;
+                topic.rings.insert(publisher, ring);
+            }
+            let ring = &topic.rings[&publisher];
+            let (owned, read) = (ring.duplicate().map_err(system)?, ring.read_only().map_err(system)?);
+            if fresh {
+                self.say(publisher, &ToMember::Overwrite { topic: number, bytes }, &[owned.as_fd()]);
+            }
+            // Where the publisher is now: the subscriber may be slow to take its end of the ring.
+            let from = LossyMemory::whole(read.map(Access::Read).map_err(system)?).end();
+            self.say(subscriber, &ToMember::Feed { topic: number, line, from, bytes }, &[read.as_fd()]);
+        }
+        self.say(publisher, &ToMember::Subscriber { topic: number, line, rule }, &[]);
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, at: usize, name: &str, seq: u64) -> Result<(), String> {
+        let topic =
+            self.switchboard.topics.get_mut(name).ok_or_else(|| format!("there is no topic {name:?}"))?;
+        topic.subscribers.retain(|(subscriber, _)| *subscriber != at);
+        let unused = topic.publishers.is_empty() && topic.subscribers.is_empty();
+        let (number, publishers) = (topic.number, topic.publishers.clone());
+        for publisher in publishers {
+            let line = self
+                .switchboard
+                .lines
+                .iter()
+                .find(|(_, line)| line.end_of(at).is_some() && line.end_of(publisher).is_some())
+                .map(|(&line, _)| line);
+            if let Some(line) = line {
+                self.say(publisher, &ToMember::Unsubscribed { topic: number, line }, &[]);
+            }
+        }
+        if unused {
+            self.switchboard.topics.remove(name);
+        }
+        self.say(at, &ToMember::Done { seq }, &[]);
+        Ok(())
+    }
+
+    // Clients and their tasks.
+
+    /// Takes what clients have sent and gives them what they are owed. Returns how much was done.
+    pub(super) fn serve_clients(&mut self) -> usize {
+        let mut work = 0;
+        for place in (0..self.switchboard.clients.len()).rev() {
+            let Some(&at) = self.switchboard.clients.get(place) else { continue };
+            let Some(member) = self.switchboard.members[at].as_mut() else { continue };
+            let Some(mut client) = member.client.take() else { continue };
+            let mut message = std::mem::take(&mut self.switchboard.message);
+            let outcome = self.serve_client(at, &mut client, &mut message, &mut work);
+            self.switchboard.message = message;
+            if let Some(member) = self.switchboard.members[at].as_mut() {
+                member.client = Some(client);
+            }
+            if let Err(reason) = outcome {
+                self.quarantine(at, &reason);
+            }
+        }
+        work
+    }
+
+    fn serve_client(
+        &mut self,
+        at: usize,
+        client: &mut Client,
+        message: &mut Message,
+        work: &mut usize,
+    ) -> Result<(), String> {
+        while let Some(&(ticket, task)) = client.unsent.front() {
+            if !self.tell_end(client, ticket, task)? {
+                break;
+            }
+            client.unsent.pop_front();
+            *work += 1;
+        }
+        let mut bytes = 0;
+        for _ in 0..MESSAGES_PER_TURN {
+            if bytes >= BYTES_PER_TURN {
+                break;
+            }
+            match client.link.receive(message) {
+                Ok(false) => break,
+                Ok(true) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+            *work += 1;
+            bytes += message.payload().len();
+            match FromClient::decode(message.kind, message.payload()).map_err(|error| error.to_string())? {
+                FromClient::Submit(submit) => {
+                    client.taken += 1;
+                    match self.take_task(at, client.life, &submit) {
+                        Ok(id) => drop(client.open.insert(submit.ticket, id)),
+                        Err(why) => {
+                            let why = &why[..why.floor_char_boundary(1000)];
+                            send_surely(client, &ToClient::Refused(submit.ticket, why))?;
+                        }
+                    }
+                }
+                FromClient::GiveUp(ticket) => {
+                    if let Some(&id) = client.open.get(&ticket)
+                        && let Some(CancelOutcome::AskAgent(lease, attempt)) =
+                            self.ledger.cancel(id, self.now)
+                    {
+                        self.ask_to_give_up(id, lease, attempt);
+                    }
+                }
+            }
+        }
+        if client.told < client.taken
+            && client.link.send(Lane::Normal, &ToClient::Accepted(client.taken)).is_ok()
+        {
+            client.told = client.taken;
+            client.touched = true;
+        }
+        if std::mem::take(&mut client.touched) || client.link.owes_blocks() {
+            client.link.ring();
+        }
+        Ok(())
+    }
+
+    fn take_task(&mut self, at: usize, life: u64, submit: &Submit<'_>) -> Result<TaskId, String> {
+        if self.is_hopeless() {
+            return Err(HOPELESS.to_owned());
+        }
+        let kernel = KernelId::from_code(submit.kernel)
+            .ok_or_else(|| format!("field `kernel`: no kernel has the code {}", submit.kernel))?;
+        let priority = Priority::ALL.get(usize::from(submit.priority)).copied();
+        let priority = priority
+            .ok_or_else(|| format!("field `priority`: code {} is none of 0, 1, 2", submit.priority))?;
+        if submit.ticket >= 1 << TICKET_BITS {
+            return Err(format!("field `ticket`: {} is not below 2^{TICKET_BITS}", submit.ticket));
+        }
+        if usize::from(submit.class) >= CLASSES {
+            return Err(format!("field `class`: {} is not below {CLASSES}", submit.class));
+        }
+        if submit.level != 0 && crate::jobs::level_wished(submit.level).is_none() {
+            return Err(format!("field `backend`: code {} is none", submit.level));
+        }
+        if submit.name.len() > crate::jobs::NAME_BYTES {
+            return Err(format!(
+                "field `id`: {} bytes, at most {} are allowed",
+                submit.name.len(),
+                crate::jobs::NAME_BYTES
+            ));
+        }
+        let output =
+            (!submit.output.is_empty()).then(|| PathBuf::from(std::ffi::OsStr::from_bytes(submit.output)));
+        if let Some(path) = output.as_ref().filter(|path| !path.is_absolute()) {
+            return Err(format!("field `output`: {} is no absolute path", path.display()));
+        }
+        let timeout = match submit.timeout_ns {
+            0 => self.config.tasks.default_timeout,
+            ns => Some(Duration::from_nanos(ns)),
+        };
+        let spec = TaskSpec {
+            name: (!submit.name.is_empty()).then(|| submit.name.into()),
+            kernel: kernel.code(),
+            kernel_name: kernel.name(),
+            class: submit.class,
+            level: submit.level,
+            priority,
+            timeout,
+            retries: submit.retries.min(crate::jobs::RETRIES_MAX as u32),
+            after: submit.after.iter().map(Box::from).collect(),
+            body: submit.body.into(),
+            output,
+        };
+        self.first_accepted.get_or_insert(self.now);
+        let batch = batch_of(at, life, submit.ticket);
+        self.ledger.submit_as(spec, batch, self.now).map_err(|error| error.to_string())
+    }
+
+    /// A task ended; if it was a client's, the client hears of it.
+    pub(super) fn on_client_task_ended(&mut self, task: TaskId, batch: u64) {
+        let Some((at, life, ticket)) = client_of(batch) else { return };
+        let Some(member) = self.switchboard.members.get_mut(at).and_then(Option::as_mut) else { return };
+        let Some(mut client) = member.client.take() else { return };
+        let mut cut = None;
+        if client.life & ((1 << LIFE_BITS) - 1) == life {
+            client.ended += 1;
+            client.open.remove(&ticket);
+            // In order: behind those that wait for room already.
+            let told = client.unsent.is_empty().then(|| self.tell_end(&mut client, ticket, task));
+            match told {
+                Some(Ok(true)) => {}
+                Some(Err(reason)) => cut = Some(reason),
+                _ if client.unsent.len() >= UNSENT_MAX => {
+                    cut = Some(format!("it left {UNSENT_MAX} answers unread"));
+                }
+                _ => client.unsent.push_back((ticket, task)),
+            }
+        }
+        if let Some(member) = self.switchboard.members[at].as_mut() {
+            member.client = Some(client);
+        }
+        if let Some(reason) = cut {
+            self.quarantine(at, &reason);
+        }
+    }
+
+    /// False when there is no room now.
+    fn tell_end(&self, client: &mut Client, ticket: u64, id: TaskId) -> Result<bool, String> {
+        let Some(task) = self.ledger.get(id) else { return Ok(true) };
+        let verdict = match task.state {
+            TaskState::Succeeded => Verdict::Succeeded,
+            TaskState::Cancelled => Verdict::Cancelled,
+            _ => Verdict::Failed,
+        };
+        let text = if verdict == Verdict::Succeeded { &task.result } else { &task.error };
+        let ended = Ended {
+            ticket,
+            task: id,
+            verdict,
+            level: task.ran_level.unwrap_or(0),
+            agent: task.agent.unwrap_or(AgentSlot(u16::MAX)),
+            attempts: task.attempt.0,
+            total_ns: task.finished.since(task.submitted).as_nanos() as u64,
+            service_ns: task.service_ns,
+            body: text.as_deref().unwrap_or("").as_bytes(),
+        };
+        // Half of our arena is for tasks: who never gives back what it has read must not stop them.
+        if ended.body.len() > INLINE_MAX / 2 && !self.switchboard.store.has_half_left(ended.body.len()) {
+            return Ok(false);
+        }
+        match client.link.send(Lane::Normal, &ToClient::Ended(ended)) {
+            Ok(()) => {
+                client.touched = true;
+                Ok(true)
+            }
+            Err(SendError::Full(_)) => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Rings the bells of clients that were written to.
+    pub(super) fn ring_clients(&mut self) {
+        for &at in &self.switchboard.clients {
+            if let Some(client) =
+                self.switchboard.members[at].as_mut().and_then(|member| member.client.as_mut())
+                && std::mem::take(&mut client.touched)
+            {
+                self.wakes += u64::from(client.link.ring());
+            }
+        }
+    }
+
+    /// Connections that never introduced themselves are closed.
+    pub(super) fn close_silent_members(&mut self) {
+        for at in self.switchboard.first_client..self.switchboard.members.len() {
+            let silent = self
+                .switchboard
+                .member(at)
+                .is_some_and(|member| member.contact.is_none() && self.now.since(member.since) > HELLO_LIMIT);
+            if silent {
+                self.close_member(at, "left: it never introduced itself");
+            }
+        }
+    }
+
+    /// Clients hear that the swarm ends.
+    pub(super) fn dismiss_clients(&mut self) {
+        for &at in &self.switchboard.clients {
+            if let Some(client) =
+                self.switchboard.members[at].as_mut().and_then(|member| member.client.as_mut())
+            {
+                let _ = client.link.send(Lane::Control, &ToClient::Stop);
+                client.link.ring();
+            }
+        }
+    }
+
+    // Numbers.
+
+    /// Every line's both directions: from, to, traffic.
+    pub(super) fn line_traffic(&self) -> Vec<(String, String, crate::messaging::link::ChannelTraffic)> {
+        let board = &self.switchboard;
+        let id = |at: usize| board.member(at).map_or_else(String::new, |member| member.id.clone());
+        let mut found = Vec::new();
+        for line in board.lines.values() {
+            for (from, to) in [(0, 1), (1, 0)] {
+                let (sender, receiver) = (&line.ends[from], &line.ends[to]);
+                let sent = Meter::sender(sender.2.clone(), pages::HALF_SENT);
+                let received = Meter::receiver(receiver.2.clone(), pages::HALF_RECEIVED);
+                let sent = Lane::ALL.map(|lane| sent.read(lane as usize));
+                let depths = std::array::from_fn(|lane| {
+                    let head = receiver.2.word(pages::HEADS + lane * (HEAD_WORDS / 3));
+                    sent[lane].slots.saturating_sub(head.load(crate::base::sync::Ordering::Relaxed))
+                });
+                let traffic = crate::messaging::link::ChannelTraffic {
+                    sent,
+                    received: Lane::ALL.map(|lane| received.read(lane as usize)),
+                    depths,
+                    latencies: Lane::ALL.map(|lane| received.latencies(lane as usize)),
+                };
+                found.push((id(sender.0), id(receiver.0), traffic));
+            }
+        }
+        found
+    }
+
+    /// Topics by publisher and subscriber.
+    pub(super) fn topic_views(&self) -> Vec<action::TopicView> {
+        let board = &self.switchboard;
+        let id = |at: usize| board.member(at).map_or_else(String::new, |member| member.id.clone());
+        let mut views = Vec::new();
+        for (name, topic) in &board.topics {
+            for &publisher in &topic.publishers {
+                for &(subscriber, rule) in topic.subscribers.iter().filter(|(at, _)| *at != publisher) {
+                    let line = board
+                        .lines
+                        .values()
+                        .find(|line| line.end_of(publisher).is_some() && line.end_of(subscriber).is_some());
+                    // Who decides what is lost counts it: the publisher, or with an overwriting ring the reader.
+                    let counter = if rule == Rule::DropOldest { subscriber } else { publisher };
+                    let half = line.and_then(|line| Some(&line.ends[line.end_of(counter)?].2));
+                    let row = half.and_then(|half| {
+                        topic_rows(half).into_iter().find(|(number, ..)| *number == topic.number)
+                    });
+                    let (_, delivered, dropped) = row.unwrap_or_default();
+                    views.push(action::TopicView {
+                        topic: name.clone(),
+                        publisher: id(publisher),
+                        subscriber: id(subscriber),
+                        rule: rule.name().to_owned(),
+                        delivered,
+                        dropped,
+                    });
+                }
+            }
+        }
+        views
+    }
+
+    /// Clients.
+    pub(super) fn member_views(&self) -> Vec<action::MemberView> {
+        let views = self.switchboard.clients.iter().filter_map(|&at| {
+            let member = self.switchboard.member(at)?;
+            let client = member.client.as_ref()?;
+            Some(action::MemberView {
+                id: member.id.clone(),
+                kind: member.kind.to_owned(),
+                pid: member.pid,
+                incarnation: (member.owner & 0xFFFF_FFFF) as u32,
+                attached_s: self.now.since(member.since).as_secs_f64(),
+                submitted: client.taken,
+                ended: client.ended,
+            })
+        });
+        views.collect()
+    }
+
+    /// Arenas of agents and clients that use one.
+    pub(super) fn arena_usages(&self) -> Vec<(String, ArenaUsage)> {
+        let agents =
+            self.dispatcher.iter().map(|seat| (self.id_of(seat.slot).unwrap_or_default(), &seat.link));
+        let clients = self.switchboard.clients.iter().filter_map(|&at| {
+            let member = self.switchboard.member(at)?;
+            Some((member.id.clone(), &member.client.as_ref()?.link))
+        });
+        agents.chain(clients).filter_map(|(id, link)| Some((id, link.arena_usage()?))).collect()
+    }
+
+    /// Links of clients: id and traffic.
+    pub(super) fn client_traffic(&self) -> Vec<(String, crate::messaging::link::LinkTraffic)> {
+        let traffic = self.switchboard.clients.iter().filter_map(|&at| {
+            let member = self.switchboard.member(at)?;
+            Some((member.id.clone(), member.client.as_ref()?.link.traffic()))
+        });
+        traffic.collect()
+    }
+}
+
+/// A refusal must not get lost: a client that leaves no room for it is cut off.
+fn send_surely<M: Encode>(client: &mut Client, message: &M) -> Result<(), String> {
+    client.touched = true;
+    client.link.send(Lane::Normal, message).map_err(|_| "it leaves its answers unread".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_number_says_whose_task_it_is() {
+        assert_eq!(client_of(17), None);
+        for (place, life, ticket) in [(0, 0, 0), (300, 2047, (1 << TICKET_BITS) - 1), (4095, 1, 7)] {
+            assert_eq!(client_of(batch_of(place, life, ticket)), Some((place, life, ticket)));
+        }
+        assert_eq!(client_of(batch_of(1, (1 << LIFE_BITS) + 3, 9)), Some((1, 3, 9)), "lives wrap around");
+    }
+
+    #[test]
+    fn reasons_are_few() {
+        assert_eq!(
+            reason_class("slot 3 carries sequence 0x1, expected 0x2"),
+            "nonsense in a slot's sequence"
+        );
+        assert_eq!(reason_class("anything a stranger writes"), "other nonsense");
+    }
+}
