@@ -20,6 +20,7 @@
 //! | [`supervisor`] | owner of processes and of the ledger; one loop |
 //! | [`jobs`] | job files and requests become tasks |
 //! | [`gateway`] | the control API over a Unix socket, and its client |
+//! | [`client`] | a process of the user's own: tasks and messages |
 //! | [`cli`], [`mod@bench`] | words in, text out; what `bench` measures |
 //!
 //! # One task in six files
@@ -36,6 +37,7 @@ pub mod balancer;
 pub mod base;
 pub mod bench;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod gateway;
 pub mod jobs;
@@ -46,3 +48,5 @@ pub mod shm;
 pub mod supervisor;
 pub mod tasks;
 pub mod telemetry;
+
+pub use client::Client;
