@@ -45,7 +45,7 @@ pub struct Global {
     /// TRACE, DEBUG, INFO, WARN, ERROR in any case, or a tracing filter
     #[arg(long, value_name = "LEVEL", global = true, env = "AI_SWARM_LOG_LEVEL", value_parser = crate::cli::log::check_level)]
     pub log_level: Option<String>,
-    /// Form of log lines [default: text on a terminal, else json]
+    /// Form of log lines [default: text on a terminal, else json]; when given as json, all on standard error is
     #[arg(long, value_name = "FORMAT", global = true)]
     pub log_format: Option<LogFormat>,
     /// Swarm name [default: from the configuration, else `default`]
@@ -113,6 +113,53 @@ pub enum Command {
     Agent(AgentCommand),
     /// One look at the running swarm
     Status,
+    /// Numbers since the start: channels and their lanes, topics, arenas, members, the supervisor's loop
+    #[command(
+        long_about = "Numbers since the start of the running swarm: tasks and latencies, every channel and lane that \
+                      carried anything, what was dropped and why, topics, arenas, attached members, and how busy \
+                      the supervisor's loop is."
+    )]
+    Statistics {
+        /// Lanes that carried nothing as well
+        #[arg(long)]
+        all: bool,
+    },
+    /// Send a message to one member of the running swarm
+    #[command(
+        long_about = "Sends a message to one member of the running swarm: an agent or an attached client.\n\n\
+                      The message is TEXT, or the bytes of standard input: any bytes, at most 1 MiB. With \
+                      --reply-within the reply goes to standard output, and no reply in time ends with 1.",
+        after_help = "Examples:\n  \
+                      ai_swarm_deploy send compute-0 hello\n  \
+                      ai_swarm_deploy send planner '{\"op\": \"plan\"}' --reply-within 2\n  \
+                      ai_swarm_deploy send planner < picture.png"
+    )]
+    Send {
+        /// Id of the member, as `agent list` and `statistics` show it
+        to: String,
+        /// The message; `-` or nothing is standard input
+        #[arg(value_name = "TEXT", allow_negative_numbers = true)]
+        text: Option<String>,
+        /// Wait so long for a reply and print it: 2, 0.5, 5m
+        #[arg(long, value_name = "SECONDS", value_parser = parse_duration)]
+        reply_within: Option<Duration>,
+    },
+    /// Send a message to every member of the running swarm, or to a topic's subscribers
+    #[command(
+        long_about = "Sends a message to every member of the running swarm, or with --topic to those who subscribed to \
+                      that topic.\n\nThe message is TEXT, or the bytes of standard input: any bytes, at most 1 MiB.",
+        after_help = "Examples:\n  \
+                      ai_swarm_deploy broadcast hello\n  \
+                      ai_swarm_deploy broadcast --topic prices < prices.json"
+    )]
+    Broadcast {
+        /// The message; `-` or nothing is standard input
+        #[arg(value_name = "TEXT", allow_negative_numbers = true)]
+        text: Option<String>,
+        /// Only to the subscribers of this topic
+        #[arg(long, value_name = "TOPIC")]
+        topic: Option<String>,
+    },
     /// Events of the running swarm
     Events {
         /// Go on as they happen
@@ -251,6 +298,8 @@ pub enum ConfigCommand {
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Bench {
+    /// Messages between two pinned processes, and between 32: round trip, rate, large hand-over
+    Ipc,
     /// No-op tasks: round trip and rate
     Dispatch,
     /// kill -9 of an agent to the next answer

@@ -11,6 +11,7 @@ use super::output::{self, OutputOptions, Table};
 use super::run::progress;
 use super::single::SINGLE_WORD;
 use crate::arrays::{DType, write_npy};
+use crate::base::words::things;
 use crate::jobs::{self, Defaults};
 use crate::kernels::{KernelId, Level, synthetic_inputs};
 use crate::supervisor::Supervisor;
@@ -85,6 +86,19 @@ struct Driver {
     folder: PathBuf,
     output: OutputOptions,
     compute: usize,
+}
+
+/// The backend of kernels that have no levels of ours.
+const NATIVE: &str = "native";
+
+/// What vector code gains for one kernel: median service times, microseconds.
+struct SimdGain {
+    kernel: KernelId,
+    /// What ran when the best level was asked for.
+    backend: String,
+    best_us: f64,
+    /// Absent for kernels that have no scalar form.
+    scalar_us: Option<f64>,
 }
 
 /// A task of the demonstration: everything but its id and priority.
@@ -198,29 +212,34 @@ impl Driver {
         }
     }
 
-    /// Median service time of each kernel's large sample, scalar and by the machine's best level, µs.
-    fn simd_gain(&self, samples: &[Sample]) -> anyhow::Result<Vec<(KernelId, f64, f64)>> {
+    /// Median service time of each kernel's large sample, by the machine's best level and scalar.
+    fn simd_gain(&self, samples: &[Sample]) -> anyhow::Result<Vec<SimdGain>> {
         let mut gains = Vec::new();
         for sample in samples.iter().filter(|sample| sample.size == SIZES[2]) {
             if matches!(sample.kernel, KernelId::Noop | KernelId::Sleep) {
                 continue;
             }
-            let median = |backend: &str| -> anyhow::Result<f64> {
+            // The backend that ran, which is `native` for kernels without levels of ours, and its time.
+            let median = |wanted: &str| -> anyhow::Result<(String, f64)> {
                 let mut task = sample.task.clone();
-                task.insert("backend".into(), backend.into());
+                task.insert("backend".into(), wanted.into());
                 let mut times = Vec::new();
+                let mut backend = None;
                 for _ in 0..5 {
                     let done = self.run_tasks(vec![task.clone()])?;
                     if done[0].state != "succeeded" {
                         bail!("{} failed: {}", sample.kernel, done[0].error.as_deref().unwrap_or(""));
                     }
                     times.push(done[0].service_us);
+                    backend.clone_from(&done[0].backend);
                 }
                 times.remove(0);
                 times.sort_by(f64::total_cmp);
-                Ok(times[times.len() / 2])
+                Ok((backend.unwrap_or_else(|| wanted.to_owned()), times[times.len() / 2]))
             };
-            gains.push((sample.kernel, median("scalar")?, median(Level::best().name())?));
+            let (backend, best_us) = median(Level::best().name())?;
+            let scalar_us = if backend == NATIVE { None } else { Some(median("scalar")?.1) };
+            gains.push(SimdGain { kernel: sample.kernel, backend, best_us, scalar_us });
         }
         Ok(gains)
     }
@@ -322,7 +341,7 @@ impl Driver {
     fn render(
         &self,
         report: &ReportView,
-        simd: &[(KernelId, f64, f64)],
+        simd: &[SimdGain],
         mix: &[TaskView],
         killed: &str,
         swarm: &[(KernelId, usize, f64, f64)],
@@ -332,22 +351,13 @@ impl Driver {
         let best = Level::best().name();
         let time = |us: f64| output::duration(us / 1e6);
         let mut text = format!(
-            "DEMONSTRATION  ({} compute agents, kernels on {best}, {})\n\n",
-            self.compute,
+            "DEMONSTRATION  ({}, kernels on {best}, {})\n\n",
+            things(self.compute, "compute agent"),
             output::duration(took.as_secs_f64())
         );
 
         text += "What vector code gains: one large task of each kernel, median of four runs\n\n";
-        let mut table = Table::new(&["kernel", "scalar", best, "gain"]).right(&[1, 2, 3]);
-        for (kernel, scalar, vector) in simd {
-            table.row([
-                kernel.name().to_owned(),
-                time(*scalar),
-                time(*vector),
-                format!("{:.1} x", scalar / vector),
-            ]);
-        }
-        text += &table.render(options);
+        text += &simd_table(simd, options);
 
         text += "\nWhat the swarm gains: a batch by all agents, and by one plain process, best of three\n\n";
         let mut table = Table::new(&["kernel", "tasks", "one process", "swarm", "gain"]).right(&[1, 2, 3, 4]);
@@ -400,11 +410,11 @@ impl Driver {
             Some(recovery) => {
                 let micros = |us: Option<f64>| us.map_or_else(|| "unknown".to_owned(), time);
                 text += &format!(
-                    "{} was killed with signal 9 on purpose; noticed after {}, its successor ready after {} more, {} tasks moved, {} lost, {} done twice\n",
+                    "{} was killed with signal 9 on purpose; noticed after {}, its successor ready after {} more, {} moved, {} lost, {} done twice\n",
                     recovery.agent,
                     micros(recovery.detect_us),
                     micros(recovery.ready_us),
-                    recovery.tasks_moved,
+                    things(recovery.tasks_moved, "task"),
                     report.tasks.lost,
                     report.tasks.duplicated,
                 );
@@ -415,6 +425,28 @@ impl Driver {
     }
 }
 
+fn simd_table(gains: &[SimdGain], options: &OutputOptions) -> String {
+    let mut table = Table::new(&["kernel", "backend", "time", "scalar", "gain"]).right(&[2, 3, 4]);
+    for gain in gains {
+        let factor = gain.scalar_us.map(|scalar| format!("{:.1} x", scalar / gain.best_us));
+        table.row([
+            gain.kernel.name().to_owned(),
+            gain.backend.clone(),
+            output::micros(gain.best_us),
+            output::or_absent(gain.scalar_us.map(output::micros)),
+            output::or_absent(factor),
+        ]);
+    }
+    let mut text = table.render(options);
+    if gains.iter().any(|gain| gain.scalar_us.is_none()) {
+        text += &format!(
+            "{} has no scalar form: library code that chooses its own instructions\n",
+            output::ABSENT
+        );
+    }
+    text
+}
+
 /// Wall time of the job in one plain process, its own start not counted, s.
 fn single_process(job: &Path) -> anyhow::Result<f64> {
     let output = std::process::Command::new("/proc/self/exe").arg(SINGLE_WORD).arg(job).output()?;
@@ -423,4 +455,29 @@ fn single_process(job: &Path) -> anyhow::Result<f64> {
     }
     let answer: Value = serde_json::from_slice(&output.stdout)?;
     answer["wall_s"].as_f64().context("the single process gave no time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_without_levels_are_not_called_scalar_or_vector_code() {
+        let gain = |kernel, backend: &str, best_us, scalar_us| SimdGain {
+            kernel,
+            backend: backend.into(),
+            best_us,
+            scalar_us,
+        };
+        let gains =
+            [gain(KernelId::Matmul, "avx2", 100.0, Some(450.0)), gain(KernelId::Sort, NATIVE, 7.0, None)];
+        let text = simd_table(&gains, &OutputOptions::default());
+        assert_eq!(
+            text,
+            "kernel  backend     time  scalar   gain\n\
+             matmul  avx2      100 µs  450 µs  4.5 x\n\
+             sort    native   7.00 µs       —      —\n\
+             — has no scalar form: library code that chooses its own instructions\n"
+        );
+    }
 }

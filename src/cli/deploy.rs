@@ -2,11 +2,12 @@
 
 use super::args::Global;
 use super::demo;
-use super::exit;
 use super::output::OutputOptions;
 use super::output::say;
 use super::run::summary;
 use super::session::{Session, write_report};
+use super::{exit, pasted};
+use crate::base::words::things;
 use crate::config::{self, SwarmConfig};
 use crate::kernels::Level;
 use crate::os::clock;
@@ -18,12 +19,14 @@ pub(super) fn deploy(global: &Global, config: &SwarmConfig, output: &OutputOptio
     let level = if global.demo { "warn" } else { "info" };
     let began = clock::now();
     let mut session = Session::start(global, config, false, level, output)?;
-    welcome(config, &topology, &session, output);
+    welcome(global, config, &topology, &session, output);
     let deadline = global.monitor_duration.map(|span| began.plus(span));
 
     let mut demo_failed = false;
     if global.demo {
+        session.supervisor.expect_load(true);
         let outcome = demo::run(&mut session.supervisor, output)?;
+        session.supervisor.expect_load(false);
         demo_failed = !outcome.fine;
         super::output::print(&outcome.text)?;
     }
@@ -48,23 +51,29 @@ pub(super) fn deploy(global: &Global, config: &SwarmConfig, output: &OutputOptio
 }
 
 /// What the swarm sees, and what it is blind to and why.
-fn welcome(config: &SwarmConfig, topology: &Topology, session: &Session, output: &OutputOptions) {
+fn welcome(
+    global: &Global,
+    config: &SwarmConfig,
+    topology: &Topology,
+    session: &Session,
+    output: &OutputOptions,
+) {
     if output.quiet {
         return;
     }
     let origin = match config.file() {
-        Some(path) => format!("config {} ({} keys set)", path.display(), config.keys_set()),
+        Some(path) => format!("config {} ({} set)", path.display(), things(config.keys_set(), "key")),
         None => "built-in configuration".to_owned(),
     };
     let model = topology.model.as_deref().unwrap_or("unknown processor");
     let plan = session.supervisor.plan();
     let mut text = format!(
-        "ai_swarm {}   swarm {}   {origin}\n  cores     {} ({model}), kernels on {}\n  plan      {} compute agents, supervisor on core {}",
+        "ai_swarm {}   swarm {}   {origin}\n  cores     {} ({model}), kernels on {}\n  plan      {}, supervisor on core {}",
         env!("CARGO_PKG_VERSION"),
         config.name,
         config::ranges(topology.usable()),
         Level::best().name(),
-        plan.compute_count(),
+        things(plan.compute_count(), "compute agent"),
         plan.supervisor,
     );
     for note in plan.notes.iter().chain(&config::warnings(config, &topology.online)) {
@@ -75,9 +84,11 @@ fn welcome(config: &SwarmConfig, topology: &Topology, session: &Session, output:
         text += &format!("\n  {}{what}: {why}", if at == 0 { "blind to  " } else { "          " });
     }
     match session.supervisor.socket() {
-        Some(socket) => text += &format!("\n  control   {}", socket.display()),
-        None => text += "\n  control   off (`gateway.enabled`)",
+        Some(socket) => {
+            let stop = pasted(global, config, "stop");
+            text += &format!("\n  control   {}\n  end with  Ctrl-C or `{stop}`", socket.display());
+        }
+        None => text += "\n  control   off (`gateway.enabled`)\n  end with  Ctrl-C",
     }
-    text += "\n  end with  Ctrl-C or `ai_swarm_deploy stop`";
     say(output, &text);
 }

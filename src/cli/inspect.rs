@@ -5,10 +5,12 @@
 
 use super::exit;
 use super::output::{
-    ABSENT, OutputOptions, Style, Table, bytes, count, duration, micros, paint, percent, plain, print, rate,
-    say, state_style, wrap,
+    ABSENT, OutputOptions, Style, Table, bytes, complain, count, duration, micros, paint, percent, plain,
+    print, rate, say, speaks_json, state_style, wrap,
 };
+use super::run::NOTHING_TO_DO;
 use crate::base::ids::AgentKind;
+use crate::base::words::things;
 use crate::gateway::client::{Client, ClientError, segment};
 use crate::supervisor::action::{AgentView, Known, StatusView, Submitted, TaskView};
 use crate::supervisor::events::Event;
@@ -32,7 +34,7 @@ const PROCESS_LIMIT: Duration = Duration::from_secs(2);
 const LABEL_COLUMNS: usize = 11;
 
 /// The API's JSON as it came, or text made of it.
-fn show<T: DeserializeOwned>(
+pub(super) fn show<T: DeserializeOwned>(
     answer: Value,
     output: &OutputOptions,
     text: impl FnOnce(T) -> String,
@@ -44,7 +46,7 @@ fn show<T: DeserializeOwned>(
     Ok(exit::DONE)
 }
 
-fn show_json(answer: &Value) -> Result<u8> {
+pub(super) fn show_json(answer: &Value) -> Result<u8> {
     print(&serde_json::to_string_pretty(answer)?)?;
     Ok(exit::DONE)
 }
@@ -57,10 +59,10 @@ fn list<T: DeserializeOwned>(mut answer: Value, key: &str) -> Result<Vec<T>> {
 }
 
 /// Words that are wrong end with the exit code for that.
-fn wrong_words(error: ClientError) -> Result<u8> {
+pub(super) fn wrong_words(error: ClientError) -> Result<u8> {
     match error {
         ClientError::Problem { status: 400, detail, .. } => {
-            let _ = writeln!(io::stderr(), "error: {detail}");
+            complain(&detail);
             Ok(exit::WRONG)
         }
         other => Err(other.into()),
@@ -81,6 +83,9 @@ pub fn submit(client: &mut Client, mut job: Value, wait: bool, output: &OutputOp
     let text =
         if output.json { serde_json::to_string_pretty(&answer)? } else { submitted_text(&tasks, output) };
     print(&text)?;
+    if tasks.is_empty() {
+        say(output, NOTHING_TO_DO);
+    }
     let is_fine = |task: &Submitted| {
         let ended_well =
             task.task.as_ref().is_none_or(|task| task.state == "succeeded" || !is_final(&task.state));
@@ -88,8 +93,12 @@ pub fn submit(client: &mut Client, mut job: Value, wait: bool, output: &OutputOp
     };
     let wrong = tasks.iter().filter(|task| !is_fine(task)).count();
     if wrong > 0 {
-        let verb = if wait { "did not succeed" } else { "were refused" };
-        say(output, &format!("{} of {} tasks {verb}", count(wrong as f64), count(tasks.len() as f64)));
+        let verb = match (wait, wrong) {
+            (true, _) => "did not succeed",
+            (false, 1) => "was refused",
+            (false, _) => "were refused",
+        };
+        say(output, &format!("{} of {} {verb}", count(wrong as f64), things(tasks.len(), "task")));
         return Ok(exit::FAILED);
     }
     Ok(exit::DONE)
@@ -285,6 +294,7 @@ fn explain(task: &TaskView, raw: &Value, agents: &[AgentView]) -> Vec<String> {
         "running" => reasons.push(format!("It runs on {agent}.")),
         "retrying" => {
             let left = match raw.get("retries_left").and_then(Value::as_u64) {
+                Some(1) => "; 1 more retry is left".to_owned(),
                 Some(left) => format!("; {left} more retries are left"),
                 None => String::new(),
             };
@@ -307,6 +317,7 @@ fn explain(task: &TaskView, raw: &Value, agents: &[AgentView]) -> Vec<String> {
             reasons.push(format!("{tries}: {why}."));
         }
         "cancelled" => reasons.push(match task.error.as_deref() {
+            Some(why) if why.starts_with("cancelled ") => format!("It was {why}."),
             Some(why) => format!("It was given up: {why}."),
             None => "It was given up on request.".to_owned(),
         }),
@@ -325,7 +336,7 @@ fn explain(task: &TaskView, raw: &Value, agents: &[AgentView]) -> Vec<String> {
 }
 
 fn holds(agent: &AgentView) -> String {
-    format!("{} is {} and holds {} tasks.", agent.id, agent.state, agent.in_flight)
+    format!("{} is {} and holds {}.", agent.id, agent.state, things(agent.in_flight, "task"))
 }
 
 /// What the compute agents do, so that a queued task is understood.
@@ -343,7 +354,7 @@ fn room(agents: &[AgentView]) -> String {
             state => format!("{} is {state}", agent.id),
         })
         .collect();
-    format!("{ready} of {} compute agents can take work: {}.", computes.len(), each.join(", "))
+    format!("{ready} of {} can take work: {}.", things(computes.len(), "compute agent"), each.join(", "))
 }
 
 /// `task cancel`.
@@ -504,11 +515,11 @@ fn status_text(status: &StatusView, output: &OutputOptions) -> String {
     text
 }
 
-fn number(amount: u64) -> String {
+pub(super) fn number(amount: u64) -> String {
     count(amount as f64)
 }
 
-fn heading(name: &str, output: &OutputOptions) -> String {
+pub(super) fn heading(name: &str, output: &OutputOptions) -> String {
     paint(&format!("{name:<LABEL_COLUMNS$}"), Style::Dim, output.color)
 }
 
@@ -582,7 +593,8 @@ fn host_lines(status: &StatusView, output: &OutputOptions) -> String {
         let _ = writeln!(text, "{}{parts}", heading(group, output));
     }
     if let Some(cap) = status.host.get("compute_agents_cap").and_then(|cap| cap.value) {
-        let words = format!("at most {} compute agents work at once, for the temperature", count(cap));
+        let verb = if cap == 1.0 { "agent works" } else { "agents work" };
+        let words = format!("at most {} compute {verb} at once, for the temperature", count(cap));
         let _ = writeln!(text, "{}{}", heading("cap", output), paint(&words, Style::Warn, output.color));
     }
     for (reason, mut names) in missing {
@@ -605,7 +617,8 @@ pub fn events(client: &mut Client, follow: bool, after: u64, output: &OutputOpti
     client.events(after, follow, |event| {
         let gap = event.seq.saturating_sub(last + 1);
         if gap > 0 && last > 0 {
-            say(output, &format!("{} events are missing: forgotten, or this end was too slow", number(gap)));
+            let gap = things(gap as usize, "event");
+            say(output, &format!("{gap} missing: forgotten, or this end was too slow"));
         }
         last = event.seq;
         let text = if output.json {
@@ -652,7 +665,7 @@ pub fn stop(client: &mut Client, output: &OutputOptions) -> Result<u8> {
         | Ok(_) => {}
         Err(error) => return Err(error.into()),
     }
-    let talks = !output.quiet && io::stderr().is_terminal();
+    let talks = !output.quiet && !speaks_json() && io::stderr().is_terminal();
     let mut stderr = io::stderr();
     let began = Instant::now();
     let mut told = 0;
@@ -841,10 +854,15 @@ mod tests {
         let retrying = TaskView { attempts: 2, error: Some("signal 9 (killed)".into()), ..task("retrying") };
         let words = why(&retrying, json!({"retries_left": 1}));
         assert!(words.contains("Attempt 2 did not succeed: signal 9 (killed)."), "{words}");
-        assert!(words.contains("1 more retries are left") && words.contains("dispatched 2 times"), "{words}");
+        assert!(words.contains("; 1 more retry is left") && words.contains("dispatched 2 times"), "{words}");
         let failed = TaskView { attempts: 0, error: Some("bad input".into()), ..task("failed") };
         assert_eq!(why(&failed, json!({})), "It never ran: bad input.");
         assert_eq!(why(&task("cancelled"), json!({})), "It was given up on request.");
+        let cancelled = |error: &str| TaskView { error: Some(error.into()), ..task("cancelled") };
+        let words = why(&cancelled("cancelled on request"), json!({}));
+        assert_eq!(words, "It was cancelled on request.");
+        let words = why(&cancelled("the swarm stopped"), json!({}));
+        assert_eq!(words, "It was given up: the swarm stopped.");
     }
 
     #[test]

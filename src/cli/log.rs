@@ -4,6 +4,8 @@
 //! there is a single writer, and the file is rotated without anybody having to reopen it. Lines wait for
 //! it in a bounded queue; when nobody reads standard error they are dropped and counted.
 
+use super::output::json_line;
+use crate::base::words::things;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write};
@@ -56,8 +58,8 @@ pub struct LogSink(Inner);
 enum Inner {
     /// Straight to standard error, which for an agent is a pipe that the supervisor keeps empty.
     Direct,
-    /// To the writer's thread.
-    Queue { sender: Sender<Record>, dropped: Arc<AtomicU64> },
+    /// To the writer's thread. With `json` no line is anything else.
+    Queue { sender: Sender<Record>, dropped: Arc<AtomicU64>, json: bool },
 }
 
 /// What the writer is told.
@@ -70,22 +72,24 @@ enum Record {
 /// The one writer of log lines.
 struct Writer {
     stderr: bool,
+    json: bool,
     file: Option<(File, PathBuf, u64)>,
     written: u64,
 }
 
 impl LogSink {
-    /// A sink whose writer has a thread of its own; it writes to standard error when `stderr`.
-    pub fn new(stderr: bool) -> Self {
+    /// A sink whose writer has a thread of its own; it writes to standard error when `stderr`. With `json`
+    /// the few lines that do not come from a log statement are JSON as well.
+    pub fn new(stderr: bool, json: bool) -> Self {
         let (sender, receiver) = bounded(QUEUE_LINES);
         let dropped = Arc::new(AtomicU64::new(0));
         let counted = dropped.clone();
-        let writer = Writer { stderr, file: None, written: 0 };
+        let writer = Writer { stderr, json, file: None, written: 0 };
         let started =
             std::thread::Builder::new().name("log".into()).spawn(move || writer.run(&receiver, &counted));
         // Without a thread there is nobody to write; the lines are then dropped and counted.
         drop(started);
-        Self(Inner::Queue { sender, dropped })
+        Self(Inner::Queue { sender, dropped, json })
     }
 
     /// A sink without a thread, for agents.
@@ -110,7 +114,13 @@ impl LogSink {
         std::thread::Builder::new().name("agent-log".into()).spawn(move || {
             let mut lines = BufReader::new(reader);
             let mut line = Vec::new();
+            let json = matches!(sink.0, Inner::Queue { json: true, .. });
             while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                if json && line[0] != b'{' {
+                    // The words of a panic, or of a library.
+                    let text = String::from_utf8_lossy(&line);
+                    line = (json_line("WARN", text.trim_end()) + "\n").into_bytes();
+                }
                 sink.hand_over(std::mem::take(&mut line));
             }
         })?;
@@ -122,7 +132,7 @@ impl LogSink {
             Inner::Direct => {
                 let _ = io::stderr().write_all(&line);
             }
-            Inner::Queue { sender, dropped } => {
+            Inner::Queue { sender, dropped, .. } => {
                 if sender.try_send(Record::Line(line)).is_err() {
                     dropped.fetch_add(1, Ordering::Relaxed);
                 }
@@ -148,7 +158,10 @@ impl Writer {
                 Record::Line(line) => {
                     let lost = dropped.swap(0, Ordering::Relaxed);
                     if lost > 0 {
-                        self.write(format!("{lost} log lines were dropped: nobody read them\n").as_bytes());
+                        let lost = things(lost as usize, "log line");
+                        let words = format!("{lost} dropped: nobody read them");
+                        let words = if self.json { json_line("WARN", &words) } else { words };
+                        self.write((words + "\n").as_bytes());
                     }
                     self.write(&line);
                 }
@@ -247,7 +260,7 @@ mod tests {
     #[test]
     fn the_file_is_rotated_and_bounded() {
         let folder = tempfile::tempdir().expect("folder");
-        let sink = LogSink::new(false);
+        let sink = LogSink::new(false, false);
         sink.also_to(folder.path(), 1000).expect("file");
         for _ in 0..100 {
             sink.make_writer().write_all(&[b'x'; 99]).expect("never fails");
@@ -260,7 +273,7 @@ mod tests {
     #[test]
     fn lines_of_agents_come_out_of_the_sink() {
         let folder = tempfile::tempdir().expect("folder");
-        let sink = LogSink::new(false);
+        let sink = LogSink::new(false, false);
         sink.also_to(folder.path(), 1000).expect("file");
         let mut pipe = File::from(sink.pipe().expect("pipe"));
         pipe.write_all(b"hello\n").expect("written");
@@ -269,5 +282,29 @@ mod tests {
         while std::fs::read(&path).expect("file") != b"hello\n" {
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn words_among_json_lines_become_json() {
+        let folder = tempfile::tempdir().expect("folder");
+        let sink = LogSink::new(false, true);
+        sink.also_to(folder.path(), 10_000).expect("file");
+        let mut pipe = File::from(sink.pipe().expect("pipe"));
+        pipe.write_all(b"{\"message\":\"fine\"}\nthread 'main' panicked at \"x\":\n\n").expect("written");
+        drop(pipe);
+        let path = folder.path().join("swarm.log");
+        let text = loop {
+            let text = std::fs::read_to_string(&path).expect("file");
+            if text.lines().count() == 3 {
+                break text;
+            }
+            std::thread::yield_now();
+        };
+        let messages = text.lines().map(|line| {
+            let line: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            line["message"].as_str().expect("words").to_owned()
+        });
+        assert_eq!(messages.collect::<Vec<_>>(), ["fine", "thread 'main' panicked at \"x\":", ""]);
     }
 }

@@ -1,7 +1,7 @@
 //! The command line: words in, text or JSON out. Data goes to stdout, everything else to stderr.
 //!
 //! `args` knows the words, `session` turns flags into a started swarm, `run`, `deploy` and `demo` are
-//! what it then does; `inspect` talks to a swarm that runs already.
+//! what it then does; `inspect`, `statistics` and `messages` talk to a swarm that runs already.
 
 pub mod args;
 mod demo;
@@ -9,17 +9,20 @@ mod deploy;
 pub mod doctor;
 pub mod inspect;
 pub mod log;
+mod messages;
 pub mod output;
 mod run;
 mod session;
 mod single;
+mod statistics;
 
+use crate::base::words::things;
 use crate::config::{self, FlagValue, SwarmConfig};
 use crate::gateway::client::{Client, ClientError};
 use crate::supervisor::home;
-use args::{AgentCommand, Cli, Color, Command, ConfigCommand, Global, TaskCommand, Work};
+use args::{AgentCommand, Cli, Color, Command, ConfigCommand, Global, LogFormat, TaskCommand, Work};
 use clap::{CommandFactory as _, Parser as _};
-use output::{OutputOptions, print};
+use output::{OutputOptions, complain, print};
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal as _, Write as _};
 
@@ -70,6 +73,9 @@ pub fn main() -> u8 {
     if words.get(1).is_some_and(|word| word == single::SINGLE_WORD) {
         return single::main(words.drain(2..));
     }
+    if words.get(1).is_some_and(|word| word == crate::bench::ipc::PEER_WORD) {
+        return crate::bench::ipc::peer_main(words.drain(2..));
+    }
     let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => {
@@ -77,6 +83,9 @@ pub fn main() -> u8 {
             return if error.use_stderr() { exit::WRONG } else { exit::DONE };
         }
     };
+    if cli.global.log_format == Some(LogFormat::Json) {
+        output::speak_json();
+    }
     match dispatch(&cli) {
         Ok(code) => code,
         Err(error) => report_error(&error),
@@ -85,14 +94,15 @@ pub fn main() -> u8 {
 
 fn report_error(error: &anyhow::Error) -> u8 {
     if let Some(failure) = error.downcast_ref::<Failure>() {
-        let _ = writeln!(std::io::stderr(), "error: {}", failure.message);
-        if let Some(hint) = &failure.hint {
-            let _ = writeln!(std::io::stderr(), "hint: {hint}");
-        }
+        complain(&match &failure.hint {
+            Some(hint) => format!("{}\nhint: {hint}", failure.message),
+            None => failure.message.clone(),
+        });
         return failure.code;
     }
     if let Some(errors) = error.downcast_ref::<config::ConfigErrors>() {
-        let _ = writeln!(std::io::stderr(), "{errors}");
+        let words = errors.to_string();
+        complain(words.strip_prefix("error: ").unwrap_or(&words));
         return exit::WRONG;
     }
     if let Some(io) = error.downcast_ref::<std::io::Error>()
@@ -100,7 +110,7 @@ fn report_error(error: &anyhow::Error) -> u8 {
     {
         return exit::DONE;
     }
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    complain(&format!("{error:#}"));
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotRunning { .. }) => exit::NOT_RUNNING,
         _ => exit::FAILED,
@@ -126,6 +136,15 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Some(Command::Task(command)) => task(command, &mut client(global)?, &output),
         Some(Command::Agent(command)) => agent(command, &mut client(global)?, &output),
         Some(Command::Status) => inspect::status(&mut client(global)?, &output),
+        Some(Command::Statistics { all }) => statistics::statistics(&mut client(global)?, *all, &output),
+        Some(Command::Send { to, text, reply_within }) => {
+            let body = messages::send_body(to, text.as_deref(), *reply_within)?;
+            messages::send(&mut client(global)?, &body, &output)
+        }
+        Some(Command::Broadcast { text, topic }) => {
+            let body = messages::body(text.as_deref(), topic.as_deref())?;
+            messages::broadcast(&mut client(global)?, &body, &output)
+        }
         Some(Command::Events { follow, after }) => {
             inspect::events(&mut client(global)?, *follow, *after, &output)
         }
@@ -180,6 +199,42 @@ pub(crate) fn load_config(global: &Global) -> anyhow::Result<SwarmConfig> {
     Ok(config::load(global.config.as_deref(), &name.collect::<Vec<_>>())?)
 }
 
+/// A command line for the very swarm that the flags name, so that it works when pasted into a shell.
+fn pasted(global: &Global, config: &SwarmConfig, words: &str) -> String {
+    let mut line = "ai_swarm_deploy".to_owned();
+    let word = |path: &std::path::Path| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        shell_word(&path.to_string_lossy())
+    };
+    // A start needs the configuration; to speak to what runs, its place is enough.
+    if let (true, Some(file)) = (words.is_empty(), &global.config) {
+        line += &format!(" --config {}", word(file));
+    }
+    // What a bare command would speak to. From another folder it may be something else, so only the
+    // name that is the default everywhere needs no flag.
+    let bare =
+        || config::load(std::env::var_os("AI_SWARM_CONFIG").map(std::path::PathBuf::from).as_deref(), &[]);
+    if config.name != "default" || !bare().is_ok_and(|bare| bare.name == config.name) {
+        line += &format!(" --name {}", config.name);
+    }
+    if let Some(folder) = &global.state_dir {
+        line += &format!(" --state-dir {}", word(folder));
+    }
+    if !words.is_empty() {
+        line += &format!(" {words}");
+    }
+    line
+}
+
+/// One word for a shell.
+fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// Speaks to the running swarm that the flags name.
 fn client(global: &Global) -> anyhow::Result<Client> {
     let config = load_config(global)?;
@@ -189,7 +244,10 @@ fn client(global: &Global) -> anyhow::Result<Client> {
             exit::NOT_RUNNING,
             format!("no swarm named {:?} is running (socket {})", config.name, socket.display()),
         )
-        .hint("start one with `ai_swarm_deploy`, or name another with --name or --state-dir")
+        .hint(format!(
+            "start one with `{}`, or name another with --name or --state-dir",
+            pasted(global, &config, "")
+        ))
         .into(),
         other => anyhow::Error::from(other),
     })
@@ -220,7 +278,7 @@ fn config_command(command: &ConfigCommand, global: &Global, output: &OutputOptio
             let config = config::load(path, &[])?;
             let online = crate::os::topology::Topology::read().online;
             for warning in config::warnings(&config, &online) {
-                writeln!(std::io::stderr(), "warning: {warning}")?;
+                output::warn(&warning);
             }
             let file = config
                 .file()
@@ -228,23 +286,22 @@ fn config_command(command: &ConfigCommand, global: &Global, output: &OutputOptio
             print(&if output.json {
                 json!({"ok": true, "file": file, "keys_set": config.keys_set()}).to_string()
             } else {
-                format!("{file}: fine, {} keys set", config.keys_set())
+                format!("{file}: fine, {} set", things(config.keys_set(), "key"))
             })?;
         }
         ConfigCommand::Explain { key } => {
+            let text = config::explain_text(key.as_deref(), output.width).ok_or_else(|| {
+                let key = key.as_deref().unwrap_or("");
+                let near = config::nearest_path(key);
+                Failure::new(exit::WRONG, format!("no configuration key or section is called {key:?}"))
+                    .hint(format!("the nearest is `{near}`; `ai_swarm_deploy config explain` lists them all"))
+            })?;
             if output.json {
-                let rows = config::explain();
-                let wanted =
-                    |row: &&config::ExplainRow| key.as_deref().is_none_or(|key| row.key.starts_with(key));
-                print(&serde_json::to_string_pretty(&rows.iter().filter(wanted).collect::<Vec<_>>())?)?;
+                let mut rows = config::explain();
+                rows.retain(|row| key.as_deref().is_none_or(|key| config::is_within(row.key, key)));
+                print(&serde_json::to_string_pretty(&rows)?)?;
             } else {
-                let text = config::explain_text(key.as_deref(), output.width);
-                let words = || {
-                    format!("no configuration key or section is called {:?}", key.as_deref().unwrap_or(""))
-                };
-                print(&text.ok_or_else(|| {
-                    Failure::new(exit::WRONG, words()).hint("`config explain` lists them all")
-                })?)?;
+                print(&text)?;
             }
         }
         ConfigCommand::Show => {
@@ -359,4 +416,22 @@ fn files(work: &Work) -> anyhow::Result<Vec<std::path::PathBuf>> {
         return Ok(vec!["-".into()]);
     }
     Ok(work.files.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_becomes_one_word_of_a_shell() {
+        for (text, word) in [
+            ("/var/lib/x-1", "/var/lib/x-1"),
+            ("", "''"),
+            ("/a b", "'/a b'"),
+            ("/it's", r"'/it'\''s'"),
+            ("/$HOME", "'/$HOME'"),
+        ] {
+            assert_eq!(shell_word(text), word);
+        }
+    }
 }

@@ -4,9 +4,14 @@
 //! 1. Nothing unknown looks like a number: it is [`ABSENT`].
 //! 2. Without colour nothing is lost: colour only repeats what the words say.
 //! 3. What came from outside cannot steer the terminal: control characters are shown, not sent.
+//! 4. On standard error a line that begins with `{` is JSON, whole and alone. Log lines are so where nobody
+//!    reads along; words for people become so only when asked for with `--log-format json`, and then all of them.
 
+use crate::base::clock::wall_rfc3339;
+use serde_json::json;
 use std::borrow::Cow;
 use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Stands where there is no value.
 pub const ABSENT: &str = "—";
@@ -46,11 +51,43 @@ pub fn print(text: &str) -> io::Result<bool> {
     }
 }
 
+/// Whether words on standard error are for programs. A property of the process, as standard error is.
+static WORDS_AS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// From now on words on standard error are JSON, as log lines are.
+pub fn speak_json() {
+    WORDS_AS_JSON.store(true, Ordering::Relaxed);
+}
+
+/// Whether words on standard error are JSON.
+pub fn speaks_json() -> bool {
+    WORDS_AS_JSON.load(Ordering::Relaxed)
+}
+
 /// Says something on standard error, unless quiet. Who does not listen misses it.
 pub fn say(output: &OutputOptions, text: &str) {
-    if !output.quiet {
-        let _ = writeln!(io::stderr(), "{text}");
+    if output.quiet {
+        return;
     }
+    let words = if speaks_json() { json_line("INFO", text) } else { text.to_owned() };
+    let _ = writeln!(io::stderr(), "{words}");
+}
+
+/// Says on standard error what is worth a look, however quiet it should be.
+pub fn warn(text: &str) {
+    let words = if speaks_json() { json_line("WARN", text) } else { format!("warning: {text}") };
+    let _ = writeln!(io::stderr(), "{words}");
+}
+
+/// Says on standard error what went wrong, however quiet it should be.
+pub fn complain(text: &str) {
+    let words = if speaks_json() { json_line("ERROR", text) } else { format!("error: {text}") };
+    let _ = writeln!(io::stderr(), "{words}");
+}
+
+/// Words in the form of a log line.
+pub(super) fn json_line(level: &str, text: &str) -> String {
+    json!({ "timestamp": wall_rfc3339(), "level": level, "message": text }).to_string()
 }
 
 /// Three significant digits, without digits behind the point from 100 on.
@@ -304,6 +341,20 @@ impl Table {
         self.rows.push(cells.collect());
     }
 
+    /// Leaves those of these columns out in which no row says anything: all empty, zero or [`ABSENT`].
+    pub fn without_silent(mut self, columns: &[usize]) -> Self {
+        let says = |cell: &str| !matches!(cell, "" | "0" | ABSENT);
+        let is_kept = |at: usize| !columns.contains(&at) || self.rows.iter().any(|row| says(&row[at].0));
+        let kept: Vec<bool> = (0..self.columns.len()).map(is_kept).collect();
+        for row in &mut self.rows {
+            let mut kept = kept.iter();
+            row.retain(|_| kept.next() == Some(&true));
+        }
+        let mut kept = kept.iter();
+        self.columns.retain(|_| kept.next() == Some(&true));
+        self
+    }
+
     /// Whether there is no row.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
@@ -444,6 +495,15 @@ mod tests {
         assert!(lines.iter().all(|line| line.chars().count() <= 40), "{text}");
         let colored = table.render(&OutputOptions { color: true, ..output });
         assert!(colored.contains("\x1b[32mlong-name\x1b[0m"), "{colored}");
+    }
+
+    #[test]
+    fn columns_that_say_nothing_may_be_left_out() {
+        let mut table = Table::new(&["A", "B", "C", "D"]).right(&[2]);
+        table.row(["x".into(), "0".into(), ABSENT.into(), "0".into()]);
+        table.row(["y".into(), String::new(), "7".into(), "0".into()]);
+        let text = table.without_silent(&[0, 1, 2]).render(&OutputOptions::default());
+        assert_eq!(text, "A  C  D\nx  —  0\ny  7  0\n");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! `run`: a private swarm for some tasks. Starts it, runs them, writes results, reports, ends.
 
 use super::args::{Global, Work};
-use super::output::say;
 use super::output::{self, OutputOptions, Table};
+use super::output::{complain, say, speaks_json};
 use super::session::{Session, defaults, write_report};
 use super::{Failure, exit, files, job_of_kernel};
+use crate::base::words::things;
 use crate::config::SwarmConfig;
 use crate::jobs::{self, JobError, Tasks};
 use crate::os::clock;
@@ -19,6 +20,9 @@ use std::time::Duration;
 
 /// Failed tasks that are listed one by one.
 const FAILURES_SHOWN: usize = 20;
+
+/// What is said of a job without tasks.
+pub(super) const NOTHING_TO_DO: &str = "nothing to do: the job has no tasks";
 
 pub(super) fn run(
     global: &Global,
@@ -42,16 +46,15 @@ pub(super) fn run(
         counts.open() == 0 || supervisor.is_hopeless()
     });
     if session.supervisor.is_hopeless() {
-        say(
-            output,
-            "error: no compute agent lives, and none will: see `agents.compute.count` and `fault_tolerance`",
-        );
+        complain("no compute agent lives, and none will: see `agents.compute.count` and `fault_tolerance`");
     }
     bar.finish_and_clear();
     let interrupted = session.supervisor.is_stop_asked();
     let report = session.end(OnEnd::Drain, global.report_tasks || !output.json);
     show_results(global, &report, output)?;
-    if !output.quiet {
+    if report.tasks.total == 0 {
+        say(output, NOTHING_TO_DO);
+    } else {
         say(output, &summary(&report, output));
     }
     write_report(global, &without_detail(report.clone(), global.report_tasks))?;
@@ -110,7 +113,8 @@ pub(super) fn read_tasks_as_json(path: &Path) -> anyhow::Result<Vec<Value>> {
         &jobs::Defaults { timeout: None, retries: 0 },
     );
     checked.map_err(job_failure)?;
-    let values: Vec<Value> = serde_json::Deserializer::from_str(&text)
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let values: Vec<Value> = serde_json::Deserializer::from_str(text)
         .into_iter::<Value>()
         .collect::<Result<_, _>>()
         .with_context(|| format!("{}: not valid JSON", path.display()))?;
@@ -147,7 +151,7 @@ fn make_absolute(task: &mut Value, folder: &Path) {
 
 /// A bar on a terminal, nothing elsewhere.
 pub(super) fn progress(total: u64, output: &OutputOptions) -> ProgressBar {
-    if output.quiet || !std::io::stderr().is_terminal() || total < 2 {
+    if output.quiet || speaks_json() || !std::io::stderr().is_terminal() || total < 2 {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} tasks  {per_sec}  {eta} left  {msg}");
@@ -182,27 +186,34 @@ fn show_results(global: &Global, report: &ReportView, options: &OutputOptions) -
     let failed: Vec<&TaskView> = detail.iter().filter(|task| task.state != "succeeded").collect();
     for task in failed.iter().take(FAILURES_SHOWN) {
         let words = task.error.as_deref().unwrap_or("no reason was given");
-        // Messages of the job file name the task already.
-        if words.starts_with("task ") || words.contains(": not valid JSON: ") {
-            writeln!(std::io::stderr(), "error: {words}")?;
-        } else {
-            writeln!(std::io::stderr(), "error: task {:?} {}: {words}", task.id, task.state)?;
-        }
+        complain(&failure_words(task, words));
     }
     if failed.len() > FAILURES_SHOWN {
-        let more = failed.len() - FAILURES_SHOWN;
-        writeln!(std::io::stderr(), "error: {more} more tasks did not succeed; --report lists them all")?;
+        let more = things(failed.len() - FAILURES_SHOWN, "more task");
+        complain(&format!("{more} did not succeed; --report lists them all"));
     }
     Ok(())
+}
+
+/// What became of a task that did not succeed, with its name and state once.
+fn failure_words(task: &TaskView, words: &str) -> String {
+    // Messages of the job file name the task already.
+    if words.starts_with("task ") || words.contains(": not valid JSON: ") {
+        return words.to_owned();
+    }
+    match words.strip_prefix(&*task.state) {
+        Some(rest) => format!("task {:?} {}{rest}", task.id, task.state),
+        None => format!("task {:?} {}: {words}", task.id, task.state),
+    }
 }
 
 /// The end of a run in a few lines.
 pub(super) fn summary(report: &ReportView, options: &OutputOptions) -> String {
     let tasks = &report.tasks;
     let mut text = format!(
-        "{} of {} tasks succeeded in {} ({}/s)",
+        "{} of {} succeeded in {} ({}/s)",
         tasks.succeeded,
-        tasks.total,
+        things(tasks.total as usize, "task"),
         output::duration(report.wall_s),
         output::count(report.throughput_tasks_per_s),
     );
@@ -267,8 +278,10 @@ pub(super) fn summary(report: &ReportView, options: &OutputOptions) -> String {
             .detect_us
             .map_or_else(String::new, |us| format!("noticed after {}, ", output::duration(us / 1e6)));
         text += &format!(
-            "\n{} died of {}: {noticed}{ready}, {} tasks moved",
-            recovery.agent, recovery.cause, recovery.tasks_moved
+            "\n{} died of {}: {noticed}{ready}, {} moved",
+            recovery.agent,
+            recovery.cause,
+            things(recovery.tasks_moved, "task")
         );
     }
     text

@@ -2,8 +2,8 @@
 
 use super::args::{Global, LogFormat};
 use super::log::{self, LogSink};
-use super::output::OutputOptions;
-use super::{Failure, exit};
+use super::output::{OutputOptions, say};
+use super::{Failure, exit, pasted};
 use crate::config::SwarmConfig;
 use crate::gateway::{self, Gateway};
 use crate::jobs::Defaults;
@@ -16,6 +16,7 @@ pub(crate) struct Session {
     pub(crate) supervisor: Supervisor,
     gateway: Option<Gateway>,
     log: LogSink,
+    output: OutputOptions,
 }
 
 /// What a task gets when it does not say.
@@ -40,7 +41,7 @@ impl Session {
         let level = global.log_level.as_deref().unwrap_or(if output.quiet { "error" } else { level });
         // First of all: blocked for this thread and all that it starts from here on, the log's included.
         let signals = crate::os::signals::StopSignals::listen()?;
-        let sink = LogSink::new(true);
+        let sink = LogSink::new(true, json);
         log::init(level, json, output.color && std::io::stderr().is_terminal(), &sink);
         let options = Options {
             private,
@@ -50,7 +51,8 @@ impl Session {
             agent_log: Some(sink.pipe()?),
             signals,
         };
-        let supervisor = Supervisor::start(config.clone(), options).map_err(start_failure)?;
+        let supervisor = Supervisor::start(config.clone(), options)
+            .map_err(|error| start_failure(error, global, config))?;
         if !private {
             let _ = sink.also_to(supervisor.state_dir(), config.telemetry.log_file_max_bytes);
         }
@@ -63,11 +65,16 @@ impl Session {
             }
             None => None,
         };
-        Ok(Self { supervisor, gateway, log: sink })
+        Ok(Self { supervisor, gateway, log: sink, output: *output })
     }
 
     /// Ends the swarm and returns its report.
     pub(crate) fn end(mut self, on_end: OnEnd, all_tasks: bool) -> ReportView {
+        if self.supervisor.is_signalled() {
+            say(&self.output, "stopping; press Ctrl-C again to hurry");
+        } else if self.supervisor.is_stop_asked() {
+            say(&self.output, "stopping on request");
+        }
         self.supervisor.shut_down(on_end);
         let report = self.supervisor.report(all_tasks);
         drop(self.gateway.take());
@@ -76,11 +83,15 @@ impl Session {
     }
 }
 
-fn start_failure(error: StartError) -> Failure {
+fn start_failure(error: StartError, global: &Global, config: &SwarmConfig) -> Failure {
     match &error {
         StartError::Home(crate::supervisor::home::HomeError::Taken { .. }) => {
-            Failure::new(exit::FAILED, error.to_string())
-                .hint("stop it with `ai_swarm_deploy stop`, or give this one another --name")
+            // With a folder of its own a swarm lives there, whatever its name.
+            let flag = if global.state_dir.is_some() { "--state-dir" } else { "--name" };
+            Failure::new(exit::FAILED, error.to_string()).hint(format!(
+                "stop it with `{}`, or give this one another {flag}",
+                pasted(global, config, "stop")
+            ))
         }
         StartError::Home(_) => Failure::new(exit::CANNOT, error.to_string())
             .hint("name a folder that can be written with --state-dir"),

@@ -9,7 +9,8 @@
 //! 2. `http` takes connections, limits them, and reads bodies.
 //! 3. `routes` turns requests into actions and replies into JSON, here and not in the supervisor's loop.
 //! 4. [`problem`] is what every error looks like.
-//! 5. [`client`] is the other end, for the command line and for tests.
+//! 5. `messenger` passes messages on through shared memory, as a client of the swarm.
+//! 6. [`client`] is the other end, for the command line and for tests.
 //!
 //! Invariants
 //! 1. All that is known about the supervisor is [`Ask`]; the gateway could be a process of its own.
@@ -18,24 +19,22 @@
 
 pub mod client;
 mod http;
+mod messenger;
+pub mod payload;
 pub mod problem;
 mod routes;
 
 use crate::jobs::Defaults;
+use crate::os::socket::listen;
 use crate::supervisor::action::{Action, Answer, Handle};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use std::fs::{self, Permissions};
+use rustix::net::SocketType;
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::watch;
-
-/// Connections that wait to be accepted; more are made to wait by the kernel.
-const BACKLOG: i32 = 1024;
 
 /// Somebody who takes actions: the supervisor, or in tests one made of paper.
 pub trait Ask: Send + Sync {
@@ -61,12 +60,13 @@ pub struct Gateway {
 /// Listens on `socket`, for processes of our own user and root only, and serves until the gateway is dropped.
 /// `defaults` are what submitted tasks get when they do not say.
 pub fn start(socket: &Path, handle: Handle, defaults: Defaults) -> io::Result<Gateway> {
-    start_with(socket, Arc::new(handle), defaults)
+    let messenger = messenger::Messenger::start(Arc::new(handle), socket)?;
+    start_with(socket, Arc::new(messenger), defaults)
 }
 
 /// [`start`] for anybody who takes actions.
 pub fn start_with(socket: &Path, supervisor: Arc<dyn Ask>, defaults: Defaults) -> io::Result<Gateway> {
-    let listener = listen(socket)?;
+    let listener = UnixListener::from(listen(socket, SocketType::STREAM)?);
     let (closing, is_closing) = watch::channel(false);
     let mut gateway = Gateway { socket: socket.to_owned(), closing, thread: None };
     // From here on dropping the gateway removes the socket.
@@ -108,30 +108,6 @@ impl Drop for Gateway {
         }
         let _ = fs::remove_file(&self.socket);
     }
-}
-
-/// A socket that is never open to others: its mode is set before anybody can connect.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    match rustix::net::bind(&socket, &address) {
-        // Left by a killed gateway, unless it is something else or somebody answers there.
-        Err(Errno::ADDRINUSE) if is_dead_socket(path) => {
-            fs::remove_file(path)?;
-            rustix::net::bind(&socket, &address)?;
-        }
-        other => other?,
-    }
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(UnixListener::from(socket))
-}
-
-fn is_dead_socket(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    is_socket
-        && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 #[cfg(test)]

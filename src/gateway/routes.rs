@@ -2,9 +2,11 @@
 
 use super::Ask;
 use super::http::read_body;
+use super::payload::{self, PAYLOAD_BYTES_MAX};
 use super::problem::Problem;
 use crate::base::ids::AgentKind;
 use crate::jobs::{self, Defaults};
+use crate::messaging::attach::{NAME_BYTES, is_name};
 use crate::supervisor::action::{Action, AgentView, Refused, Reply, StatusView, Submitted, TaskView};
 use crate::supervisor::events::Event;
 use axum::Router;
@@ -32,6 +34,9 @@ const LIST_MAX: usize = 100_000;
 const EVENTS_BUFFERED: usize = 256;
 /// A sign of life on a silent event stream, so that dead connections are noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Longest name of a topic.
+/// Longest time that somebody may wait for a reply.
+const REPLY_LIMIT: Duration = Duration::from_secs(3600);
 /// The words for states of tasks.
 const TASK_STATES: [&str; 8] =
     ["waiting", "queued", "dispatched", "running", "retrying", "succeeded", "failed", "cancelled"];
@@ -59,6 +64,8 @@ pub fn router(supervisor: Arc<dyn Ask>, defaults: Defaults, closing: watch::Rece
         .route("/agents/spawn", post(spawn))
         .route("/agents/{id}", get(agent).delete(destroy))
         .route("/agents/{id}/optimize", post(optimize))
+        .route("/messages/send", post(send))
+        .route("/messages/broadcast", post(broadcast))
         .route("/system/status", get(status))
         .route("/system/statistics", get(statistics))
         .route("/system/report", get(report))
@@ -82,8 +89,12 @@ pub fn router(supervisor: Arc<dyn Ask>, defaults: Defaults, closing: watch::Rece
 impl Gate {
     /// Asks the supervisor, which shall answer at once.
     async fn ask(&self, action: Action) -> Result<Reply, Problem> {
-        timeout(ANSWER_LIMIT, self.ask_patiently(action)).await.unwrap_or_else(|_| {
-            let detail = format!("the supervisor did not answer within {} s", ANSWER_LIMIT.as_secs());
+        self.ask_within(ANSWER_LIMIT, action).await
+    }
+
+    async fn ask_within(&self, limit: Duration, action: Action) -> Result<Reply, Problem> {
+        timeout(limit, self.ask_patiently(action)).await.unwrap_or_else(|_| {
+            let detail = format!("the supervisor did not answer within {} s", limit.as_secs());
             Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
         })
     }
@@ -317,6 +328,92 @@ async fn destroy(State(gate): State<Gate>, id: Id) -> Answered {
 
 async fn optimize(State(gate): State<Gate>, id: Id) -> Answered {
     gate.act(Action::OptimizeAgent(named(id)?)).await
+}
+
+// Messages.
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SendBody {
+    to: String,
+    payload: Value,
+    reply_within_s: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BroadcastBody {
+    payload: Value,
+    topic: Option<String>,
+}
+
+async fn send(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
+    let body = read_body(&headers, body).await?;
+    let SendBody { to, payload, reply_within_s } =
+        serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    if to.is_empty() {
+        return Err(Problem::bad_request("`to` is empty, needs the id of a member"));
+    }
+    let request = reply_within_s.map(reply_span).transpose()?;
+    let action = Action::SendMessage { to, payload: bytes_of(payload)?, request };
+    let reply = gate.ask_within(ANSWER_LIMIT + request.unwrap_or_default(), action).await?;
+    if let (Some(span), Reply::Sent { delivered, reply: None, .. }) = (request, &reply) {
+        let detail = format!("no reply came within {} s", span.as_secs_f64());
+        let mut problem = Problem::new(StatusCode::GATEWAY_TIMEOUT, detail);
+        problem.members.insert("delivered".to_owned(), (*delivered).into());
+        return Err(problem);
+    }
+    sent(reply)
+}
+
+async fn broadcast(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
+    let body = read_body(&headers, body).await?;
+    let BroadcastBody { payload, topic } =
+        serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    let action = Action::BroadcastMessage { topic: checked_topic(topic)?, payload: bytes_of(payload)? };
+    sent(gate.ask(action).await?)
+}
+
+fn sent(reply: Reply) -> Answered {
+    let Reply::Sent { delivered, reply, latency_us } = reply else { return Err(unexpected(&reply)) };
+    let reply = reply.map(|bytes| payload::to_json(&bytes));
+    ok(&json!({ "delivered": delivered, "reply": reply, "latency_us": latency_us }))
+}
+
+/// The payload's bytes, not too many.
+fn bytes_of(payload: Value) -> Result<Vec<u8>, Problem> {
+    let bytes = payload::to_bytes(payload).map_err(Problem::bad_request)?;
+    if bytes.len() <= PAYLOAD_BYTES_MAX {
+        return Ok(bytes);
+    }
+    let detail = format!(
+        "`payload` has {} bytes, at most {PAYLOAD_BYTES_MAX} are possible through this door",
+        bytes.len()
+    );
+    Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
+}
+
+fn checked_topic(topic: Option<String>) -> Result<Option<String>, Problem> {
+    match topic {
+        Some(topic) if !is_name(&topic) => {
+            let start: String = topic.chars().take(80).collect();
+            Err(Problem::bad_request(format!(
+                "`topic` is {start:?}, needs 1 to {NAME_BYTES} letters, digits, `.`, `_`, `-`, `/`"
+            )))
+        }
+        topic => Ok(topic),
+    }
+}
+
+fn reply_span(seconds: f64) -> Result<Duration, Problem> {
+    if seconds > 0.0 && seconds <= REPLY_LIMIT.as_secs_f64() {
+        // Rounded up: a span of nothing is no time to reply in.
+        return Ok(Duration::from_secs_f64(seconds).max(Duration::from_nanos(1)));
+    }
+    let allowed = REPLY_LIMIT.as_secs();
+    Err(Problem::bad_request(format!(
+        "`reply_within_s` is {seconds}, needs a number above 0, at most {allowed}"
+    )))
 }
 
 // The swarm.

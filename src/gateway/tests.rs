@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -36,7 +38,11 @@ struct PaperState {
     no_agents: bool,
     stops: usize,
     submitted: usize,
+    messages: Vec<PaperMessage>,
 }
+
+/// Receiver, topic, payload and time for a reply; no receiver: to all.
+type PaperMessage = (Option<String>, Option<String>, Vec<u8>, Option<Duration>);
 
 impl Paper {
     fn lock(&self) -> std::sync::MutexGuard<'_, PaperState> {
@@ -164,6 +170,10 @@ impl Ask for Paper {
                 experience_dropped: 0,
                 latency_us: BTreeMap::new(),
                 channels: Vec::new(),
+                topics: Vec::new(),
+                arenas: Vec::new(),
+                members: Vec::new(),
+                closed_channels: BTreeMap::new(),
                 turns: 1,
                 busy_turns: 0,
                 sleeps: 0,
@@ -187,6 +197,18 @@ impl Ask for Paper {
             Action::Subscribe(subscriber) => {
                 state.events.subscribe(subscriber);
                 Reply::Done
+            }
+            Action::SendMessage { to, .. } if to == "nobody" => not_found("member", &to),
+            Action::SendMessage { to, payload, request } => {
+                // `mute` never replies; everybody else says the message back.
+                let reply = request.filter(|_| to != "mute").map(|_| payload.clone());
+                let latency_us = reply.as_ref().map(|_| 2.5);
+                state.messages.push((Some(to), None, payload, request));
+                Reply::Sent { delivered: 1, reply, latency_us }
+            }
+            Action::BroadcastMessage { topic, payload } => {
+                state.messages.push((None, topic, payload, None));
+                Reply::Sent { delivered: 3, reply: None, latency_us: None }
             }
             Action::Stop => {
                 state.stops += 1;
@@ -280,6 +302,8 @@ fn every_route_answers() {
         ("POST", "/api/v1/agents/spawn", r#"{"kind":"compute"}"#, 201, "/state", json!("starting")),
         ("GET", "/api/v1/agents/compute-0", "", 200, "/cores/0", json!(0)),
         ("DELETE", "/api/v1/agents/compute-0", "", 200, "/ok", json!(true)),
+        ("POST", "/api/v1/messages/send", r#"{"to":"a","payload":"x"}"#, 200, "/delivered", json!(1)),
+        ("POST", "/api/v1/messages/broadcast", r#"{"payload":"x"}"#, 200, "/delivered", json!(3)),
         ("GET", "/api/v1/system/status", "", 200, "/swarm", json!("paper")),
         ("GET", "/api/v1/system/statistics", "", 200, "/turns", json!(1)),
         ("GET", "/api/v1/system/report", "", 200, "/schema", json!(1)),
@@ -300,6 +324,8 @@ fn every_route_answers() {
 fn every_error_is_a_problem_that_says_what_is_allowed() {
     let setup = setup();
     let submit = "/api/v1/tasks/submit";
+    let (send, broadcast) = ("/api/v1/messages/send", "/api/v1/messages/broadcast");
+    let long_topic = format!(r#"{{"payload":"x","topic":"{}"}}"#, "t".repeat(65));
     for (method, path, body, status, words) in [
         ("GET", "/", "", 404, "there is nothing at /"),
         ("GET", "/api/v1/nothing", "", 404, "there is nothing at /api/v1/nothing"),
@@ -345,6 +371,50 @@ fn every_error_is_a_problem_that_says_what_is_allowed() {
             400,
             "task #1: the path \"x.npy\" is relative",
         ),
+        ("POST", send, "", 400, "the body is not valid JSON: EOF"),
+        ("POST", send, r#"{"payload":"x"}"#, 400, "missing field `to`"),
+        ("POST", send, r#"{"to":"a"}"#, 400, "missing field `payload`"),
+        ("POST", send, r#"{"to":"","payload":"x"}"#, 400, "`to` is empty, needs the id of a member"),
+        ("POST", send, r#"{"to":7,"payload":"x"}"#, 400, "expected a string"),
+        ("POST", send, r#"{"to":"a","payload":"x","reply":1}"#, 400, "unknown field `reply`"),
+        ("POST", send, r#"{"to":"a","payload":{"base64":7}}"#, 400, "`payload.base64` is 7, needs text"),
+        (
+            "POST",
+            send,
+            r#"{"to":"a","payload":{"base64":"*"}}"#,
+            400,
+            "`payload.base64` is not base64: Invalid",
+        ),
+        ("POST", broadcast, r#"{"payload":"x","topic":""}"#, 400, "`topic` is \"\", needs 1 to 64 letters"),
+        ("POST", broadcast, r#"{"payload":"x","topic":"a\nb"}"#, 400, "needs 1 to 64 letters"),
+        ("POST", broadcast, &long_topic, 400, "needs 1 to 64 letters"),
+        ("POST", send, r#"{"to":"a","payload":"x","reply_within_s":0}"#, 400, "`reply_within_s` is 0, needs"),
+        (
+            "POST",
+            send,
+            r#"{"to":"a","payload":"x","reply_within_s":-1}"#,
+            400,
+            "a number above 0, at most 3600",
+        ),
+        (
+            "POST",
+            send,
+            r#"{"to":"a","payload":"x","reply_within_s":1e9}"#,
+            400,
+            "`reply_within_s` is 1000000000",
+        ),
+        ("POST", send, r#"{"to":"a","payload":"x","reply_within_s":"1"}"#, 400, "expected f64"),
+        ("POST", send, r#"{"to":"nobody","payload":"x"}"#, 404, "no member has the id \"nobody\""),
+        (
+            "POST",
+            send,
+            r#"{"to":"mute","payload":"x","reply_within_s":0.5}"#,
+            504,
+            "no reply came within 0.5 s",
+        ),
+        ("GET", send, "", 405, "GET is not possible"),
+        ("POST", broadcast, r#"{"to":"a","payload":"x"}"#, 400, "unknown field `to`"),
+        ("POST", broadcast, r#"{"payload":"x","reply_within_s":1}"#, 400, "unknown field `reply_within_s`"),
         ("GET", "/api/v1/system/report?tasks=some", "", 400, "`tasks` is \"some\", needs `all`"),
         ("GET", "/api/v1/events?after=x", "", 400, "after"),
     ] {
@@ -354,8 +424,78 @@ fn every_error_is_a_problem_that_says_what_is_allowed() {
         assert!(detail.contains(words), "{method} {path} {body}: {detail}\n  should say\n{words}");
     }
     assert_eq!(setup.paper.lock().submitted, 0, "nothing wrong got through");
+    assert_eq!(setup.paper.lock().messages.len(), 1, "only the one without a reply");
     let answer = setup.raw(b"PUT /api/v1/agents/x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     assert!(answer.contains("allow: GET,HEAD,DELETE\r\n"), "{answer}");
+}
+
+#[test]
+fn messages_travel_as_the_bytes_they_stand_for() {
+    let setup = setup();
+    let mut client = setup.client();
+    let every_byte: Vec<u8> = (0..=255).collect();
+    for (payload, bytes, reply) in [
+        (json!("hello"), &b"hello"[..], json!("hello")),
+        (json!(""), b"", json!("")),
+        (json!("\u{1f41d}\0\n"), "\u{1f41d}\0\n".as_bytes(), json!("\u{1f41d}\0\n")),
+        (json!({"base64": "aGVsbG8="}), b"hello", json!("hello")),
+        (json!({"base64": "/wA="}), b"\xff\0", json!({"base64": "/wA="})),
+        (super::payload::to_json(&every_byte), &every_byte, super::payload::to_json(&every_byte)),
+        (
+            json!({"op": "plan", "n": [1, 2.5]}),
+            br#"{"op":"plan","n":[1,2.5]}"#,
+            json!(r#"{"op":"plan","n":[1,2.5]}"#),
+        ),
+        (
+            json!({"base64": "eA==", "more": 1}),
+            br#"{"base64":"eA==","more":1}"#,
+            json!(r#"{"base64":"eA==","more":1}"#),
+        ),
+        (json!(7), b"7", json!("7")),
+        (Value::Null, b"null", json!("null")),
+    ] {
+        let body = json!({"to": "a", "payload": payload, "reply_within_s": 1.5});
+        let answer = client.post("/api/v1/messages/send", &body).expect("delivered");
+        assert_eq!(answer, json!({"delivered": 1, "reply": reply, "latency_us": 2.5}), "{payload}");
+        let seen = setup.paper.lock().messages.pop().expect("one message");
+        let span = Some(Duration::from_millis(1500));
+        assert_eq!(seen, (Some("a".into()), None, bytes.to_vec(), span), "{payload}");
+    }
+    // No reply was asked for: none is waited for, and absent is not zero.
+    let answer =
+        client.post("/api/v1/messages/send", &json!({"to": "mute", "payload": "x"})).expect("delivered");
+    assert_eq!(answer, json!({"delivered": 1, "reply": null, "latency_us": null}));
+    let answer = client.post("/api/v1/messages/broadcast", &json!({"payload": [1]})).expect("delivered");
+    assert_eq!(answer, json!({"delivered": 3, "reply": null, "latency_us": null}));
+    let last = setup.paper.lock().messages.pop().expect("one message");
+    assert_eq!(last, (None, None, b"[1]".to_vec(), None));
+    // It was delivered all the same, and whoever asked hears that too.
+    let (status, problem) =
+        setup.send("POST", "/api/v1/messages/send", r#"{"to":"mute","payload":"x","reply_within_s":9}"#);
+    assert_eq!((status, &problem["delivered"]), (504, &json!(1)), "{problem}");
+}
+
+#[test]
+fn a_message_has_at_most_a_mebibyte() {
+    let setup = setup();
+    let mut client = setup.client();
+    let limit = super::payload::PAYLOAD_BYTES_MAX;
+    for (path, to) in [("send", json!({"to": "a"})), ("broadcast", json!({}))] {
+        for payload in ["x".repeat(limit).into_bytes(), vec![0xff; limit]] {
+            let mut body = to.clone();
+            body["payload"] = super::payload::to_json(&payload);
+            client.post(&format!("/api/v1/messages/{path}"), &body).expect("just fits");
+            assert_eq!(setup.paper.lock().messages.pop().expect("one message").2, payload);
+            body["payload"] = super::payload::to_json(&[&payload[..], &payload[..1]].concat());
+            match client.post(&format!("/api/v1/messages/{path}"), &body) {
+                Err(ClientError::Problem { status: 413, detail, .. }) => {
+                    assert!(detail.contains("`payload` has 1048577 bytes, at most 1048576"), "{detail}");
+                }
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+    }
+    assert!(setup.paper.lock().messages.is_empty(), "what is too large goes nowhere");
 }
 
 #[test]
