@@ -2,7 +2,8 @@
 
 mod support;
 
-use ai_swarm::messaging::lanes::{Lane, LaneReceiver, LaneSender, NORMAL_RUN};
+use ai_swarm::messaging::lanes::{ChannelMemory, Lane, LaneReceiver, LaneSender, NORMAL_RUN};
+use ai_swarm::messaging::meters::Meter;
 use ai_swarm::shm::pages::PAGE_BYTES;
 use ai_swarm::shm::ring::Message;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -11,7 +12,9 @@ use std::hint::black_box;
 /// Both ends of a channel of the default size.
 fn channel() -> (LaneSender, LaneReceiver) {
     let (slots, heads) = (support::shared_words((1 << 20) / 8), support::shared_words(PAGE_BYTES / 8));
-    (LaneSender::new(&slots, &heads), LaneReceiver::new(&slots, &heads))
+    let memory = ChannelMemory { slots, first_slot: 0, heads, first_head: 0 };
+    let sender = LaneSender::new(&memory, Meter::private_sender());
+    (sender, LaneReceiver::new(&memory, Meter::private_receiver()))
 }
 
 fn lanes(c: &mut Criterion) {
@@ -26,19 +29,19 @@ fn lanes(c: &mut Criterion) {
         let (mut sender, mut receiver) = channel();
         let mut message = Message::default();
         sender.try_push(lane, 9, &bytes).expect("room");
-        assert_eq!(receiver.try_pop(&mut message), Ok(true));
+        assert_eq!(receiver.try_pop(&mut message), Ok(Some(lane)));
         assert_eq!((message.kind, message.payload()), (9, &bytes[..]), "what came out is what went in");
         group.bench_function(name, |b| {
             b.iter(|| {
                 sender.try_push(lane, 9, black_box(&bytes)).expect("room");
-                assert!(receiver.try_pop(&mut message).expect("sound"));
+                assert!(receiver.try_pop(&mut message).expect("sound").is_some());
             });
         });
     }
 
     let (_sender, mut receiver) = channel();
     let mut message = Message::default();
-    assert_eq!(receiver.try_pop(&mut message), Ok(false), "nothing was sent");
+    assert_eq!(receiver.try_pop(&mut message), Ok(None), "nothing was sent");
     group.bench_function("poll_all_empty", |b| b.iter(|| black_box(&mut receiver).try_pop(&mut message)));
     let (_sender, receiver) = channel();
     assert!(!receiver.is_ready());
@@ -54,7 +57,7 @@ fn lanes(c: &mut Criterion) {
         }
         let mut order = [0; 96];
         for kind in &mut order {
-            assert!(receiver.try_pop(&mut message).expect("sound"));
+            assert!(receiver.try_pop(&mut message).expect("sound").is_some());
             *kind = message.kind;
         }
         if check {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// Kind of the message that ends the other side.
 const END: u8 = 255;
+/// Messages of a batch.
+const BATCH: usize = 64;
 
 fn payload(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i * 31 + 7) as u8).collect()
@@ -31,6 +33,24 @@ fn one_side(c: &mut Criterion) {
             });
         });
     }
+    // 64 messages in one call each way: the figure is for all of them.
+    let (mut producer, mut consumer) = support::ring(1024);
+    let (sent, mut message) = (numbered(0), Message::default());
+    let mut round = |check: bool| {
+        let pushed = producer.try_push_batch(3, sent.iter().map(|payload| &payload[..]));
+        assert_eq!(pushed, Ok(BATCH));
+        let mut at = 0;
+        let taken = consumer.pop_batch(&mut message, BATCH, |message| {
+            if check {
+                assert_eq!(message.payload(), sent[at], "what came out is what went in");
+            }
+            at += 1;
+        });
+        assert_eq!((taken, at), (Ok(BATCH), BATCH));
+    };
+    round(true);
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group.bench_function("push_pop_batch_64", |b| b.iter(|| round(false)));
     group.throughput(Throughput::Elements(1));
 
     let (mut producer, mut consumer) = support::ring(64);
@@ -44,6 +64,15 @@ fn one_side(c: &mut Criterion) {
     assert_eq!(producer.try_push(1, &[1]), Err(PushError::Full));
     group.bench_function("push_full", |b| b.iter(|| black_box(&mut producer).try_push(1, &[1])));
     group.finish();
+}
+
+/// A batch of full slots that begin with their numbers.
+fn numbered(first: u64) -> [[u8; SLOT_PAYLOAD]; BATCH] {
+    std::array::from_fn(|at| {
+        let mut payload = [at as u8; SLOT_PAYLOAD];
+        payload[..8].copy_from_slice(&(first + at as u64).to_le_bytes());
+        payload
+    })
 }
 
 /// Pushes, waiting for room.
@@ -61,8 +90,8 @@ fn pop(consumer: &mut Consumer, message: &mut Message) {
     }
 }
 
-/// Messages one way, each checked to be the next one.
-fn one_way(core: usize, messages: u64) -> Duration {
+/// Messages one way, one by one or in batches, each checked to be the next one.
+fn one_way(core: usize, messages: u64, batches: bool) -> Duration {
     let (mut producer, mut consumer) = support::ring(16_384);
     let reader = std::thread::spawn(move || {
         assert!(pin_current_thread(core), "cannot pin to core {core}");
@@ -82,17 +111,26 @@ fn one_way(core: usize, messages: u64) -> Duration {
         spin_loop();
     }
     let began = Instant::now();
-    for number in 0..messages {
-        bytes[..8].copy_from_slice(&number.to_le_bytes());
-        push(&mut producer, 1, &bytes);
+    let mut number = 0;
+    while number < messages {
+        if batches {
+            let payloads = numbered(number);
+            let rest = payloads.iter().take((messages - number) as usize).map(|payload| &payload[..]);
+            // What found no room is made again: it costs what waiting would.
+            number += producer.try_push_batch(1, rest).expect("a sound ring") as u64;
+        } else {
+            bytes[..8].copy_from_slice(&number.to_le_bytes());
+            push(&mut producer, 1, &bytes);
+            number += 1;
+        }
     }
     reader.join().expect("the reader found everything in order") - began
 }
 
-/// Messages there and back, one at a time.
-fn there_and_back(core: usize, rounds: u64) -> Duration {
-    let (mut to, mut from_here) = support::ring(64);
-    let (mut back, mut from_there) = support::ring(64);
+/// Messages of `length` bytes there and back, one at a time.
+fn there_and_back(core: usize, length: usize, rounds: u64) -> Duration {
+    let (mut to, mut from_here) = support::ring(256);
+    let (mut back, mut from_there) = support::ring(256);
     let echo = std::thread::spawn(move || {
         assert!(pin_current_thread(core), "cannot pin to core {core}");
         let mut message = Message::default();
@@ -104,7 +142,7 @@ fn there_and_back(core: usize, rounds: u64) -> Duration {
             push(&mut back, message.kind, message.payload());
         }
     });
-    let (sent, mut message) = (payload(SLOT_PAYLOAD), Message::default());
+    let (sent, mut message) = (payload(length), Message::default());
     let mut round = || {
         push(&mut to, 1, &sent);
         pop(&mut from_there, &mut message);
@@ -126,12 +164,16 @@ fn two_cores(c: &mut Criterion) {
     };
     let mut group = c.benchmark_group("ring_two_cores");
     group.sample_size(20);
-    group.bench_function("round_trip_64", |b| b.iter_custom(|rounds| there_and_back(core, rounds)));
+    for (name, length) in [("round_trip_64", SLOT_PAYLOAD), ("round_trip_chain_4_kib", 4096)] {
+        group.bench_function(name, |b| b.iter_custom(|rounds| there_and_back(core, length, rounds)));
+    }
     const MESSAGES: u64 = 200_000;
     group.throughput(Throughput::Elements(MESSAGES));
-    group.bench_function("rate_64", |b| {
-        b.iter_custom(|iters| (0..iters).map(|_| one_way(core, MESSAGES)).sum());
-    });
+    for (name, batches) in [("rate_64", false), ("rate_64_batch", true)] {
+        group.bench_function(name, |b| {
+            b.iter_custom(|iters| (0..iters).map(|_| one_way(core, MESSAGES, batches)).sum());
+        });
+    }
     group.finish();
 }
 

@@ -1,6 +1,6 @@
 //! No-op tasks: from submission to result, one at a time and in bulk.
 
-use super::{Figure, quantile, sorted, swarm};
+use super::{Figure, Limit, quantile, sorted, swarm};
 use crate::base::clock::Nanos;
 use crate::config::{Count, SwarmConfig};
 use crate::kernels::KernelId;
@@ -42,11 +42,11 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
         name: "noop_round_trip".to_owned(),
         value: quantile(&times, 0.5),
         unit: "us",
-        floor: None,
-        limit: Some(5.0),
+        limit: Some(Limit::AtMost(5.0)),
         p50: Some(quantile(&times, 0.5)),
         p99: Some(quantile(&times, 0.99)),
         note: format!("submit to result, one at a time; {how}"),
+        ..Figure::default()
     });
 
     let mut asleep = Vec::new();
@@ -61,11 +61,11 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
         name: "noop_round_trip_asleep".to_owned(),
         value: quantile(&asleep, 0.5),
         unit: "us",
-        floor: None,
-        limit: Some(70.0),
+        limit: Some(Limit::AtMost(70.0)),
         p50: Some(quantile(&asleep, 0.5)),
         p99: Some(quantile(&asleep, 0.99)),
         note: "the agent sleeps and is woken through the kernel".to_owned(),
+        ..Figure::default()
     });
 
     let total = if quick { 200_000 } else { 1_000_000 };
@@ -79,11 +79,10 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
         name: "noop_rate".to_owned(),
         value: quantile(&rates, 0.5),
         unit: "tasks/s",
-        floor: None,
-        limit: Some(200_000.0),
+        limit: Some(Limit::AtLeast(200_000.0)),
         p50: Some(quantile(&rates, 0.5)),
-        p99: None,
         note: format!("{total} tasks submitted as fast as they are taken, median of {} runs", rates.len()),
+        ..Figure::default()
     });
     supervisor.shut_down(OnEnd::Drain);
     Ok(figures)

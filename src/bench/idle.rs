@@ -1,6 +1,6 @@
 //! What a swarm with nothing to do costs: processor time and memory of all its processes.
 
-use super::{Figure, swarm};
+use super::{Figure, Limit, swarm};
 use crate::config::SwarmConfig;
 use crate::os::clock;
 use crate::supervisor::OnEnd;
@@ -27,22 +27,18 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
             name: "idle_cpu".to_owned(),
             value: 100.0 * used / seconds,
             unit: "% of a core",
-            floor: None,
-            limit: Some(2.0),
-            p50: None,
-            p99: None,
+            limit: Some(Limit::AtMost(0.3)),
             note: format!("{} processes over {seconds:.0} s, user and kernel time", pids.len()),
+            ..Figure::default()
         },
         Figure {
             bench: "idle",
             name: "idle_memory".to_owned(),
             value: memory / (1024.0 * 1024.0),
             unit: "MiB",
-            floor: None,
-            limit: Some(40.0),
-            p50: None,
-            p99: None,
+            limit: Some(Limit::AtMost(40.0)),
             note: "proportional set size of all processes".to_owned(),
+            ..Figure::default()
         },
     ])
 }

@@ -1,10 +1,11 @@
 //! `bench WHAT`: measures this host, in one run, and prints a table or one JSON object a line.
 //!
 //! A `floor` is measured on this very machine in the same run, and `ratio` is value over floor. A
-//! `limit` is only what the project asks of itself.
+//! `limit` is what the project asks of itself; a figure beyond it is marked with `!` and named at the end.
 
 mod dispatch;
 mod idle;
+pub(crate) mod ipc;
 mod recovery;
 mod startup;
 
@@ -17,6 +18,7 @@ use serde_json::json;
 use std::io::Write as _;
 
 /// One figure.
+#[derive(Clone, Debug, Default)]
 struct Figure {
     bench: &'static str,
     name: String,
@@ -25,11 +27,60 @@ struct Figure {
     /// What it is measured against, measured in the same run, in the same unit.
     floor: Option<f64>,
     /// What the project asks of it, in the same unit.
-    limit: Option<f64>,
+    limit: Option<Limit>,
     p50: Option<f64>,
     p99: Option<f64>,
+    p999: Option<f64>,
+    /// The floor's own.
+    floor_p999: Option<f64>,
     /// What the floor is, or how it was measured.
     note: String,
+}
+
+/// On which side of a number a figure shall lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Limit {
+    /// For times and costs.
+    AtMost(f64),
+    /// For rates.
+    AtLeast(f64),
+}
+
+impl Limit {
+    fn number(self) -> f64 {
+        match self {
+            Limit::AtMost(number) | Limit::AtLeast(number) => number,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Limit::AtMost(_) => "at most",
+            Limit::AtLeast(_) => "at least",
+        }
+    }
+
+    fn sign(self) -> &'static str {
+        match self {
+            Limit::AtMost(_) => "≤",
+            Limit::AtLeast(_) => "≥",
+        }
+    }
+}
+
+impl Figure {
+    fn ratio(&self) -> Option<f64> {
+        self.floor.map(|floor| self.value / floor)
+    }
+
+    /// Whether it lies beyond its limit. A figure that is no number does.
+    fn is_missed(&self) -> bool {
+        match self.limit {
+            None => false,
+            Some(Limit::AtMost(most)) => self.value.is_nan() || self.value > most,
+            Some(Limit::AtLeast(least)) => self.value.is_nan() || self.value < least,
+        }
+    }
 }
 
 /// Measures and prints. Returns the exit code.
@@ -42,6 +93,9 @@ pub(crate) fn main(
     let wanted = |bench| what == bench || what == Bench::All;
     let mut figures = Vec::new();
     // One after the other: there may be two cores only.
+    if wanted(Bench::Ipc) {
+        figures.extend(ipc::measure(quick)?);
+    }
     if wanted(Bench::Dispatch) {
         figures.extend(dispatch::measure(quick, config)?);
     }
@@ -62,17 +116,31 @@ fn print(figures: &[Figure], output: &OutputOptions) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     if output.json {
         for figure in figures {
-            let ratio = figure.floor.map(|floor| figure.value / floor);
             let line = json!({
                 "bench": figure.bench, "name": figure.name, "value": figure.value, "unit": figure.unit,
-                "floor": figure.floor, "ratio": ratio, "limit": figure.limit, "p50": figure.p50, "p99": figure.p99, "note": figure.note,
+                "floor": figure.floor, "ratio": figure.ratio(),
+                "limit": figure.limit.map(Limit::number), "limit_is": figure.limit.map(Limit::word),
+                "missed": figure.is_missed(),
+                "p50": figure.p50, "p99": figure.p99, "p999": figure.p999, "floor_p999": figure.floor_p999,
+                "note": figure.note,
             });
             writeln!(stdout, "{line}")?;
         }
         return Ok(());
     }
-    let heads = ["bench", "name", "value", "unit", "p50", "p99", "floor", "ratio", "limit"];
-    let mut table = Table::new(&heads).right(&[2, 4, 5, 6, 7, 8]);
+    write!(stdout, "{}", table(figures).render(output))?;
+    for figure in figures.iter().filter(|figure| !figure.note.is_empty()) {
+        writeln!(stdout, "{}: {}", figure.name, figure.note)?;
+    }
+    if let Some(verdict) = verdict(figures) {
+        writeln!(stdout, "{verdict}")?;
+    }
+    Ok(())
+}
+
+fn table(figures: &[Figure]) -> Table {
+    let heads = ["bench", "name", "value", "unit", "p50", "p99", "p99.9", "floor", "ratio", "limit", ""];
+    let mut table = Table::new(&heads).right(&[2, 4, 5, 6, 7, 8, 9]);
     for figure in figures {
         let number = |value: Option<f64>| value.map_or_else(String::new, plain);
         table.row([
@@ -82,17 +150,28 @@ fn print(figures: &[Figure], output: &OutputOptions) -> anyhow::Result<()> {
             figure.unit.to_owned(),
             number(figure.p50),
             number(figure.p99),
+            number(figure.p999),
             number(figure.floor),
-            figure.floor.map_or_else(String::new, |floor| format!("{:.2}", figure.value / floor)),
-            number(figure.limit),
+            figure.ratio().map_or_else(String::new, |ratio| format!("{ratio:.2}")),
+            figure
+                .limit
+                .map_or_else(String::new, |limit| format!("{} {}", limit.sign(), plain(limit.number()))),
+            if figure.is_missed() { "!".to_owned() } else { String::new() },
         ]);
     }
-    write!(stdout, "{}", table.render(output))?;
-    let notes = figures.iter().filter(|figure| !figure.note.is_empty());
-    for figure in notes {
-        writeln!(stdout, "{}: {}", figure.name, figure.note)?;
+    table
+}
+
+/// Which limits were missed, in one line; `None` when no figure has a limit.
+fn verdict(figures: &[Figure]) -> Option<String> {
+    let limits = figures.iter().filter(|figure| figure.limit.is_some()).count();
+    let missed: Vec<&str> =
+        figures.iter().filter(|figure| figure.is_missed()).map(|figure| figure.name.as_str()).collect();
+    match (limits, missed.len()) {
+        (0, _) => None,
+        (_, 0) => Some(format!("all {limits} limits are kept")),
+        (_, count) => Some(format!("! {count} of {limits} limits missed: {}", missed.join(", "))),
     }
-    Ok(())
 }
 
 fn plain(value: f64) -> String {
@@ -124,4 +203,49 @@ fn swarm(config: &SwarmConfig) -> anyhow::Result<Supervisor> {
         signals: StopSignals::listen()?,
     };
     Ok(Supervisor::start(config.clone(), options)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(name: &str, value: f64, limit: Option<Limit>) -> Figure {
+        Figure { name: name.to_owned(), value, limit, floor: Some(2.0), ..Figure::default() }
+    }
+
+    #[test]
+    fn times_have_a_ceiling_and_rates_a_ground() {
+        for (value, limit, missed) in [
+            (5.0, Some(Limit::AtMost(5.0)), false),
+            (5.1, Some(Limit::AtMost(5.0)), true),
+            (5.0, Some(Limit::AtLeast(5.0)), false),
+            (4.9, Some(Limit::AtLeast(5.0)), true),
+            (f64::NAN, Some(Limit::AtMost(5.0)), true),
+            (f64::NAN, Some(Limit::AtLeast(5.0)), true),
+            (1e9, None, false),
+        ] {
+            assert_eq!(figure("x", value, limit).is_missed(), missed, "{value} {limit:?}");
+        }
+    }
+
+    #[test]
+    fn a_missed_limit_is_marked_and_named() {
+        let figures = [
+            figure("fast", 1.0, Some(Limit::AtMost(5.0))),
+            figure("slow", 9.0, Some(Limit::AtMost(5.0))),
+            figure("free", 9.0, None),
+        ];
+        let text = table(&figures).render(&OutputOptions { width: 200, ..OutputOptions::default() });
+        let marked: Vec<&str> = text.lines().filter(|line| line.ends_with('!')).collect();
+        assert!(marked.len() == 1 && marked[0].contains("slow") && marked[0].contains("≤ 5.000"), "{text}");
+        assert_eq!(verdict(&figures).as_deref(), Some("! 1 of 2 limits missed: slow"));
+        assert_eq!(verdict(&figures[..1]).as_deref(), Some("all 1 limits are kept"));
+        assert_eq!(verdict(&figures[2..]), None);
+    }
+
+    #[test]
+    fn quantiles_are_of_the_list() {
+        let values = sorted(vec![3.0, 1.0, 2.0]);
+        assert_eq!([0.0, 0.5, 1.0].map(|share| quantile(&values, share)), [1.0, 2.0, 3.0]);
+    }
 }

@@ -1,7 +1,7 @@
 //! kill -9 of an agent: until it is noticed, until its successor is ready, until its task is done elsewhere.
 
 use super::dispatch::{noop, wait_ready};
-use super::{Figure, quantile, sorted, swarm};
+use super::{Figure, Limit, quantile, sorted, swarm};
 use crate::config::SwarmConfig;
 use crate::os::clock;
 use crate::supervisor::action::{Action, AgentView, Reply};
@@ -52,11 +52,11 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
             name: name.to_owned(),
             value: quantile(&values, 0.5),
             unit: "ms",
-            floor: None,
-            limit: Some(limit),
+            limit: Some(Limit::AtMost(limit)),
             p50: Some(quantile(&values, 0.5)),
             p99: Some(quantile(&values, 0.99)),
             note: note.to_owned(),
+            ..Figure::default()
         }
     };
     Ok(vec![

@@ -1,6 +1,6 @@
 //! Cold command to first answer: the real binary, started as a person starts it.
 
-use super::{Figure, quantile, sorted};
+use super::{Figure, Limit, quantile, sorted};
 use anyhow::ensure;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -32,11 +32,12 @@ pub(super) fn measure(quick: bool) -> anyhow::Result<Vec<Figure>> {
         value: quantile(&times, 0.5),
         unit: "ms",
         floor: Some(version),
-        limit: Some(150.0),
+        limit: Some(Limit::AtMost(150.0)),
         p50: Some(quantile(&times, 0.5)),
         p99: Some(quantile(&times, 0.99)),
         note:
             "the whole command `run --kernel noop`, every process gone; floor: `--version` of the same binary"
                 .to_owned(),
+        ..Figure::default()
     }])
 }
