@@ -52,7 +52,7 @@ stage() {
 stage format cargo fmt --check
 stage lints cargo clippy --all-targets --locked -- -D warnings
 if $fast; then
-    stage tests cargo test --locked --lib
+    stage tests cargo test --locked -p ai_swarm --lib
 else
     stage tests cargo test --locked
     stage docs env RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --locked
