@@ -15,6 +15,9 @@ fn help_and_version_go_to_standard_output() {
         "task",
         "agent",
         "status",
+        "statistics",
+        "send",
+        "broadcast",
         "events",
         "stop",
         "doctor",
@@ -55,6 +58,11 @@ fn wrong_words_end_with_2_and_say_what_is_allowed() {
         (&["config", "check", "nowhere.json"], "nowhere.json"),
         (&["--config", "nowhere.json", "status"], "nowhere.json"),
         (&["completions", "klingon"], "possible values"),
+        (&["send"], "<TO>"),
+        (&["send", "a", "b", "c"], "unexpected argument 'c'"),
+        (&["send", "a", "b", "--reply-within", "soon"], "is not a duration"),
+        (&["broadcast", "a", "--reply-within", "1"], "unexpected argument '--reply-within'"),
+        (&["statistics", "everything"], "unexpected argument"),
     ] {
         let ran = place.cli(words).ends(2).complains("error: ").complains(complaint);
         assert!(ran.out.is_empty(), "{}", ran.story());
@@ -98,9 +106,51 @@ fn commands_for_a_running_swarm_end_with_4_when_there_is_none() {
         &["submit", "job.json"],
         &["submit", "--kernel", "noop"],
         &["status", "--json"],
+        &["statistics"],
+        &["statistics", "--all", "--json"],
+        &["send", "compute-0", "hello"],
+        &["send", "compute-0", "--reply-within", "0.5", "-7"],
+        &["broadcast", "hello"],
+        &["broadcast", "--topic", "t", "-"],
     ] {
         let ran = place.cli(words).ends(4).complains("no swarm named").complains("hint: start one with");
         assert!(ran.out.is_empty(), "{}", ran.story());
+    }
+}
+
+#[test]
+fn commands_in_hints_work_when_pasted() {
+    let place = Place::new();
+    let pasted = |text: &str| -> Vec<String> {
+        let line = text.split('`').find(|part| part.starts_with("ai_swarm_deploy ")).expect("a command");
+        let out = std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n' {line}")]).output();
+        let words = String::from_utf8(out.expect("a shell").stdout).expect("text");
+        words.lines().skip(1).map(str::to_owned).collect()
+    };
+    let state = place.beside("it's a state");
+    let state = state.to_str().expect("text");
+    for flags in [&["--name", place.name()][..], &["--name", place.name(), "--state-dir", state]] {
+        let command = |words: &[&str]| {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ai_swarm_deploy"));
+            place.equip(&mut command);
+            command.args(words).stdin(Stdio::null());
+            command
+        };
+        // The hint of a command that found nobody starts the swarm that it asked for …
+        let hint = place.finish(&mut command(&[flags, &["status"]].concat())).ends(4);
+        let start = pasted(&hint.err);
+        let start: Vec<&str> = start.iter().map(String::as_str).collect();
+        assert_eq!(start, flags, "{}", hint.story());
+        let running = place.start(&mut command(&start));
+        let banner = || running.err().contains("end with").then(|| running.err());
+        let banner = crate::support::until("it has started", banner, || running.err());
+        // … and what the swarm says of its end, ends it.
+        let end = banner.lines().find(|line| line.contains("end with")).expect("just seen");
+        let stop = pasted(end);
+        let stop: Vec<&str> = stop.iter().map(String::as_str).collect();
+        assert_eq!(stop, [flags, &["stop"]].concat(), "{banner}");
+        place.finish(&mut command(&stop)).ends(0);
+        running.finish().ends(0);
     }
 }
 
@@ -128,6 +178,11 @@ fn configurations_are_checked_explained_and_shown() {
     assert!(rows.as_array().expect("rows").len() > 30, "{rows}");
     let rows = place.cli(&["config", "explain", "max_agents", "--json"]).ends(0).json();
     assert_eq!((rows.as_array().map(Vec::len), &rows[0]["key"]), (Some(1), &json!("max_agents")), "{rows}");
+
+    for words in [&["config", "explain", "hang_after"][..], &["config", "explain", "hang_after", "--json"]] {
+        let ran = place.cli(words).ends(2).complains("hint: the nearest is `agents.fault.hang_after_s`");
+        assert!(ran.out.is_empty(), "{}", ran.story());
+    }
 
     place.write("swarm_config.json", r#"{"max_agents": 7}"#);
     place.cli(&["config", "show"]).ends(0).says("max_agents").says("swarm_config.json").says(place.name());
@@ -287,10 +342,85 @@ fn commands_of_a_running_swarm_speak_text_and_json() {
 }
 
 #[test]
+fn statistics_show_who_talks_to_whom() {
+    let swarm = Swarm::deploy(&json!({}));
+    swarm.place.cli(&["submit", "--kernel", "noop", "--wait"]).ends(0);
+    let text = swarm.place.cli(&["statistics"]).ends(0);
+    let text = text.says("tasks      1 in all, 1 succeeded").says("CHANNEL").says("loop").says("LATENCY");
+    let row =
+        |agent: &str, text: &str| text.lines().any(|line| line.contains(agent) && line.contains("normal"));
+    assert!(row("supervisor → compute-", &text.out) && row("compute-", &text.out), "{}", text.story());
+    let all = swarm.place.cli(&["statistics", "--all"]).ends(0);
+    assert!(all.out.lines().count() > text.out.lines().count(), "{}", all.story());
+    let view = swarm.place.cli(&["statistics", "--json"]).ends(0).json();
+    for key in ["channels", "topics", "arenas", "members"] {
+        assert!(view[key].is_array(), "{key}: {view:#}");
+    }
+    assert!(view["closed_channels"].is_object() && view["turns"].is_u64(), "{view:#}");
+    let channel = &view["channels"][0];
+    assert_eq!(
+        (&channel["state"], channel["lanes"].as_array().map(Vec::len)),
+        (&json!("open"), Some(3)),
+        "{channel:#}"
+    );
+    for key in ["sent", "received", "bytes_sent", "bytes_received", "depth", "high_water", "capacity"] {
+        assert!(channel["lanes"][1][key].is_u64(), "{key}: {channel:#}");
+    }
+    assert!(channel["lanes"][1]["dropped"]["full"].is_u64(), "{channel:#}");
+    swarm.end();
+}
+
+#[test]
+fn standard_error_is_json_through_and_through_when_asked_for() {
+    let place = Place::new();
+    place.write(
+        "job.json",
+        r#"{"tasks": [{"id": "bad", "kernel": "sort", "inputs": ["no.npy"], "output": "x.npy"}]}"#,
+    );
+    place.write("wrong.json", r#"{"max_agent": 3}"#);
+    for (words, code, message) in [
+        (&["--monitor-duration", "0.3"][..], 0, "end with"),
+        (&["run", "job.json"], 1, "task \"bad\" failed: "),
+        (&["status"], 4, "no swarm named"),
+        (&["--config", "wrong.json", "status"], 2, "unknown key `max_agent`"),
+    ] {
+        let ran = place.cli(&[&["--log-format", "json"], words].concat()).ends(code);
+        let lines = ran.err.lines().map(|line| {
+            let value: Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}\n{}", ran.story()));
+            assert!(value["timestamp"].is_string() && value["level"].is_string(), "{line}");
+            value["message"].as_str().unwrap_or_default().to_owned()
+        });
+        let lines: Vec<String> = lines.collect();
+        assert!(lines.iter().any(|line| line.contains(message)), "{message:?} is not in\n{}", ran.story());
+    }
+    // Not asked for, and nobody reads along: log lines are JSON, words for people stay words.
+    let ran = place.cli(&["--monitor-duration", "0.3"]).ends(0).complains("\n  end with  Ctrl-C");
+    let (logs, words): (Vec<&str>, Vec<&str>) = ran.err.lines().partition(|line| line.starts_with('{'));
+    assert!(logs.iter().any(|line| line.contains("agent_ready")), "{}", ran.story());
+    assert!(logs.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{}", ran.story());
+    assert!(words.iter().all(|line| !line.contains("\"level\"")), "{}", ran.story());
+}
+
+#[test]
+fn messages_are_checked_before_they_are_sent() {
+    let place = Place::new();
+    let large = "x".repeat((1 << 20) + 1);
+    for words in [&["send", "a"][..], &["broadcast", "-"]] {
+        place.cli_with(words, &large).ends(2).complains("at most 1048576 bytes");
+    }
+    let swarm = Swarm::deploy(&json!({}));
+    swarm.place.cli(&["send", "", "hello"]).ends(2).complains("`to` is empty");
+    swarm.place.cli(&["send", "a", "hello", "--reply-within", "2h"]).ends(2).complains("at most 3600");
+    swarm.place.cli(&["broadcast", "hello", "--topic", ""]).ends(2).complains("`topic` is \"\"");
+    swarm.end();
+}
+
+#[test]
 fn results_go_to_standard_output_and_all_else_to_standard_error() {
     let place = Place::new();
     let words = ["run", "--kernel", "monte_carlo", "--param", "paths=1000"];
-    let ran = place.cli(&words).ends(0).complains("1 of 1 tasks succeeded");
+    let ran = place.cli(&words).ends(0).complains("1 of 1 task succeeded");
     let (id, result) = ran.out.trim_end().split_once('\t').unwrap_or_else(|| panic!("{}", ran.story()));
     assert_eq!(id, "t1");
     assert!(serde_json::from_str::<Value>(result).is_ok_and(|result| result["price"].is_f64()), "{result}");

@@ -32,16 +32,27 @@ fn the_first_lines_say_what_is_seen_and_what_is_not_and_why() {
     let place = Place::new();
     place.write("swarm_config.json", r#"{"agents": {"thermal": {"root": "/nowhere"}}}"#);
     let ran = place.cli(&["--monitor-duration", "0.1"]).ends(0);
-    for words in [
-        "cores",
-        "kernels on",
-        "compute agents, supervisor on core",
-        "blind to",
-        "swarm_config.json",
-        "control.sock",
-    ] {
+    for words in
+        ["cores", "kernels on", ", supervisor on core", "blind to", "swarm_config.json", "control.sock"]
+    {
         assert!(ran.err.contains(words), "{words:?} is not in\n{}", ran.story());
     }
+}
+
+#[test]
+fn processes_of_agents_carry_their_names() {
+    let swarm = Swarm::deploy(&json!({}));
+    let lines = swarm.place.processes();
+    for agent in ["compute-0", "thermal-0"] {
+        let is_named = |line: &&str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.get(1) == Some(&"__agent")
+                && words.get(2) == Some(&agent)
+                && words.last() == Some(&swarm.place.name())
+        };
+        assert_eq!(lines.iter().map(|(_, line)| &**line).filter(is_named).count(), 1, "{agent}: {lines:#?}");
+    }
+    swarm.end();
 }
 
 #[test]
@@ -101,7 +112,10 @@ fn a_second_swarm_of_the_same_name_is_refused() {
         .cli(&["--monitor-duration", "60"])
         .ends(1)
         .complains(&format!("swarm {:?} is already running (process {pid})", swarm.place.name()))
-        .complains("hint: stop it with `ai_swarm_deploy stop`, or give this one another --name");
+        .complains(&format!(
+            "hint: stop it with `ai_swarm_deploy --name {} stop`, or give this one another --name",
+            swarm.place.name()
+        ));
     // And the first did not notice; a run of one's own is no second swarm.
     assert_eq!(swarm.status()["state"], "running");
     swarm.place.cli(&["run", "--kernel", "noop"]).ends(0);

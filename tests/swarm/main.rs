@@ -3,7 +3,11 @@
 
 mod api;
 mod cli;
+mod clients;
 mod death;
+mod hostile;
+mod intruder;
+mod killing;
 mod lifecycle;
 mod mistakes;
 mod run;

@@ -1,6 +1,6 @@
 //! `run`: job files through a private swarm, from arrays in files to arrays in files, with the report.
 
-use crate::support::{Place, Ran, detail, fixture, is_report, read_array};
+use crate::support::{Place, Ran, Swarm, detail, fixture, is_report, read_array};
 use ai_swarm::arrays::{ArrayRef, Element};
 use num_complex::Complex;
 use rustix::process::Signal;
@@ -499,9 +499,41 @@ fn every_policy_gets_the_work_done() {
 }
 
 #[test]
+fn a_job_without_tasks_is_done_at_once() {
+    let place = Place::new();
+    for text in [r#"{"tasks": []}"#, "", " \n"] {
+        place.write("job.json", text);
+        let ran =
+            place.cli(&["run", "job.json", "--report", "report.json"]).ends(0).complains("nothing to do");
+        assert!(ran.out.is_empty() && !ran.err.contains("0 of 0"), "{}", ran.story());
+        let report = fs::read_to_string(place.path("report.json")).expect("a report all the same");
+        is_report(&serde_json::from_str(&report).expect("JSON"));
+        is_report(&place.cli(&["run", "job.json", "--json"]).ends(0).json());
+    }
+    let swarm = Swarm::deploy(&json!({}));
+    let job = swarm.place.write("job.json", "");
+    swarm.place.cli(&["submit", job.to_str().expect("text"), "--wait"]).ends(0).complains("nothing to do");
+    swarm.end();
+}
+
+#[test]
+fn a_run_does_not_warn_of_the_load_that_it_makes() {
+    let place = Place::new();
+    let config = json!({
+        "monitoring_interval": 0.02,
+        "performance_thresholds": {"cpu_critical": 1.0, "memory_critical": 0.1},
+    });
+    place.write("config.json", &config.to_string());
+    let pause = ["--config", "config.json", "run", "--kernel", "sleep", "--param", "seconds=0.5"];
+    let ran = place.cli(&pause).ends(0);
+    assert!(!ran.err.contains("performance_alert"), "{}", ran.story());
+    place.cli(&[&pause[..], &["--log-level", "info"]].concat()).ends(0).complains("performance_alert");
+}
+
+#[test]
 fn a_run_that_is_interrupted_ends_cleanly() {
     let place = Place::new();
-    place.write("config.json", r#"{"tasks": {"drain_s": 0}}"#);
+    place.write("config.json", r#"{"tasks": {"drain_s": 3600}}"#);
     place.write(
         "job.json",
         &job((0..4).map(|n| json!({"id": format!("n{n}"), "kernel": "sleep", "params": {"seconds": 3600}}))),
@@ -520,7 +552,14 @@ fn a_run_that_is_interrupted_ends_cleanly() {
     let busy = || running.err().contains("agent_ready").then_some(());
     crate::support::until("an agent is ready", busy, || running.err());
     assert!(crate::support::signal(running.pid(), Signal::INT));
-    running.finish().ends(0).complains("stopped on request");
+    // Said at once: what runs may still take its time.
+    let notice = || running.err().contains("stopping; press Ctrl-C again to hurry").then_some(());
+    crate::support::until("it says that it stops", notice, || running.err());
+    assert!(crate::support::signal(running.pid(), Signal::INT));
+    let ran = running.finish().ends(0).complains("stopped on request");
+    assert!(!ran.err.contains("cancelled: cancelled"), "{}", ran.story());
+    let ran = ran.complains("task \"n0\" cancelled: the swarm stopped");
+    assert!(ran.err.matches("the swarm stopped").count() == 4, "{}", ran.story());
     let report: Value =
         serde_json::from_str(&fs::read_to_string(place.path("report.json")).expect("a report"))
             .expect("JSON");

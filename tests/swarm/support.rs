@@ -254,6 +254,9 @@ impl Place {
         }
         let private = fs::read_dir(self.root.join("state/ai_swarm/private")).into_iter().flatten().flatten();
         left.extend(private.map(|entry| format!("private state {}", entry.path().display())));
+        if self.root.join("state/ai_swarm/private").exists() {
+            left.push("the folder of private states".to_owned());
+        }
         left
     }
 

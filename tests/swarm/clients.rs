@@ -1,0 +1,557 @@
+//! Processes of the user's own: they attach with the library, hand in tasks, talk to agents and to each other, and
+//! die as they like. Where it matters they are real processes: this test binary started again.
+
+use crate::support::{Swarm, lives, signal, until};
+use ai_swarm::Client;
+use ai_swarm::client::{Attach, ClientError, Mail, Rule, What};
+use ai_swarm::messaging::Lane;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn attach(swarm: &Swarm, name: &str) -> Client {
+    Attach::at(&swarm.place.socket()).as_client(name).attach().expect("the swarm listens")
+}
+
+/// This test binary again, as a client that plays `role`; see `a_client_in_a_process_of_its_own`.
+fn other_process(swarm: &Swarm, role: &str) -> Child {
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command.args(["--exact", "clients::a_client_in_a_process_of_its_own", "--nocapture"]);
+    command.env("AI_SWARM_TEST_ROLE", role).env("AI_SWARM_TEST_SOCKET", swarm.place.socket());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    command.spawn().expect("this binary starts")
+}
+
+/// No test of its own: what [`other_process`] runs.
+#[test]
+fn a_client_in_a_process_of_its_own() {
+    let Ok(role) = std::env::var("AI_SWARM_TEST_ROLE") else { return };
+    let socket = std::env::var_os("AI_SWARM_TEST_SOCKET").expect("the socket");
+    let mut client = Attach::at(socket.as_ref()).as_client(&role).attach().expect("the swarm listens");
+    let mut mail = Mail::default();
+    match role.as_str() {
+        // Keeps blocks that it was given, and waits for its death.
+        "keeper" => {
+            let mut kept = Vec::new();
+            loop {
+                if client.receive(&mut mail, SOON).expect("attached") {
+                    kept.extend(mail.parcel.take());
+                }
+            }
+        }
+        // Submits without reading the answers.
+        "submitter" => loop {
+            client.submit_json(&json!({"kernel": "sleep", "params": {"seconds": 0.001}})).expect("room");
+        },
+        // Publishes blocks and slots as fast as it can.
+        "publisher" => {
+            for number in 0u64.. {
+                let mut payload = number.to_le_bytes().repeat(if number % 3 == 0 { 2000 } else { 2 });
+                payload[8..16].copy_from_slice(&(!number).to_le_bytes());
+                client.publish("numbers", &payload).expect("published");
+            }
+        }
+        other => panic!("no role {other:?}"),
+    }
+}
+
+#[test]
+fn a_client_hands_in_tasks_and_hears_how_each_ended() {
+    let swarm = Swarm::deploy(&json!({}));
+    let mut client = attach(&swarm, "worker");
+    let ticket = client.submit_json(&json!({"kernel": "noop"})).expect("taken");
+    let end = client.wait(ticket, SOON).expect("ended");
+    assert!(end.is_success() && end.agent.is_some() && end.attempts == 1, "{end:?}");
+    assert_eq!(client.accepted(), 1);
+
+    let ticket =
+        client.submit_json(&json!({"kernel": "monte_carlo", "params": {"paths": 1000}})).expect("taken");
+    let end = client.wait(ticket, SOON).expect("ended");
+    assert!(end.result().is_some_and(|result| result.is_object()), "{end:?}");
+
+    let error = client.submit_json(&json!({"kernel": "nop"})).expect_err("no such kernel");
+    assert!(error.to_string().contains("did you mean"), "{error}");
+    let ticket = client.submit_json(&json!({"kernel": "reduce", "inputs": ["/no/such.npy"]})).expect("taken");
+    let end = client.wait(ticket, SOON).expect("ended");
+    assert!(
+        end.state == "failed" && end.text.as_deref().is_some_and(|text| text.contains("/no/such.npy")),
+        "{end:?}"
+    );
+
+    let named = json!({"id": "same", "kernel": "noop"});
+    client.submit_json(&named).expect("taken");
+    let second = client.submit_json(&named).expect("sent");
+    let end = client.wait(second, SOON).expect("ended");
+    assert!(end.state == "refused" && end.task.is_none(), "a second task of that name: {end:?}");
+
+    let long = client.submit_json(&json!({"kernel": "sleep", "params": {"seconds": 60}})).expect("taken");
+    client.cancel(long).expect("room");
+    assert_eq!(client.wait(long, SOON).expect("ended").state, "cancelled");
+    swarm.end();
+}
+
+#[test]
+fn many_tasks_through_shared_memory_end_once_each() {
+    const TASKS: usize = 20_000;
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let mut client = attach(&swarm, "bulk");
+    let noop = ai_swarm::jobs::parse_task(
+        &json!({"kernel": "noop"}),
+        1,
+        "/".as_ref(),
+        &ai_swarm::jobs::Defaults { timeout: None, retries: 0 },
+    )
+    .expect("a task");
+    let tickets = client.submit_all(std::iter::repeat_n(&noop, TASKS)).expect("all taken");
+    let mut seen = vec![false; TASKS];
+    for _ in 0..TASKS {
+        let end = client.next_end(SOON).expect("one more");
+        assert!(end.is_success(), "{end:?}");
+        assert!(!std::mem::replace(&mut seen[end.ticket.0 as usize], true), "twice: {end:?}");
+    }
+    assert_eq!((tickets.len(), client.accepted()), (TASKS, TASKS as u64));
+    assert!(matches!(client.try_next_end(), Ok(None)));
+    let statistics = swarm.get("/api/v1/system/statistics");
+    assert_eq!(statistics["members"][0]["submitted"], json!(TASKS), "{statistics:#}");
+    assert_eq!(statistics["members"][0]["ended"], json!(TASKS));
+    swarm.end();
+}
+
+#[test]
+fn a_task_with_a_description_beyond_the_slots_travels_in_a_block() {
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 1}}}));
+    let mut client = attach(&swarm, "long");
+    // A description of a hundred kilobytes.
+    let task = json!({"kernel": "reduce", "inputs": [format!("/{}", "x".repeat(100_000))]});
+    let ticket = client.submit_json(&task).expect("taken");
+    let end = client.wait(ticket, SOON).expect("ended");
+    assert!(
+        end.state == "failed" && end.text.is_some_and(|text| text.contains("xxx")),
+        "the error names the path"
+    );
+    let statistics = client.swarm_statistics().expect("the API answers");
+    let owners: Vec<&str> = statistics.arenas.iter().map(|arena| arena.owner.as_str()).collect();
+    assert!(owners.contains(&"supervisor"), "{owners:?}");
+    until(
+        "all blocks are given back",
+        || {
+            client.try_next_end().expect("attached");
+            client.flush();
+            let arenas = client.swarm_statistics().expect("the API answers").arenas;
+            arenas.iter().all(|arena| arena.blocks_out == 0).then_some(())
+        },
+        || format!("{:?}", client_arenas(&swarm)),
+    );
+    swarm.end();
+}
+
+fn client_arenas(swarm: &Swarm) -> Value {
+    swarm.get("/api/v1/system/statistics")["arenas"].clone()
+}
+
+#[test]
+fn agents_answer_requests_and_deadlines_hold() {
+    let swarm = Swarm::deploy(&json!({}));
+    let mut client = attach(&swarm, "asker");
+    let agent = client.connect("compute-0").expect("an agent");
+    assert_eq!(client.connect("compute-0").expect("the same"), agent);
+    let status = client.call(agent, b"status", SOON).expect("a reply");
+    let status: Value = serde_json::from_slice(&status).expect("JSON");
+    assert_eq!((&status["id"], &status["kind"]), (&json!("compute-0"), &json!("compute")));
+    // Slots, chains, blocks.
+    for size in [0, 1, 40, 41, 56, 57, 4000, 4096, 4200, 1 << 20] {
+        let payload: Vec<u8> = (0..size).map(|at: usize| (at * 7) as u8).collect();
+        assert!(client.call(agent, &payload, SOON).expect("a reply") == payload, "{size} bytes");
+    }
+    let mut other = attach(&swarm, "silent");
+    let silent = client.connect("silent").expect("another client");
+    let began = Instant::now();
+    let error = client.call(silent, b"anybody?", Duration::from_millis(50)).expect_err("nobody answers");
+    assert!(
+        matches!(error, ClientError::Timeout(_)) && began.elapsed() >= Duration::from_millis(50),
+        "{error}"
+    );
+    let mut mail = Mail::default();
+    assert!(!other.try_receive(&mut mail).expect("attached"), "a request is not handled after its deadline");
+    let line = &other.statistics().lines[0];
+    assert_eq!(line.received.received[Lane::Normal as usize].expired, 1, "{line:?}");
+    // In time, and answered.
+    let correlation = client.port().request(silent, Lane::Normal, b"now", SOON).expect("room");
+    client.flush();
+    assert!(other.receive(&mut mail, SOON).expect("attached"));
+    assert!(matches!(mail.what, What::Request { .. }) && mail.payload() == b"now");
+    other.reply(&mail, b"here").expect("room");
+    assert!(client.receive(&mut mail, SOON).expect("attached"));
+    assert_eq!((mail.what, mail.payload()), (What::Reply(correlation), &b"here"[..]));
+    let error = client.connect("nobody").expect_err("no such member").to_string();
+    assert!(error.contains("compute-0") && error.contains("silent"), "{error}");
+    swarm.end();
+}
+
+#[test]
+fn topics_reach_every_subscriber_by_its_own_rule() {
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let mut publisher = attach(&swarm, "publisher");
+    let mut newest = attach(&swarm, "newest");
+    let mut oldest = attach(&swarm, "oldest");
+    let mut block = attach(&swarm, "block");
+    newest.subscribe("t", Rule::DropNewest).expect("subscribed");
+    oldest.subscribe("t", Rule::DropOldest).expect("subscribed");
+    assert_eq!(publisher.publish("t", b"first").expect("published"), 2);
+    let mut mail = Mail::default();
+    for client in [&mut newest, &mut oldest] {
+        assert!(client.receive(&mut mail, SOON).expect("attached"));
+        assert_eq!(mail.payload(), b"first");
+        let What::Topic(number) = mail.what else { panic!("{:?}", mail.what) };
+        assert_eq!(client.port().topic_name(number), Some("t"));
+    }
+    // Nobody reads: the one keeps the oldest, the other the newest, and the publisher waits for neither.
+    let last = 5000u32;
+    for number in 1..=last {
+        publisher.publish("t", &number.to_le_bytes()).expect("published");
+    }
+    let numbers = |client: &mut Client| {
+        let (mut found, mut mail) = (Vec::new(), Mail::default());
+        while client.receive(&mut mail, Duration::from_millis(50)).expect("attached") {
+            found.push(u32::from_le_bytes(mail.payload().try_into().expect("four bytes")));
+        }
+        found
+    };
+    let (kept, seen) = (numbers(&mut newest), numbers(&mut oldest));
+    assert!(kept.windows(2).all(|pair| pair[0] < pair[1]) && seen.windows(2).all(|pair| pair[0] < pair[1]));
+    assert_eq!((kept.first(), seen.last()), (Some(&1), Some(&last)), "{} and {}", kept.len(), seen.len());
+    assert!(kept.len() < last as usize && seen.len() < last as usize, "a small ring holds a part of them");
+    let statistics = publisher.swarm_statistics().expect("the API answers");
+    for (subscriber, rule, count) in
+        [("newest", "drop_newest", kept.len()), ("oldest", "drop_oldest", seen.len())]
+    {
+        let topic = statistics.topics.iter().find(|topic| topic.subscriber == subscriber).expect("listed");
+        assert_eq!(
+            (topic.topic.as_str(), topic.publisher.as_str(), topic.rule.as_str()),
+            ("t", "publisher", rule)
+        );
+        assert_eq!(topic.delivered, count as u64 + 1, "{topic:?}");
+        assert_eq!(topic.delivered + topic.dropped, u64::from(last) + 1, "{topic:?}");
+    }
+    // The publisher waits for this one, but not for ever.
+    block.subscribe("b", Rule::Block { within_ms: 30 }).expect("subscribed");
+    let began = Instant::now();
+    let mut sent = 0u64;
+    while publisher.publish("b", b"x").expect("published") == 1 {
+        sent += 1;
+    }
+    assert!(began.elapsed() >= Duration::from_millis(30));
+    assert!(sent > 100, "{sent}");
+    let reader = std::thread::spawn(move || {
+        let mut mail = Mail::default();
+        let mut found = 0u64;
+        while found < sent + 500 && block.receive(&mut mail, SOON).expect("attached") {
+            found += 1;
+        }
+        found
+    });
+    for _ in 0..500 {
+        assert_eq!(publisher.publish("b", b"y").expect("published"), 1, "there is room in time");
+    }
+    assert_eq!(reader.join().expect("no panic"), sent + 500);
+    newest.unsubscribe("t").expect("unsubscribed");
+    assert_eq!(publisher.publish("t", b"later").expect("published"), 1);
+    swarm.end();
+}
+
+#[test]
+fn a_large_broadcast_is_written_once_and_free_when_the_last_has_read_it() {
+    let swarm = Swarm::deploy(&json!({}));
+    let mut sender = attach(&swarm, "sender");
+    let mut readers: Vec<Client> = (0..4).map(|n| attach(&swarm, &format!("reader-{n}"))).collect();
+    let peers: Vec<_> = (0..4).map(|n| sender.connect(&format!("reader-{n}")).expect("there")).collect();
+    let payload: Vec<u8> = (0..3_000_000u32).map(|at| (at % 251) as u8).collect();
+    assert_eq!(sender.broadcast(&peers, &payload).expect("sent"), 4);
+    let usage = sender.statistics().arena.expect("used");
+    assert_eq!(usage.blocks_out, 1, "one block for four readers: {usage:?}");
+    let mut mail = Mail::default();
+    let mut parcels = Vec::new();
+    for reader in &mut readers {
+        assert!(reader.receive(&mut mail, SOON).expect("attached"));
+        assert!(mail.to_vec() == payload && mail.payload().is_empty() && mail.len() == payload.len());
+        parcels.push(mail.parcel.take().expect("in a block"));
+    }
+    let mut out = |sender: &mut Client, readers: &mut [Client]| {
+        readers.iter_mut().for_each(Client::flush);
+        let _ = sender.try_receive(&mut mail).expect("attached");
+        sender.statistics().arena.expect("used").blocks_out
+    };
+    for left in (0..4).rev() {
+        assert_eq!(out(&mut sender, &mut readers), 1, "{left} still have it");
+        parcels.pop();
+    }
+    assert_eq!(out(&mut sender, &mut readers), 0, "everybody has given it back");
+    swarm.end();
+}
+
+#[test]
+fn what_a_dead_client_had_is_taken_back_and_its_tasks_go_on() {
+    let swarm = Swarm::deploy(&json!({}));
+    let mut client = attach(&swarm, "owner");
+    let mut keeper = other_process(&swarm, "keeper");
+    let peer = until(
+        "the keeper attaches",
+        || client.connect("keeper").ok(),
+        || swarm.get("/api/v1/system/statistics")["members"].to_string(),
+    );
+    for _ in 0..10 {
+        client.send(peer, &[7; 100_000]).expect("room");
+    }
+    assert_eq!(client.statistics().arena.expect("used").blocks_out, 10);
+    assert!(signal(keeper.id(), Signal::KILL));
+    keeper.wait().expect("reaped");
+    until(
+        "the line is closed",
+        || {
+            client.turn().expect("attached");
+            client.port().take_closed().pop()
+        },
+        String::new,
+    );
+    let usage = client.statistics().arena.expect("used");
+    assert_eq!((usage.blocks_out, usage.reclaimed), (0, 10), "{usage:?}");
+    assert!(matches!(client.send(peer, b"x"), Err(ClientError::Port(_))), "the peer is gone");
+
+    let mut submitter = other_process(&swarm, "submitter");
+    let taken = || {
+        let members = swarm.get("/api/v1/system/statistics")["members"].clone();
+        let members = members.as_array().expect("a list").clone();
+        members
+            .iter()
+            .find(|member| member["id"] == "submitter")
+            .and_then(|member| member["submitted"].as_u64())
+    };
+    until("some tasks are taken", || taken().filter(|&taken| taken > 20), || format!("{:?}", taken()));
+    assert!(signal(submitter.id(), Signal::KILL));
+    submitter.wait().expect("reaped");
+    until(
+        "every accepted task ends",
+        || {
+            let status = swarm.status();
+            let open = status["queued"].as_u64().expect("a number")
+                + status["in_flight"].as_u64().expect("a number");
+            let gone = taken().is_none();
+            (gone && open == 0).then_some(())
+        },
+        || swarm.status().to_string(),
+    );
+    let tasks = &swarm.status()["tasks"];
+    assert_eq!((&tasks["lost"], &tasks["duplicated"], &tasks["failed"]), (&json!(0), &json!(0), &json!(0)));
+    assert_eq!(tasks["total"], tasks["succeeded"]);
+    swarm.end();
+}
+
+#[test]
+fn a_killed_publisher_leaves_whole_messages_and_a_successor_takes_over() {
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let mut lossless = attach(&swarm, "lossless");
+    let mut lossy = attach(&swarm, "lossy");
+    lossless.subscribe("numbers", Rule::DropNewest).expect("subscribed");
+    lossy.subscribe("numbers", Rule::DropOldest).expect("subscribed");
+    let mut mail = Mail::default();
+    for life in 0..5 {
+        let mut publisher = other_process(&swarm, "publisher");
+        let mut found = [0, 0];
+        let mut last = [None, None];
+        let began = Instant::now();
+        while found[0] < 2000 || found[1] < 2000 {
+            assert!(began.elapsed() < SOON, "life {life}: {found:?}");
+            for (at, client) in [&mut lossless, &mut lossy].into_iter().enumerate() {
+                while client.try_receive(&mut mail).expect("attached") {
+                    check(&mail, &mut last[at]);
+                    found[at] += 1;
+                    if found[at] % 512 == 0 {
+                        break;
+                    }
+                }
+                client.flush();
+            }
+        }
+        assert!(signal(publisher.id(), Signal::KILL));
+        publisher.wait().expect("reaped");
+        for client in [&mut lossless, &mut lossy] {
+            until(
+                "the line is closed",
+                || {
+                    client.turn().expect("attached");
+                    while client.try_receive(&mut mail).expect("attached") {}
+                    client.port().take_closed().pop()
+                },
+                || format!("life {life}"),
+            );
+        }
+    }
+    let agents = swarm.agents();
+    assert!(agents.iter().all(|agent| agent["restarts"] == 0), "nobody else noticed: {agents:?}");
+    swarm.end();
+}
+
+/// A message of the publisher is whole, and not older than the one before.
+fn check(mail: &Mail, last: &mut Option<u64>) {
+    let bytes = mail.to_vec();
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let number = word(0);
+    assert_eq!(bytes.len(), if number % 3 == 0 { 16_000 } else { 16 });
+    assert_eq!(word(8), !number);
+    assert!((16..bytes.len()).step_by(8).all(|at| word(at) == number), "torn");
+    assert!(last.is_none_or(|last| last < number), "{last:?} before {number}");
+    *last = Some(number);
+}
+
+#[test]
+fn messages_over_http_go_through_shared_memory() {
+    let swarm = Swarm::deploy(&json!({}));
+    let mut client = attach(&swarm, "listener");
+    let send = |body: Value| swarm.ask("POST", "/api/v1/messages/send", Some(&body));
+    let sent = send(json!({"to": "listener", "payload": "hello"})).is(200).json();
+    assert_eq!(sent["delivered"], json!(1));
+    let mut mail = Mail::default();
+    assert!(client.receive(&mut mail, SOON).expect("attached"));
+    assert_eq!((mail.what, mail.payload()), (What::Direct, &b"hello"[..]));
+    assert_eq!(client.port().id_of(mail.from), Some("gateway"));
+    let status = send(json!({"to": "compute-0", "payload": "status", "reply_within_s": 10})).is(200).json();
+    assert!(status["reply"].as_str().is_some_and(|text| text.contains("compute-0")), "{status}");
+    assert!(status["latency_us"].as_f64().is_some_and(|us| us > 0.0), "{status}");
+    send(json!({"to": "nobody", "payload": "x"})).refuses(404, "no member has the id \"nobody\"");
+    send(json!({"to": "listener", "payload": "x", "reply_within_s": 0.05})).is(504);
+    let body = json!({"payload": "to all"});
+    let sent = swarm.ask("POST", "/api/v1/messages/broadcast", Some(&body)).is(200).json();
+    assert!(sent["delivered"].as_u64().is_some_and(|count| count as usize > swarm.agents().len()), "{sent}");
+    client.subscribe("news", Rule::DropNewest).expect("subscribed");
+    let body = json!({"payload": "to some", "topic": "news"});
+    let sent = swarm.ask("POST", "/api/v1/messages/broadcast", Some(&body)).is(200).json();
+    assert_eq!(sent["delivered"], json!(1));
+    let heard = |mail: &Mail| mail.to_vec();
+    let mut words = Vec::new();
+    while words.len() < 2 {
+        assert!(client.receive(&mut mail, SOON).expect("attached"));
+        words.push(heard(&mail));
+    }
+    assert_eq!(words, [b"to all".to_vec(), b"to some".to_vec()]);
+    let ran = swarm.place.cli(&["send", "compute-0", "status", "--reply-within", "10"]).ends(0);
+    assert!(ran.out.contains("\"kind\":\"compute\""), "{}", ran.story());
+    swarm.place.cli(&["statistics"]).ends(0).says("listener").says("gateway");
+    swarm.end();
+}
+
+#[test]
+fn who_may_not_attach_hears_why_and_the_end_of_the_swarm_is_seen() {
+    let swarm = Swarm::deploy(&json!({}));
+    let socket = swarm.place.socket();
+    let refused = |name: &str| Attach::at(&socket).as_client(name).attach().expect_err("refused").to_string();
+    assert!(refused("a b").contains("letters, digits"));
+    let _first = attach(&swarm, "taken");
+    assert!(refused("taken").contains("is there already"));
+    assert!(refused("compute-0").contains("is there already"));
+    let mut client = attach(&swarm, "last");
+    let pid = swarm.running.pid();
+    let ticket = client.submit_json(&json!({"kernel": "sleep", "params": {"seconds": 600}})).expect("taken");
+    until("it is taken", || (client.turn().is_ok() && client.accepted() == 1).then_some(()), String::new);
+    signal(pid, Signal::KILL);
+    assert!(matches!(client.wait(ticket, SOON), Err(ClientError::Ended)));
+    until("the supervisor is gone", || (!lives(pid)).then_some(()), String::new);
+    let error = Attach::at(&socket).attach().expect_err("nobody is there");
+    assert!(matches!(error, ClientError::NotRunning { .. }), "{error}");
+    until("its agents are gone", || swarm.place.processes().is_empty().then_some(()), String::new);
+    // The next start of this swarm removes what the killed one could not.
+    let place_words = ["--monitor-duration", "0.1"];
+    swarm.place.cli(&place_words).ends(0);
+}
+
+#[test]
+fn one_receiver_serves_256_senders_fairly() {
+    const SENDERS: usize = 256;
+    const EACH: u32 = 100;
+    ai_swarm::os::process::raise_open_files();
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536, "agents": {"compute": {"count": 1}}}));
+    let mut receiver = attach(&swarm, "receiver");
+    let mut senders: Vec<Client> = (0..SENDERS).map(|n| attach(&swarm, &format!("s{n}"))).collect();
+    for sender in &mut senders {
+        let peer = sender.connect("receiver").expect("a line");
+        for number in 0..EACH {
+            sender.port().push(peer, Lane::Normal, &number.to_le_bytes()).expect("room");
+        }
+        sender.flush();
+    }
+    let mut taken = std::collections::HashMap::new();
+    let mut mail = Mail::default();
+    for _ in 0..SENDERS * EACH as usize {
+        assert!(receiver.receive(&mut mail, SOON).expect("attached"));
+        let count = taken.entry(mail.from).or_insert(0u32);
+        assert_eq!(mail.payload(), count.to_le_bytes(), "in order");
+        *count += 1;
+        // While everybody still has something, nobody is more than two turns ahead of anybody.
+        let (most, least) = (taken.values().max().expect("one"), taken.values().min().expect("one"));
+        let least = if taken.len() == SENDERS { *least } else { 0 };
+        assert!(*most >= EACH || most - least <= 32, "{most} of one, {least} of another");
+    }
+    assert!(taken.len() == SENDERS && taken.values().all(|&count| count == EACH));
+    assert!(!receiver.try_receive(&mut mail).expect("attached"));
+    // One by one: hints alone must find the one that has something.
+    for at in [0, 63, 64, 255, 128] {
+        let peer = senders[at].connect("receiver").expect("the same line");
+        senders[at].send(peer, b"again").expect("room");
+        assert!(receiver.receive(&mut mail, SOON).expect("attached"), "sender {at}");
+        assert_eq!(receiver.port().id_of(mail.from), Some(format!("s{at}").as_str()));
+    }
+    let error = Attach::at(&swarm.place.socket())
+        .as_client("one-more")
+        .attach()
+        .map(|mut client| client.connect("receiver").expect_err("256 lines are the most").to_string());
+    assert!(error.is_ok_and(|error| error.contains("256 lines already")));
+    swarm.end();
+}
+
+#[test]
+fn who_only_sends_gets_its_blocks_back_all_the_same() {
+    const BLOCK: usize = 200_000;
+    // An arena for four of them.
+    let swarm = Swarm::deploy(&json!({"messaging": {"arena_bytes": 1 << 20}}));
+    let mut sender = attach(&swarm, "sender");
+    let mut reader = attach(&swarm, "reader");
+    reader.subscribe("blocks", Rule::Block { within_ms: 10_000 }).expect("subscribed");
+    let reading = std::thread::spawn(move || {
+        let mut mail = Mail::default();
+        for number in 0..200u8 {
+            assert!(reader.receive(&mut mail, SOON).expect("attached"));
+            assert!(mail.len() == BLOCK && mail.to_vec().iter().all(|&byte| byte == number), "{number}");
+        }
+        reader
+    });
+    for number in 0..100u8 {
+        assert_eq!(sender.publish("blocks", &vec![number; BLOCK]).expect("room in time"), 1);
+    }
+    let peer = sender.connect("reader").expect("there");
+    for number in 100..200u8 {
+        let payload = vec![number; BLOCK];
+        while let Err(error) = sender.send(peer, &payload) {
+            assert!(matches!(&error, ClientError::Port(error) if error.is_full()), "{error}");
+            std::thread::yield_now();
+        }
+    }
+    let mut reader = reading.join().expect("every block came");
+    // Nobody reads, and nobody waits: the oldest blocks make room.
+    reader.subscribe("frames", Rule::DropOldest).expect("subscribed");
+    for number in 0..50u8 {
+        assert_eq!(sender.publish("frames", &vec![number; BLOCK]).expect("room"), 1);
+    }
+    let (mut mail, mut last) = (Mail::default(), None);
+    while reader.receive(&mut mail, Duration::from_millis(100)).expect("attached") {
+        let bytes = mail.to_vec();
+        assert!(bytes.len() == BLOCK && bytes.iter().all(|byte| *byte == bytes[0]), "torn");
+        assert!(last.is_none_or(|last| last < bytes[0]));
+        last = Some(bytes[0]);
+    }
+    assert_eq!(last, Some(49), "the newest is there");
+    assert!(sender.statistics().arena.expect("used").committed <= 1 << 20);
+    drop((sender, reader));
+    swarm.end();
+}
