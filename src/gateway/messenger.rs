@@ -85,6 +85,9 @@ impl Courier {
             }
             if !self.awaited.is_empty() {
                 self.hear();
+            } else if let Some(client) = &mut self.client {
+                // The next message may be long in coming: what was counted is shown now.
+                client.port().tidy();
             }
         }
     }

@@ -162,7 +162,11 @@ impl LaneSender {
                 count.messages += 1;
                 count.bytes += bytes as u64;
             }
-            Err(PushError::Full) => count.full += 1,
+            Err(PushError::Full) => {
+                count.full += 1;
+                // Nothing else is to be done now, and nobody may ever send here again.
+                self.publish_lane(at);
+            }
             Err(_) => {}
         }
     }

@@ -15,7 +15,7 @@
 //! 2. No line is served twice before every other that has something was served once: nobody starves.
 //! 3. Nothing waits for ever: rooms, replies and answers of the supervisor have deadlines.
 
-use super::attach::{FromMember, Heard, MemberTalk, Rule, ToMember};
+use super::attach::{FromMember, Heard, MemberTalk, Rule, ToMember, is_name};
 use super::lanes::{ChannelMemory, DropReason, INLINE_MAX, Lane, LaneReceiver, LaneSender};
 use super::link::{AgentLink, ChannelTraffic};
 use super::meters::Meter;
@@ -373,6 +373,11 @@ impl Port {
             return Ok(peer);
         }
         let id = id.to_owned();
+        if !is_name(&id) {
+            // Not asked: no member can be called so, and a word has a longest length.
+            let start: String = id.chars().take(80).collect();
+            return Err(PortError::Refused(format!("no member has the id {start:?}")));
+        }
         let wanted = id.clone();
         match self.ask(|seq| FromMember::Connect { seq, peer: id })? {
             ToMember::Line { line, at, .. } => Ok(Peer { at, line }),
@@ -790,7 +795,7 @@ impl Port {
 
     /// Says that this member publishes on `topic`, before the first message; [`publish`](Self::publish) does it too.
     pub fn advertise(&mut self, topic: &str) -> Result<u32, PortError> {
-        let name = topic.to_owned();
+        let name = checked_topic(topic)?;
         match self.ask(|seq| FromMember::Advertise { seq, topic: name })? {
             ToMember::Topic { topic, .. } => {
                 self.publications.entry(topic).or_default();
@@ -802,7 +807,7 @@ impl Port {
 
     /// From now on messages of `topic` come here, whoever publishes them.
     pub fn subscribe(&mut self, topic: &str, rule: Rule) -> Result<u32, PortError> {
-        let name = topic.to_owned();
+        let name = checked_topic(topic)?;
         match self.ask(|seq| FromMember::Subscribe { seq, topic: name, rule })? {
             ToMember::Topic { topic, .. } => Ok(topic),
             other => Err(unexpected(&other)),
@@ -812,7 +817,7 @@ impl Port {
     /// No more messages of `topic`.
     pub fn unsubscribe(&mut self, topic: &str) -> Result<(), PortError> {
         let number = self.topics.get(topic).copied();
-        let name = topic.to_owned();
+        let name = checked_topic(topic)?;
         self.ask(|seq| FromMember::Unsubscribe { seq, topic: name })?;
         self.feeds.retain(|feed| Some(feed.topic) != number);
         Ok(())
@@ -1356,6 +1361,17 @@ fn unpack(
     let Some(what) = what else { return Ok(false) };
     (mail.from, mail.lane, mail.what, mail.head, mail.parcel) = (peer, lane, what, head, parcel);
     Ok(true)
+}
+
+/// A topic's name that can be asked for.
+fn checked_topic(topic: &str) -> Result<String, PortError> {
+    if is_name(topic) {
+        return Ok(topic.to_owned());
+    }
+    let start: String = topic.chars().take(80).collect();
+    Err(PortError::Refused(format!(
+        "the topic {start:?} is not possible: 1 to 64 letters, digits, `.`, `_`, `-`, `/` are allowed"
+    )))
 }
 
 /// What could be mapped; what could not costs that topic only.
