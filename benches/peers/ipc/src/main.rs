@@ -20,7 +20,7 @@ use wait::{kept_waiting, set_pauses};
 
 const PEER_WORD: &str = "--peer";
 /// Pauses between two looks; each contender gets its own best one of them.
-const PAUSES: [u32; 6] = [0, 1, 2, 4, 32, 256];
+const PAUSES: [u32; 7] = [0, 1, 2, 4, 32, 256, 1024];
 /// A repetition is done again when other processes took more than this share of it, twice at most.
 const DISTURBED: f64 = 0.01;
 
