@@ -356,7 +356,7 @@ mod tests {
         }];
         view.closed_channels = BTreeMap::from([("corrupt".into(), 1), ("gone".into(), 2)]);
         (view.results_refused, view.experience_dropped) = (4, 5);
-        let text = text(&view, true, &OutputOptions { width: 120, ..OUTPUT });
+        let text = text(&view, true, &OutputOptions { width: 140, ..OUTPUT });
         for words in [
             "results    4 refused: late, foreign or repeated\n",
             "experience 5 finished tasks",
