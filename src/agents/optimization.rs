@@ -1,7 +1,8 @@
 //! The optimization agent: times the variants of kernels while the host is idle and publishes the
 //! best per kernel, element type and size class; compute agents use it from the next task on.
 //!
-//! It looks first at what really runs here: cells of the cost model that finished tasks filled.
+//! It tries what really runs here: cells of the cost model that finished tasks filled, the dearest first. A swarm
+//! that nobody uses has none, and costs nothing; only `agent optimize` tries the usual suspects as well.
 //! A variant is checked against the plain reference before it is timed, timed as a median of
 //! several runs, and preferred only if it is faster by a clear margin. It stops as soon as work
 //! waits, and spends at most `agents.optimization.budget_percent` of one core.
@@ -26,8 +27,8 @@ const MARGIN: f64 = 0.03;
 const CLASS_MAX: u8 = 22;
 /// One trial may take so long.
 const TRIAL_MAX: Duration = Duration::from_millis(200);
-/// What is tried when nothing has run here yet.
-const WARM_UP: [(KernelId, DType, u8); 6] = [
+/// What is tried beside that when somebody asks.
+const USUAL: [(KernelId, DType, u8); 6] = [
     (KernelId::Sort, DType::F32, 20),
     (KernelId::Histogram, DType::F32, 20),
     (KernelId::Matmul, DType::F32, 19),
@@ -69,7 +70,7 @@ impl OptimizationAgent {
         context.board.backlog() == (0, 0)
     }
 
-    /// The next cell to try: what ran here first, then the usual suspects.
+    /// The next cell to try: what ran here first, then, when asked, the usual suspects.
     fn next_cell(&self, context: &Context) -> Option<(KernelId, DType, u8)> {
         let mut ran = Vec::new();
         for kernel in KernelId::ALL {
@@ -85,7 +86,8 @@ impl OptimizationAgent {
         }
         ran.sort_by(|a, b| b.0.total_cmp(&a.0));
         let ran = ran.into_iter().map(|(_, kernel, dtype, class)| (kernel, dtype, class));
-        ran.chain(WARM_UP).find(|(kernel, dtype, class)| {
+        let usual = if self.asked { &USUAL[..] } else { &[] };
+        ran.chain(usual.iter().copied()).find(|(kernel, dtype, class)| {
             !self.done.contains(&(kernel.code(), dtype.code(), *class))
                 && variants(*kernel, Some(*dtype)).len() > 1
         })

@@ -222,8 +222,8 @@ pub const KEYS: &[Key] = &[
     key(
         "agents.optimization.budget_percent",
         from(0.0, 100.0, "percent"),
-        "0.2",
-        "Share of one idle core that tuning may spend. `agent optimize` tunes at once, whatever this says.",
+        "5",
+        "Share of one idle core that tuning may spend on what has run here. `agent optimize` tunes at once, whatever this says.",
     ),
     key(
         "agents.thermal.count",
