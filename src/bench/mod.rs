@@ -10,10 +10,12 @@ mod recovery;
 mod startup;
 
 use crate::cli::args::Bench;
-use crate::cli::output::{OutputOptions, Table};
+use crate::cli::output::{OutputOptions, Table, wrap};
+use crate::cli::run::steps;
 use crate::config::SwarmConfig;
 use crate::os::signals::StopSignals;
 use crate::supervisor::{Options, Supervisor};
+use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::Write as _;
 
@@ -90,26 +92,51 @@ pub(crate) fn main(
     config: &SwarmConfig,
     output: &OutputOptions,
 ) -> anyhow::Result<u8> {
+    let steps = Steps::new(output);
     let wanted = |bench| what == bench || what == Bench::All;
     let mut figures = Vec::new();
     // One after the other: there may be two cores only.
     if wanted(Bench::Ipc) {
-        figures.extend(ipc::measure(quick)?);
+        figures.extend(ipc::measure(quick, &steps)?);
     }
     if wanted(Bench::Dispatch) {
+        steps.begin("dispatch: no-op tasks, one at a time and as fast as they go");
         figures.extend(dispatch::measure(quick, config)?);
     }
     if wanted(Bench::Startup) {
+        steps.begin("startup: the whole command, again and again");
         figures.extend(startup::measure(quick)?);
     }
     if wanted(Bench::Recovery) {
+        steps.begin("recovery: agents are killed and replaced");
         figures.extend(recovery::measure(quick, config)?);
     }
     if wanted(Bench::Idle) {
+        steps.begin("idle: a swarm that is left alone for a while");
         figures.extend(idle::measure(quick, config)?);
     }
+    steps.end();
     print(&figures, output)?;
     Ok(0)
+}
+
+/// What is being measured, on a terminal: a run takes up to some minutes. Drawn only when a step begins, because
+/// whoever draws in between takes part in the measurement.
+struct Steps(ProgressBar);
+
+impl Steps {
+    fn new(output: &OutputOptions) -> Self {
+        Self(steps(output))
+    }
+
+    fn begin(&self, what: &str) {
+        self.0.set_message(what.to_owned());
+        self.0.tick();
+    }
+
+    fn end(&self) {
+        self.0.finish_and_clear();
+    }
 }
 
 fn print(figures: &[Figure], output: &OutputOptions) -> anyhow::Result<()> {
@@ -130,7 +157,7 @@ fn print(figures: &[Figure], output: &OutputOptions) -> anyhow::Result<()> {
     }
     write!(stdout, "{}", table(figures).render(output))?;
     for figure in figures.iter().filter(|figure| !figure.note.is_empty()) {
-        writeln!(stdout, "{}: {}", figure.name, figure.note)?;
+        writeln!(stdout, "{}", wrap(&format!("{}: {}", figure.name, figure.note), output.width, 4))?;
     }
     if let Some(verdict) = verdict(figures) {
         writeln!(stdout, "{verdict}")?;
@@ -139,6 +166,7 @@ fn print(figures: &[Figure], output: &OutputOptions) -> anyhow::Result<()> {
 }
 
 fn table(figures: &[Figure]) -> Table {
+    // Quantiles, floor and limit are in the unit of the value.
     let heads = ["bench", "name", "value", "unit", "p50", "p99", "p99.9", "floor", "ratio", "limit", ""];
     let mut table = Table::new(&heads).right(&[2, 4, 5, 6, 7, 8, 9]);
     for figure in figures {

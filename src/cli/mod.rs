@@ -11,7 +11,7 @@ pub mod inspect;
 pub mod log;
 mod messages;
 pub mod output;
-mod run;
+pub(crate) mod run;
 mod session;
 mod single;
 mod statistics;

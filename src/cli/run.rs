@@ -158,6 +158,15 @@ pub(super) fn progress(total: u64, output: &OutputOptions) -> ProgressBar {
     ProgressBar::new(total).with_style(style.expect("the template is fixed"))
 }
 
+/// What is being done, on a terminal; nothing elsewhere.
+pub(crate) fn steps(output: &OutputOptions) -> ProgressBar {
+    if output.quiet || speaks_json() || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{elapsed:>4}  {msg}").expect("the template is fixed");
+    ProgressBar::new_spinner().with_style(style)
+}
+
 fn without_detail(mut report: ReportView, wanted: bool) -> ReportView {
     if !wanted && report.tasks_detail.as_ref().is_some_and(|detail| detail.len() > 10_000) {
         report.tasks_detail = None;

@@ -21,7 +21,7 @@ mod handover;
 mod pair;
 mod peer;
 
-use super::{Figure, Limit, quantile, sorted};
+use super::{Figure, Limit, Steps, quantile, sorted};
 use crate::os::affinity::{CoreMask, pin_current_thread};
 use crate::os::clock;
 use crate::os::topology::Topology;
@@ -68,7 +68,7 @@ const FULL: Extent =
     Extent { repetitions: 7, trips: 200_000, wakes: 10_000, stream: 10_000_000, blocks: 2_000, crowd: 5_000 };
 
 /// Measures, pinned; afterwards this process may run everywhere again.
-pub(super) fn measure(quick: bool) -> anyhow::Result<Vec<Figure>> {
+pub(super) fn measure(quick: bool, steps: &Steps) -> anyhow::Result<Vec<Figure>> {
     struct Unpin(Option<CoreMask>);
     impl Drop for Unpin {
         fn drop(&mut self) {
@@ -82,13 +82,20 @@ pub(super) fn measure(quick: bool) -> anyhow::Result<Vec<Figure>> {
     ensure!(pin_current_thread(cores.lead), "cannot pin to core {}", cores.lead);
     let extent = if quick { &QUICK } else { &FULL };
     let mut duo = Duo::start(&cores, cores.follow)?;
+    steps.begin("ipc: round trips between two processes");
     let mut figures = duo.awake(extent)?;
+    steps.begin("ipc: streams of small messages");
     figures.extend(duo.streams(extent)?);
+    steps.begin("ipc: blocks of 1 MiB handed over");
     figures.extend(duo.blocks(extent)?);
+    steps.begin("ipc: sleepers woken");
     figures.push(duo.asleep(extent)?);
+    steps.begin("ipc: one receiver, many channels");
     figures.extend(duo.many(extent)?);
     drop(duo);
+    steps.begin("ipc: one message to eight subscribers");
     figures.push(broadcast(extent, &cores, &figures)?);
+    steps.begin("ipc: 32 processes on all cores, rings and sockets");
     figures.push(crowd_figure(extent, &cores)?);
     Ok(figures)
 }
