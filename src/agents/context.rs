@@ -80,6 +80,8 @@ pub struct Settings {
     pub procfs: PathBuf,
     /// Folder whose disk is watched.
     pub state_dir: PathBuf,
+    /// Folder in which agents keep what they know; `None` in a swarm that keeps nothing.
+    pub snapshots: Option<PathBuf>,
     /// An agent that shows no progress for so long hangs.
     pub hang_after: Duration,
     /// Share of one idle core that the optimization agent may spend, percent.

@@ -15,6 +15,7 @@ mod learning;
 mod optimization;
 mod resource;
 pub mod runner;
+mod snapshot;
 mod thermal;
 
 pub use context::{AgentStart, Context, Settings};

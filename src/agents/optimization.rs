@@ -6,7 +6,10 @@
 //! A variant is checked against the plain reference before it is timed, timed as a median of
 //! several runs, and preferred only if it is faster by a clear margin. It stops as soon as work
 //! waits, and spends at most `agents.optimization.budget_percent` of one core.
+//!
+//! Its choices outlive it in a snapshot, which only the version of the program that made them takes back.
 
+use super::snapshot::Memory;
 use super::{Agent, Context, Settings};
 use crate::arrays::{Array, ArrayRef, DType};
 use crate::base::clock::Nanos;
@@ -16,7 +19,8 @@ use crate::messaging::ToAgent;
 use crate::messaging::envelope::Severity;
 use crate::os::clock;
 use crate::shm::board::CLASSES;
-use std::collections::BTreeSet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Runs per variant; the median counts.
@@ -42,7 +46,41 @@ pub(super) struct OptimizationAgent {
     budget: f64,
     due: Nanos,
     done: BTreeSet<(u8, u8, u8)>,
+    /// What was chosen, per kernel, element type and class.
+    chosen: BTreeMap<(u8, u8, u8), Variant>,
     asked: bool,
+    memory: Memory,
+}
+
+/// One choice in a snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptChoice {
+    kernel: String,
+    dtype: String,
+    class: u8,
+    level: String,
+    choice: u8,
+}
+
+impl KeptChoice {
+    fn new(&(kernel, dtype, class): &(u8, u8, u8), variant: Variant) -> Option<Self> {
+        Some(Self {
+            kernel: KernelId::from_code(kernel)?.name().to_owned(),
+            dtype: DType::from_code(dtype)?.name().to_owned(),
+            class,
+            level: variant.level.name().to_owned(),
+            choice: variant.choice,
+        })
+    }
+
+    /// Where it belongs; `None` for what this machine does not have.
+    fn check(&self) -> Option<((u8, u8, u8), Variant)> {
+        let kernel = KernelId::from_name(&self.kernel)?;
+        let dtype = DType::from_name(&self.dtype)?;
+        let variant = Variant::new(Level::from_name(&self.level)?, self.choice);
+        let known = self.class <= CLASS_MAX && variants(kernel, Some(dtype)).contains(&variant);
+        known.then_some(((kernel.code(), dtype.code(), self.class), variant))
+    }
 }
 
 /// How a cell's trial ended.
@@ -62,7 +100,9 @@ impl OptimizationAgent {
             budget: (settings.optimization_budget_percent / 100.0).clamp(0.0, 1.0),
             due: clock::now().plus(settings.optimization_interval),
             done: BTreeSet::new(),
+            chosen: BTreeMap::new(),
             asked: false,
+            memory: Memory::default(),
         }
     }
 
@@ -103,6 +143,10 @@ impl OptimizationAgent {
         match try_cell(kernel, dtype, class, context, || self.asked || Self::is_idle(context)) {
             Trial::Best { variant, best_ns, default_ns, scalar_ns } => {
                 self.done.insert((kernel.code(), dtype.code(), class));
+                self.chosen.insert((kernel.code(), dtype.code(), class), variant);
+                let kept: Vec<_> =
+                    self.chosen.iter().filter_map(|(at, &variant)| KeptChoice::new(at, variant)).collect();
+                self.memory.keep(&kept, context);
                 context.board.publish_variant(kernel.code(), dtype.code(), class, variant.encode());
                 let mut text = format!(
                     "{kernel} {} class {class}: {} {} takes {:.1} us; the default {:.1} us ({:.2} x)",
@@ -250,6 +294,18 @@ impl kernels::Pulse for BeatOnly<'_> {
 }
 
 impl Agent for OptimizationAgent {
+    fn on_start(&mut self, context: &mut Context) -> anyhow::Result<()> {
+        let kept: Option<(Vec<KeptChoice>, String)> = self.memory.recall("variants", context);
+        // Another version's variants may be other code under the same name.
+        let kept = kept.filter(|(_, product)| product == env!("CARGO_PKG_VERSION"));
+        for (at, variant) in kept.iter().flat_map(|(kept, _)| kept).filter_map(KeptChoice::check) {
+            self.done.insert(at);
+            self.chosen.insert(at, variant);
+            context.board.publish_variant(at.0, at.1, at.2, variant.encode());
+        }
+        Ok(())
+    }
+
     fn on_message(&mut self, _message: &ToAgent<'_>, _context: &mut Context) {}
 
     fn do_work(&mut self, context: &mut Context) -> usize {
@@ -284,6 +340,24 @@ impl Agent for OptimizationAgent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_choice_survives_the_way_to_a_snapshot_and_back() {
+        let kernel = KernelId::Sort;
+        let variant = *variants(kernel, Some(DType::F32)).last().expect("variants");
+        let at = (kernel.code(), DType::F32.code(), 20);
+        let kept = KeptChoice::new(&at, variant).expect("known");
+        assert_eq!(kept.check(), Some((at, variant)));
+        let strange = |change: fn(&mut KeptChoice)| {
+            let mut kept = KeptChoice::new(&at, variant).expect("known");
+            change(&mut kept);
+            kept.check()
+        };
+        assert_eq!(strange(|kept| kept.kernel = "sorted".into()), None);
+        assert_eq!(strange(|kept| kept.level = "avx1024".into()), None);
+        assert_eq!(strange(|kept| kept.choice = 200), None);
+        assert_eq!(strange(|kept| kept.class = 31), None);
+    }
 
     #[test]
     fn answers_are_compared_up_to_rounding() {

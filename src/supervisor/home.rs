@@ -13,6 +13,7 @@ use std::time::Duration;
 const LOCK: &str = "lock";
 const BOARD: &str = "board";
 const SOCKET: &str = "control.sock";
+const SNAPSHOTS: &str = "snapshots";
 const ATTACH: &str = "attach.sock";
 /// The folder of swarms that nobody else talks to.
 const PRIVATE: &str = "private";
@@ -191,6 +192,11 @@ impl Home {
     /// The state directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where agents keep what they know; nowhere in a private swarm, which is gone as a whole.
+    pub fn snapshots(&self) -> Option<PathBuf> {
+        (!self.private).then(|| self.path.join(SNAPSHOTS))
     }
 
     /// Where the control socket goes, if this swarm has one.

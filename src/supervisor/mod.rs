@@ -249,6 +249,7 @@ impl Supervisor {
             sysfs: config.agents.thermal.root.clone(),
             procfs: config.agents.resource.procfs.clone(),
             state_dir: home.path().to_owned(),
+            snapshots: home.snapshots(),
             hang_after: config.agents.fault.hang_after,
             optimization_budget_percent: config.agents.optimization.budget_percent,
             compute_agents: plan.compute_count(),

@@ -2,6 +2,7 @@
 //! conditions and not for times, and ends by looking whether a process, a segment or a socket is left.
 
 mod api;
+mod chaos;
 mod cli;
 mod clients;
 mod death;
@@ -11,4 +12,5 @@ mod killing;
 mod lifecycle;
 mod mistakes;
 mod run;
+mod snapshots;
 mod support;

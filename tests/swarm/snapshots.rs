@@ -1,0 +1,86 @@
+//! What agents know outlives the swarm: restored, and not believed when damaged.
+
+use crate::support::{Place, Swarm};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
+
+fn config(place: &Place) -> Value {
+    json!({"name": place.name()})
+}
+
+/// Ends the swarm in good order and keeps its place.
+#[track_caller]
+fn end(swarm: Swarm) -> Place {
+    swarm.signal(Signal::TERM);
+    let Swarm { place, running, .. } = swarm;
+    running.finish().ends(0);
+    place
+}
+
+/// The snapshots of the cost model, oldest first.
+fn cost_models(place: &Place) -> Vec<PathBuf> {
+    let folder = place.beside("state/ai_swarm").join(place.name()).join("snapshots");
+    let mut found: Vec<PathBuf> = fs::read_dir(folder)
+        .expect("a folder of snapshots")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cost-model-")))
+        .collect();
+    found.sort();
+    found
+}
+
+fn texts_of(swarm: &Swarm, kind: &str) -> Vec<String> {
+    swarm.events_of(kind).iter().map(|event| event["text"].to_string()).collect()
+}
+
+#[test]
+fn what_was_learned_outlives_the_swarm_and_damage_is_told() {
+    let place = Place::new();
+    let first = config(&place);
+    let swarm = Swarm::deploy_in(place, &first, &[]);
+    assert!(texts_of(&swarm, "snapshot_restored").is_empty(), "nothing can be known yet");
+    let tasks: Vec<Value> = (0..20)
+        .map(|at| json!({"id": format!("t{at}"), "kernel": "sleep", "params": {"seconds": 0.001}}))
+        .collect();
+    swarm.submit(&json!(tasks));
+    for at in 0..20 {
+        swarm.until_task(&format!("t{at}"), "succeeded");
+    }
+    let place = end(swarm);
+    let [model] = &cost_models(&place)[..] else { panic!("{:?}", cost_models(&place)) };
+    let text = fs::read_to_string(model).expect("readable");
+    let (header, body) = text.split_once('\n').expect("a header and a body");
+    let header: Value = serde_json::from_str(header).expect("JSON");
+    assert_eq!((&header["snapshot"], &header["generation"]), (&json!(1), &json!(1)));
+    let costs: Value = serde_json::from_str(body).expect("JSON");
+    let any = costs.as_array().expect("a list").iter().find(|cost| cost["slot"].is_null());
+    let any = any.unwrap_or_else(|| panic!("a cost for any agent: {costs}"));
+    assert_eq!((&any["kernel"], &any["samples"]), (&json!("sleep"), &json!(20)));
+    assert!(any["mean_ns"].as_f64().is_some_and(|mean| mean >= 1e6), "{any}");
+
+    let swarm = Swarm::deploy_in(place, &first, &[]);
+    swarm.until("the model is back", |swarm| {
+        texts_of(swarm, "snapshot_restored")
+            .iter()
+            .any(|text| text.contains("cost-model, generation 1"))
+            .then_some(())
+    });
+    assert!(texts_of(&swarm, "snapshot_damaged").is_empty());
+    let place = end(swarm);
+
+    let [model] = &cost_models(&place)[..] else {
+        panic!("nothing new was learned: {:?}", cost_models(&place))
+    };
+    fs::write(model, text.replace("\"sleep\"", "\"sort\" ")).expect("damaged");
+    let swarm = Swarm::deploy_in(place, &first, &[]);
+    swarm.until("the damage is told", |swarm| {
+        let told = texts_of(swarm, "snapshot_damaged");
+        told.iter().any(|text| text.contains("checksum") && text.contains(".json.damaged")).then_some(())
+    });
+    assert!(texts_of(&swarm, "snapshot_restored").iter().all(|text| !text.contains("cost-model")));
+    let place = end(swarm);
+    let [aside] = &cost_models(&place)[..] else { panic!("{:?}", cost_models(&place)) };
+    assert!(aside.to_string_lossy().ends_with(".json.damaged"), "{}", aside.display());
+}
