@@ -22,6 +22,7 @@
 //! | [`gateway`] | the control API over a Unix socket, and its client |
 //! | [`client`] | a process of the user's own: tasks and messages |
 //! | [`cli`], [`mod@bench`] | words in, text out; what `bench` measures |
+//! | [`chaos`] | breaks a swarm of its own and checks the promises |
 //!
 //! # One task in six files
 //! 1. `cli/run.rs` (or `gateway/routes.rs`): words become tasks through `jobs/mod.rs`.
@@ -36,6 +37,7 @@ pub mod arrays;
 pub mod balancer;
 pub mod base;
 pub mod bench;
+pub mod chaos;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -182,6 +182,34 @@ pub enum Command {
         #[arg(long)]
         quick: bool,
     },
+    /// Break a swarm of its own from a seed, and check that nothing is lost
+    #[command(
+        long_about = "Deploys a swarm of its own in a temporary folder, gives it work, injects faults from a seed, and checks \
+                      from the outside that the promises of docs/promises.md held: no task lost, none done twice, every \
+                      output right, nobody and nothing left behind. Ends with a table, and with 1 if a promise was \
+                      broken.",
+        after_help = "Examples:\n  \
+                      ai_swarm_deploy chaos\n  \
+                      ai_swarm_deploy chaos --seed 7 --for 20m --rate 1\n  \
+                      ai_swarm_deploy chaos --fault kill --fault supervisor --json"
+    )]
+    Chaos {
+        /// Where the faults come from; a fresh one is printed
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
+        /// Inject faults for so long: 30, 20m, 1h
+        #[arg(long = "for", value_name = "SECONDS", default_value = "30", value_parser = parse_duration)]
+        duration: Duration,
+        /// Faults a second, on average
+        #[arg(long, value_name = "PER_S", default_value_t = 20.0, value_parser = parse_rate)]
+        rate: f64,
+        /// Only this kind; may be given more than once
+        #[arg(long, value_enum)]
+        fault: Vec<crate::chaos::FaultKind>,
+        /// Work in this folder and leave it; otherwise a temporary one is removed at the end
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
+    },
     /// The configuration: check it, explain its keys, show the values in force
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -310,6 +338,16 @@ pub enum Bench {
     Idle,
     /// All of them
     All,
+}
+
+/// Events a second: above 0, at most 10,000.
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if rate > 0.0 && rate <= 10_000.0 {
+        Ok(rate)
+    } else {
+        Err("needs a number above 0, at most 10000".to_owned())
+    }
 }
 
 /// `300`, `300s`, `5m`, `1h`, `1.5`.

@@ -1,0 +1,201 @@
+//! What can go wrong, and how it is made to.
+
+use super::victim::Victim;
+use crate::base::prng::SplitMix64;
+use rustix::process::{Pid, Signal};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Fault {
+    /// kill -9 of one agent, of any kind
+    Kill,
+    /// kill -9 of several agents at once, sometimes of all
+    KillMany,
+    /// SIGSTOP of one agent: it hangs, and nobody continues it
+    Stop,
+    /// random words over the shared memory that one agent writes
+    Scribble,
+    /// a quarter of the free memory is taken for a moment, 512 MiB at most
+    Memory,
+    /// kill -9 of the supervisor; it is started again on the same state directory
+    Supervisor,
+}
+
+impl Fault {
+    pub(super) const ALL: [Fault; 5] =
+        [Fault::Kill, Fault::KillMany, Fault::Stop, Fault::Scribble, Fault::Memory];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Fault::Kill => "kill",
+            Fault::KillMany => "kill-many",
+            Fault::Stop => "stop",
+            Fault::Scribble => "scribble",
+            Fault::Memory => "memory",
+            Fault::Supervisor => "supervisor",
+        }
+    }
+
+    /// How often it comes, against the others.
+    fn weight(self) -> u64 {
+        match self {
+            Fault::Kill => 60,
+            Fault::KillMany | Fault::Stop | Fault::Scribble => 10,
+            Fault::Supervisor => 6,
+            Fault::Memory => 4,
+        }
+    }
+}
+
+/// How often a fault was injected, and why not otherwise.
+#[derive(Debug, Default)]
+pub(super) struct Injected {
+    pub count: u64,
+    pub refused: BTreeMap<String, u64>,
+}
+
+impl Injected {
+    /// Counts what one attempt did: so many faults, or a reason.
+    pub(super) fn add(&mut self, outcome: Result<u64, String>) {
+        match outcome {
+            Ok(count) => self.count += count,
+            Err(why) => *self.refused.entry(why).or_default() += 1,
+        }
+    }
+}
+
+/// One of `kinds`, by weight.
+pub(super) fn choose(kinds: &[Fault], luck: &mut SplitMix64) -> Fault {
+    let mut at = luck.below(kinds.iter().map(|kind| kind.weight()).sum());
+    for &kind in kinds {
+        match at.checked_sub(kind.weight()) {
+            Some(rest) => at = rest,
+            None => return kind,
+        }
+    }
+    kinds[0]
+}
+
+/// Does it. The inner error is a reason why this host does not let us; it is counted and shown.
+pub(super) fn inject(
+    fault: Fault,
+    victim: &mut Victim,
+    luck: &mut SplitMix64,
+) -> anyhow::Result<Result<u64, String>> {
+    let mut agents = victim.agents()?;
+    let none = || "no agent lives at this moment".to_owned();
+    let mut one = |luck: &mut SplitMix64| {
+        let count = agents.len() as u64;
+        (count > 0).then(|| agents.swap_remove(luck.below(count) as usize))
+    };
+    Ok(match fault {
+        Fault::Kill => one(luck).ok_or_else(none).and_then(|agent| signal(agent, Signal::KILL)),
+        Fault::Stop => one(luck).ok_or_else(none).and_then(|agent| signal(agent, Signal::STOP)),
+        Fault::KillMany => {
+            let wanted = 2 + luck.below(6);
+            let mut killed = 0;
+            while killed < wanted {
+                let Some(agent) = one(luck) else { break };
+                killed += signal(agent, Signal::KILL).unwrap_or(0);
+            }
+            if killed > 0 { Ok(killed) } else { Err(none()) }
+        }
+        Fault::Scribble => match one(luck) {
+            Some(agent) => scribble(agent, luck),
+            None => Err(none()),
+        },
+        Fault::Memory => take_memory(),
+        Fault::Supervisor => {
+            victim.kill_supervisor()?;
+            Ok(1)
+        }
+    })
+}
+
+fn signal(pid: Pid, signal: Signal) -> Result<u64, String> {
+    match rustix::process::kill_process(pid, signal) {
+        Ok(()) => Ok(1),
+        Err(rustix::io::Errno::SRCH) => Err("the agent had ended".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Random words over up to 40 places of one writable shared mapping of the process.
+fn scribble(pid: Pid, luck: &mut SplitMix64) -> Result<u64, String> {
+    let number = pid.as_raw_nonzero();
+    let text = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => "the agent had ended".to_owned(),
+        _ => format!("memory of another process: {error}"),
+    };
+    let maps = File::open(format!("/proc/{number}/maps")).map_err(text)?;
+    let mut places = Vec::new();
+    for line in BufReader::new(maps).lines() {
+        let Ok(line) = line else { return Err("the agent had ended".to_owned()) };
+        if !(line.contains("memfd:ai_swarm") && line.contains("rw-s")) {
+            continue;
+        }
+        let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        if let Some((Some(from), Some(to))) = range.map(|(from, to)| (hex(from), hex(to))) {
+            // Of an arena only the beginning has memory behind it.
+            places.push((from, (to - from).min(1 << 20)));
+        }
+    }
+    if places.is_empty() {
+        return Err("the agent had mapped nothing yet".to_owned());
+    }
+    let (from, bytes) = places[luck.below(places.len() as u64) as usize];
+    let memory = File::options().write(true).open(format!("/proc/{number}/mem")).map_err(text)?;
+    for _ in 0..=luck.below(40) {
+        let word = luck.next_u64() >> (8 * luck.below(8));
+        let at = from + luck.below(bytes / 8) * 8;
+        if let Err(error) = memory.write_all_at(&word.to_le_bytes(), at) {
+            return Err(text(error));
+        }
+    }
+    Ok(1)
+}
+
+fn take_memory() -> Result<u64, String> {
+    let what = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
+    let system = sysinfo::System::new_with_specifics(what).map_err(|error| error.to_string())?;
+    let bytes = (system.available_memory() / 4).min(512 << 20) as usize;
+    let mut taken: Vec<u8> = Vec::new();
+    taken.try_reserve_exact(bytes).map_err(|error| error.to_string())?;
+    taken.resize(bytes, 1);
+    std::hint::black_box(&taken);
+    std::thread::sleep(Duration::from_millis(50));
+    Ok(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_comes_about_as_often_as_its_weight_says() {
+        let mut luck = SplitMix64::new(1);
+        let mut seen = BTreeMap::new();
+        for _ in 0..10_000 {
+            *seen.entry(choose(&Fault::ALL, &mut luck)).or_insert(0) += 1;
+        }
+        assert_eq!(seen.len(), Fault::ALL.len());
+        assert!((5500..6500).contains(&seen[&Fault::Kill]), "{seen:?}");
+        assert_eq!(choose(&[Fault::Stop], &mut luck), Fault::Stop);
+    }
+
+    #[test]
+    fn the_same_seed_breaks_the_same_things() {
+        let story = |seed| {
+            let mut luck = SplitMix64::new(seed);
+            (0..100).map(|_| choose(&Fault::ALL, &mut luck)).collect::<Vec<_>>()
+        };
+        assert_eq!(story(7), story(7));
+        assert_ne!(story(7), story(8));
+    }
+}
