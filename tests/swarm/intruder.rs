@@ -277,52 +277,12 @@ impl Intruder {
         let pen = &mut face.pens[lane];
         let position = pen.next;
         match attack {
-            "noise" => {
-                for _ in 0..2000 {
-                    let at = pen.first + luck.below(pen.capacity * 8) as usize;
-                    pen.slots.word(at).store(luck.next_u64(), Ordering::Relaxed);
-                }
-                // Where the reader looks next there is some for certain.
-                pen.slot(0, luck.next_u64() | 0x8000_0000, &luck.next_u64().to_le_bytes());
-            }
-            "sequence" => {
-                let capacity = pen.capacity;
-                let wrong = [
-                    position,
-                    position + 2,
-                    position + 1 + capacity,
-                    u64::from(u32::MAX),
-                    position + (1 << 31),
-                ];
-                let mut sequence = wrong[luck.below(wrong.len() as u64) as usize];
-                // Position 0 is what an untouched slot says, and as such innocent.
-                if sequence as u32 == 0 {
-                    sequence = 2;
-                }
-                pen.slot(0, control_word(sequence, kind, 8, 0, 0), &innocent);
-            }
+            "noise" => noise(pen, luck),
+            "sequence" => wrong_sequence(pen, luck, kind, &innocent),
             "length" => {
                 pen.slot(0, control_word(position + 1, kind, 57 + luck.below(199) as u8, 0, 0), &innocent)
             }
-            "chain" => {
-                let following = luck.below(255) as u8 + 1;
-                for part in 1..u64::from(following).min(pen.capacity) {
-                    // Slots of the chain that are there, but not all of them agree.
-                    if luck.below(3) > 0 {
-                        let left = following.wrapping_sub(part as u8);
-                        pen.slot(
-                            part,
-                            control_word(position + part + 1, kind ^ luck.below(2) as u8, 56, left, 0),
-                            &innocent,
-                        );
-                    }
-                }
-                // The last one is missing for certain.
-                if u64::from(following) < pen.capacity {
-                    pen.slot(u64::from(following), 0, &[]);
-                }
-                pen.slot(0, control_word(position + 1, kind, 56, following, 0), &innocent);
-            }
+            "chain" => torn_chain(pen, luck, kind, &innocent),
             "stamp" => {
                 let length = luck.below(8) as u8;
                 pen.slot(0, control_word(position + 1, kind, length, 0, FLAG_STAMPED | 0x80), &innocent);
@@ -336,103 +296,15 @@ impl Intruder {
                 let kind = if face.is_link { SUBMIT } else { [TOPIC, REQUEST][luck.below(2) as usize] };
                 pen.push(kind, 0, &innocent[..luck.below(4) as usize]);
             }
-            "descriptor" => {
-                let words = |luck: &mut SplitMix64| {
-                    let nasty = [
-                        0,
-                        1,
-                        63,
-                        64,
-                        128,
-                        4096,
-                        64 << 10,
-                        (64 << 10) - 64,
-                        1 << 20,
-                        1 << 40,
-                        u64::MAX,
-                        u64::MAX - 63,
-                        1 << 63,
-                    ];
-                    if luck.below(4) == 0 {
-                        luck.next_u64()
-                    } else {
-                        nasty[luck.below(nasty.len() as u64) as usize]
-                    }
-                };
-                let wanted = Descriptor {
-                    offset: words(luck),
-                    len: words(luck),
-                    generation: luck.below(3) as u32,
-                    block: luck.below(3) as u32,
-                };
-                // Headers that might fit, but for the last bit.
-                for at in 0..512 {
-                    self.arena.word(at).store(luck.next_u64(), Ordering::Relaxed);
-                }
-                self.arena.word(0).store(u64::from_le_bytes(*b"swarmar1"), Ordering::Relaxed);
-                let bytes = wanted.to_bytes();
-                let cut = if luck.below(8) == 0 { luck.below(24) as usize } else { 24 };
-                pen.push(kind, FLAG_BLOCK, &bytes[..cut]);
-            }
+            "descriptor" => bad_descriptor(pen, luck, &self.arena, kind),
             "release" => {
                 let block = [0u32, 1, 7, 1 << 20, u32::MAX][luck.below(5) as usize];
                 let mut entry = u64::from(block).to_le_bytes();
                 entry[4..].copy_from_slice(&(luck.below(5) as u32).to_le_bytes());
                 pen.push(RELEASE, 0, &entry);
             }
-            "heads" => {
-                // Enough work that whoever answers has to look at what we acknowledge.
-                for at in [0, 16, 32] {
-                    let wrong = [u64::MAX, 1 << 40, 1 << 63][luck.below(3) as usize];
-                    face.heads.word(pages::HEADS + at).store(wrong, Ordering::Release);
-                }
-                let pen = &mut face.pens[1];
-                let lap = pen.capacity - 1;
-                for n in 0..lap + lap / 2 {
-                    if n == lap {
-                        // The answers to the first ones fill a lap, so for the next one there has to be room.
-                        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-                        std::thread::sleep(Duration::from_millis(300));
-                    }
-                    if face.is_link {
-                        // Each is refused, and each refusal is an answer.
-                        let mut task = n.to_le_bytes().to_vec();
-                        task.extend_from_slice(&[250, 0, 0, 0]);
-                        task.extend_from_slice(&[0; 4 + 8 + 12]);
-                        pen.push(SUBMIT, 0, &task);
-                    } else {
-                        let mut request = n.to_le_bytes().to_vec();
-                        request.extend_from_slice(&u64::MAX.to_le_bytes());
-                        request.extend_from_slice(&[7; 40]);
-                        pen.push(REQUEST, 0, &request);
-                    }
-                }
-            }
-            "mix" => {
-                for _ in 0..=luck.below(6) {
-                    let pen = &mut face.pens[luck.below(3) as usize];
-                    let word = luck.next_u64();
-                    match luck.below(4) {
-                        0 => pen.push(word as u8, (word >> 8) as u8, &word.to_le_bytes()),
-                        1 => pen.slot(luck.below(4), word, &word.to_le_bytes()),
-                        2 => face
-                            .heads
-                            .word(pages::HEADS + luck.below(48) as usize)
-                            .store(word, Ordering::Relaxed),
-                        _ => pen.slot(
-                            0,
-                            control_word(pen.next + 1, word as u8, 56, luck.below(80) as u8, 3),
-                            &word.to_le_bytes(),
-                        ),
-                    }
-                }
-                // Whatever came of that: this is nonsense in every lane.
-                for pen in &face.pens {
-                    for ahead in 0..16 {
-                        pen.slot(ahead, luck.next_u64() | 0x4000_0000, &[]);
-                    }
-                }
-            }
+            "heads" => wrong_heads(face, luck, &self.event),
+            "mix" => mix(face, luck),
             other => panic!("no attack {other:?}"),
         }
     }
@@ -463,24 +335,18 @@ impl Intruder {
                     random(&self.bell, 0, words);
                 }
             }
-            // Makes the descriptor a waiting one, and is always quicker to read it.
+            // Makes the descriptor a waiting one, and is always quicker to read it: after the last ring, too.
             "eventfd" => {
                 rustix::fs::fcntl_setfl(&self.event, OFlags::empty()).expect("our descriptor too");
-                let event = Arc::new(self.event.try_clone().expect("a copy"));
-                for writes in [true, false] {
-                    let event = event.clone();
-                    std::thread::spawn(move || {
-                        loop {
-                            let mut count = 1u64.to_ne_bytes();
-                            let _ = if writes {
-                                rustix::io::write(&event, &count)
-                            } else {
-                                rustix::io::read(&event, &mut count)
-                            };
-                        }
-                    });
+                let event = self.event.try_clone().expect("a copy");
+                std::thread::spawn(move || {
+                    let mut count = [0; 8];
+                    while rustix::io::read(&event, &mut count).is_ok() {}
+                });
+                while Instant::now() < ends {
+                    let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
                 }
-                std::thread::sleep(Duration::from_millis(300));
+                std::thread::sleep(Duration::from_millis(100));
             }
             // So that nobody else could map it any more.
             "seals" => {
@@ -547,10 +413,146 @@ fn is_barred(control: &Path) -> i32 {
     BARRED
 }
 
+/// Random words all over a lane.
+fn noise(pen: &mut Pen, luck: &mut SplitMix64) {
+    for _ in 0..2000 {
+        let at = pen.first + luck.below(pen.capacity * 8) as usize;
+        pen.slots.word(at).store(luck.next_u64(), Ordering::Relaxed);
+    }
+    // Where the reader looks next there is some for certain.
+    pen.slot(0, luck.next_u64() | 0x8000_0000, &luck.next_u64().to_le_bytes());
+}
+
+/// A slot that is not the next one.
+fn wrong_sequence(pen: &mut Pen, luck: &mut SplitMix64, kind: u8, innocent: &[u8]) {
+    let position = pen.next;
+    let capacity = pen.capacity;
+    let wrong = [position, position + 2, position + 1 + capacity, u64::from(u32::MAX), position + (1 << 31)];
+    let mut sequence = wrong[luck.below(wrong.len() as u64) as usize];
+    // Position 0 is what an untouched slot says, and as such innocent.
+    if sequence as u32 == 0 {
+        sequence = 2;
+    }
+    pen.slot(0, control_word(sequence, kind, 8, 0, 0), innocent);
+}
+
+/// A chain whose slots do not agree, and whose last one is missing.
+fn torn_chain(pen: &mut Pen, luck: &mut SplitMix64, kind: u8, innocent: &[u8]) {
+    let position = pen.next;
+    let following = luck.below(255) as u8 + 1;
+    for part in 1..u64::from(following).min(pen.capacity) {
+        // Slots of the chain that are there, but not all of them agree.
+        if luck.below(3) > 0 {
+            let left = following.wrapping_sub(part as u8);
+            pen.slot(
+                part,
+                control_word(position + part + 1, kind ^ luck.below(2) as u8, 56, left, 0),
+                innocent,
+            );
+        }
+    }
+    // The last one is missing for certain.
+    if u64::from(following) < pen.capacity {
+        pen.slot(u64::from(following), 0, &[]);
+    }
+    pen.slot(0, control_word(position + 1, kind, 56, following, 0), innocent);
+}
+
+/// A descriptor that leads nowhere, or to noise.
+fn bad_descriptor(pen: &mut Pen, luck: &mut SplitMix64, arena: &Words, kind: u8) {
+    let words = |luck: &mut SplitMix64| {
+        let nasty = [
+            0,
+            1,
+            63,
+            64,
+            128,
+            4096,
+            64 << 10,
+            (64 << 10) - 64,
+            1 << 20,
+            1 << 40,
+            u64::MAX,
+            u64::MAX - 63,
+            1 << 63,
+        ];
+        if luck.below(4) == 0 { luck.next_u64() } else { nasty[luck.below(nasty.len() as u64) as usize] }
+    };
+    let wanted = Descriptor {
+        offset: words(luck),
+        len: words(luck),
+        generation: luck.below(3) as u32,
+        block: luck.below(3) as u32,
+    };
+    // Headers that might fit, but for the last bit.
+    for at in 0..512 {
+        arena.word(at).store(luck.next_u64(), Ordering::Relaxed);
+    }
+    arena.word(0).store(u64::from_le_bytes(*b"swarmar1"), Ordering::Relaxed);
+    let bytes = wanted.to_bytes();
+    let cut = if luck.below(8) == 0 { luck.below(24) as usize } else { 24 };
+    pen.push(kind, FLAG_BLOCK, &bytes[..cut]);
+}
+
+/// Acknowledges what was never sent.
+fn wrong_heads(face: &mut Face, luck: &mut SplitMix64, event: &OwnedFd) {
+    // Enough work that whoever answers has to look at what we acknowledge.
+    for at in [0, 16, 32] {
+        let wrong = [u64::MAX, 1 << 40, 1 << 63][luck.below(3) as usize];
+        face.heads.word(pages::HEADS + at).store(wrong, Ordering::Release);
+    }
+    let pen = &mut face.pens[1];
+    let lap = pen.capacity - 1;
+    for n in 0..lap + lap / 2 {
+        if n == lap {
+            // The answers to the first ones fill a lap, so for the next one there has to be room.
+            let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        if face.is_link {
+            // Each is refused, and each refusal is an answer.
+            let mut task = n.to_le_bytes().to_vec();
+            task.extend_from_slice(&[250, 0, 0, 0]);
+            task.extend_from_slice(&[0; 4 + 8 + 12]);
+            pen.push(SUBMIT, 0, &task);
+        } else {
+            let mut request = n.to_le_bytes().to_vec();
+            request.extend_from_slice(&u64::MAX.to_le_bytes());
+            request.extend_from_slice(&[7; 40]);
+            pen.push(REQUEST, 0, &request);
+        }
+    }
+}
+
+/// A bit of everything, and then nonsense in every lane.
+fn mix(face: &mut Face, luck: &mut SplitMix64) {
+    for _ in 0..=luck.below(6) {
+        let pen = &mut face.pens[luck.below(3) as usize];
+        let word = luck.next_u64();
+        match luck.below(4) {
+            0 => pen.push(word as u8, (word >> 8) as u8, &word.to_le_bytes()),
+            1 => pen.slot(luck.below(4), word, &word.to_le_bytes()),
+            2 => face.heads.word(pages::HEADS + luck.below(48) as usize).store(word, Ordering::Relaxed),
+            _ => pen.slot(
+                0,
+                control_word(pen.next + 1, word as u8, 56, luck.below(80) as u8, 3),
+                &word.to_le_bytes(),
+            ),
+        }
+    }
+    // Whatever came of that: this is nonsense in every lane.
+    for pen in &face.pens {
+        for ahead in 0..16 {
+            pen.slot(ahead, luck.next_u64() | 0x4000_0000, &[]);
+        }
+    }
+}
+
 /// What the process does: `attack target`, as hostile as `seed` makes it.
 pub fn run(control: PathBuf, attack: &str, target: &str, seed: u64) -> i32 {
     let name = format!("intruder-{}", std::process::id());
-    if let Some(code) = babble(&control, &name, attack, seed) {
+    let said = babble(&control, &name, attack, seed).or_else(|| pester(&control, &name, attack, seed));
+    if let Some(code) = said {
         return code;
     }
     let mut intruder = Intruder::attach(&control, &name, seed);
@@ -608,7 +610,7 @@ fn overwrite(mut intruder: Intruder, control: &Path, attack: &str, target: &str)
         Pen { slots: ring.clone(), first: 0, capacity, next: position }.slot(0, word, payload);
     };
     let mut record = number.to_le_bytes().to_vec();
-    record.extend_from_slice(&[0xFF; 24]);
+    record.extend_from_slice(&[0xFF; 4 + 24]);
     match attack {
         // Random words everywhere, the tail included, again and again.
         "feed-noise" => {
@@ -622,21 +624,17 @@ fn overwrite(mut intruder: Intruder, control: &Path, attack: &str, target: &str)
         // Laps and laps ahead, at the very end of the numbers, and then one lost block after the other.
         "feed-end" => {
             let start = u64::MAX - 64;
-            for position in (start - capacity)..start {
-                pen(
-                    position,
-                    control_word(position.wrapping_add(1), TOPIC, record.len() as u8, 0, FLAG_BLOCK),
-                    &record,
-                );
-            }
+            let lost = |position: u64| {
+                let word = control_word(position.wrapping_add(1), TOPIC, record.len() as u8, 0, FLAG_BLOCK);
+                pen(position, word, &record);
+            };
+            // Where the reader looks first comes last.
             ring.word(tail).store(start, Ordering::Release);
+            (start - capacity..start).filter(|position| position % capacity != 0).for_each(lost);
+            (start - capacity..start).filter(|position| position % capacity == 0).for_each(lost);
             std::thread::sleep(Duration::from_millis(600));
             for position in (0..2000u64).map(|n| start.wrapping_add(n)) {
-                pen(
-                    position,
-                    control_word(position.wrapping_add(1), TOPIC, record.len() as u8, 0, FLAG_BLOCK),
-                    &record,
-                );
+                lost(position);
                 ring.word(tail).store(position.wrapping_add(1), Ordering::Release);
                 std::thread::sleep(Duration::from_micros(20));
             }
@@ -664,10 +662,6 @@ fn overwrite(mut intruder: Intruder, control: &Path, attack: &str, target: &str)
 /// Nonsense on the socket. `None`: `attack` is something else.
 fn babble(control: &Path, name: &str, attack: &str, seed: u64) -> Option<i32> {
     let mut luck = SplitMix64::new(seed);
-    let raw = |talk: &MemberTalk, bytes: &[u8], fds: &[BorrowedFd<'_>]| {
-        let socket = talk.as_fd().try_clone_to_owned().expect("a copy");
-        socket::send(&socket, bytes, fds)
-    };
     let attached = || hello(control, name).expect("not barred yet").0;
     let closes = |mut talk: MemberTalk| {
         while hear(&mut talk, PATIENCE).is_some() {}
@@ -718,99 +712,118 @@ fn babble(control: &Path, name: &str, attack: &str, seed: u64) -> Option<i32> {
             }
             closes(intruder.talk)
         }
-        // Complaints about an agent that did nothing, from several connections of one process.
-        "slander" => {
-            for connection in 0..6 {
-                let mut intruder = Intruder::attach(control, &format!("{name}-{connection}"), seed);
-                for peer in ["compute-0", "gateway", "listener"] {
-                    let line = intruder.connect(peer).number;
-                    let reason = format!("slot 0 carries sequence {}", "\u{7f}\\\"".repeat(500));
-                    intruder.talk.say(&FromMember::Poisoned { line, reason }, &[]).expect("room");
-                    loop {
-                        match hear(&mut intruder.talk, PATIENCE).expect("a client's word") {
-                            (ToMember::Closed { line: closed, why }, _) if closed == line => {
-                                assert!(why.len() < 200, "what one says is passed on: {} bytes", why.len());
-                                break;
-                            }
-                            _ => {}
-                        }
-                    }
-                }
-            }
-            UNNOTICED
-        }
-        // Many words with many descriptors, none of which anybody wants.
-        "gifts" => {
-            let mut talk = attached();
-            let files: Vec<OwnedFd> =
-                (0..16).map(|_| talk.as_fd().try_clone_to_owned().expect("a copy")).collect();
-            let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-            for seq in 0..500 {
-                let word = FromMember::Unsubscribe { seq, topic: "none".to_owned() };
-                let bytes = serde_json::to_vec(&word).expect("JSON");
-                if raw(&talk, &bytes, &fds).is_err() {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                while let Ok(Heard::Message(..)) = talk.hear() {}
-            }
-            UNNOTICED
-        }
-        // Questions without end, and no answer is ever read.
-        "flood" => {
-            let talk = attached();
-            let ends = Instant::now() + Duration::from_millis(500);
-            let mut seq = 0;
-            while Instant::now() < ends {
-                seq += 1;
-                let peer = ["nobody", "compute-0", "listener"][luck.below(3) as usize].to_owned();
-                if talk.say(&FromMember::Connect { seq, peer }, &[]).is_err() {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-            UNNOTICED
-        }
-        // A publisher would wait for this subscriber for ever.
-        "never" => {
-            let mut talk = attached();
-            let rule = Rule::Block { within_ms: u64::MAX };
-            let word = FromMember::Subscribe { seq: 5, topic: "news".to_owned(), rule };
-            talk.say(&word, &[]).expect("room");
+        _ => return None,
+    })
+}
+
+fn raw(talk: &MemberTalk, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    let socket = talk.as_fd().try_clone_to_owned().expect("a copy");
+    socket::send(&socket, bytes, fds)
+}
+
+/// What is a nuisance and no nonsense: it ends with everybody as they were. `None`: `attack` is something else.
+fn pester(control: &Path, name: &str, attack: &str, seed: u64) -> Option<i32> {
+    let attached = || hello(control, name).expect("not barred yet").0;
+    match attack {
+        "slander" => slander(control, name, seed),
+        "gifts" => gifts(attached()),
+        "flood" => flood(&attached(), &mut SplitMix64::new(seed)),
+        "never" => return Some(never(attached())),
+        "crowd" => crowd(control),
+        "churn" => churn(control, name, seed),
+        _ => return None,
+    }
+    Some(UNNOTICED)
+}
+
+/// Complaints about an agent that did nothing, from several connections of one process.
+fn slander(control: &Path, name: &str, seed: u64) {
+    let mut connections = Vec::new();
+    for connection in 0..6 {
+        let mut intruder = Intruder::attach(control, &format!("{name}-{connection}"), seed);
+        for peer in ["compute-0", "gateway", "listener"] {
+            let line = intruder.connect(peer).number;
+            let reason = format!("slot 0 carries sequence {}", "\u{7f}\\\"".repeat(500));
+            intruder.talk.say(&FromMember::Poisoned { line, reason }, &[]).expect("room");
             loop {
-                match hear(&mut talk, PATIENCE).expect("no reason to cut it off") {
-                    (ToMember::Refused { seq: 5, why }, _) => {
-                        break assert!(why.contains("waits at most"), "{why}");
+                match hear(&mut intruder.talk, PATIENCE).expect("a client's word") {
+                    (ToMember::Closed { line: closed, why }, _) if closed == line => {
+                        assert!(why.len() < 200, "what one says is passed on: {} bytes", why.len());
+                        break;
                     }
-                    (ToMember::Topic { .. } | ToMember::Done { .. }, _) => return Some(NOTHING_HAPPENED),
                     _ => {}
                 }
             }
-            UNNOTICED
         }
-        // A thousand connections that say nothing, and as many that hang up at once.
-        "crowd" => {
-            let path = control.with_file_name("attach.sock");
-            let mut kept = Vec::new();
-            for number in 0..1000 {
-                // Full is an answer, too.
-                let Ok(connection) = socket::connect(&path, SocketType::SEQPACKET) else { continue };
-                if number % 2 == 0 {
-                    kept.push(connection);
-                }
+        connections.push(intruder);
+    }
+}
+
+/// Many words with many descriptors, none of which anybody wants.
+fn gifts(mut talk: MemberTalk) {
+    let files: Vec<OwnedFd> = (0..16).map(|_| talk.as_fd().try_clone_to_owned().expect("a copy")).collect();
+    let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+    for seq in 0..500 {
+        let word = FromMember::Unsubscribe { seq, topic: "none".to_owned() };
+        let bytes = serde_json::to_vec(&word).expect("JSON");
+        if raw(&talk, &bytes, &fds).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        while let Ok(Heard::Message(..)) = talk.hear() {}
+    }
+}
+
+/// Questions without end, and no answer is ever read.
+fn flood(talk: &MemberTalk, luck: &mut SplitMix64) {
+    let ends = Instant::now() + Duration::from_millis(500);
+    let mut seq = 0;
+    while Instant::now() < ends {
+        seq += 1;
+        let peer = ["nobody", "compute-0", "listener"][luck.below(3) as usize].to_owned();
+        if talk.say(&FromMember::Connect { seq, peer }, &[]).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// A publisher would wait for this subscriber for ever.
+fn never(mut talk: MemberTalk) -> i32 {
+    let rule = Rule::Block { within_ms: u64::MAX };
+    let word = FromMember::Subscribe { seq: 5, topic: "news".to_owned(), rule };
+    talk.say(&word, &[]).expect("room");
+    loop {
+        match hear(&mut talk, PATIENCE).expect("no reason to cut it off") {
+            (ToMember::Refused { seq: 5, why }, _) => {
+                assert!(why.contains("waits at most"), "{why}");
+                return UNNOTICED;
             }
-            assert!(!kept.is_empty(), "nobody was let in");
-            std::thread::sleep(Duration::from_millis(200));
-            UNNOTICED
+            (ToMember::Topic { .. } | ToMember::Done { .. }, _) => return NOTHING_HAPPENED,
+            _ => {}
         }
-        // In and out.
-        "churn" => {
-            for round in 0..40 {
-                let mut intruder = Intruder::attach(control, &format!("{name}-{round}"), seed ^ round);
-                let _line = intruder.connect("compute-0");
-            }
-            UNNOTICED
+    }
+}
+
+/// A thousand connections that say nothing, and as many that hang up at once.
+fn crowd(control: &Path) {
+    let path = control.with_file_name("attach.sock");
+    let mut kept = Vec::new();
+    for number in 0..1000 {
+        // Full is an answer, too.
+        let Ok(connection) = socket::connect(&path, SocketType::SEQPACKET) else { continue };
+        if number % 2 == 0 {
+            kept.push(connection);
         }
-        _ => return None,
-    })
+    }
+    assert!(!kept.is_empty(), "nobody was let in");
+    std::thread::sleep(Duration::from_millis(200));
+}
+
+/// In and out.
+fn churn(control: &Path, name: &str, seed: u64) {
+    for round in 0..40 {
+        let mut intruder = Intruder::attach(control, &format!("{name}-{round}"), seed ^ round);
+        let _line = intruder.connect("compute-0");
+    }
 }
 
 /// Another descriptor of the same object, with every right that the system gives this process.
