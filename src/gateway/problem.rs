@@ -51,9 +51,13 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    /// Bytes that are no JSON: says where.
+    /// Bytes that are no JSON, or JSON that is not this request: says what and where.
     pub fn bad_json(error: &serde_json::Error) -> Self {
-        let mut problem = Self::bad_request(format!("the body is not valid JSON: {error}"));
+        let what = match error.classify() {
+            serde_json::error::Category::Data => "the body is JSON, but not such a request",
+            _ => "the body is not valid JSON",
+        };
+        let mut problem = Self::bad_request(format!("{what}: {error}"));
         problem.members.insert("line".to_owned(), error.line().into());
         problem.members.insert("column".to_owned(), error.column().into());
         problem
@@ -106,5 +110,17 @@ mod tests {
         let problem = Problem::bad_json(&error).to_json();
         assert_eq!((problem["line"].as_u64(), problem["column"].as_u64()), (Some(2), Some(13)));
         assert!(problem["detail"].as_str().expect("text").contains("at line 2 column 13"), "{problem}");
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Body {
+            #[expect(dead_code, reason = "never there")]
+            to: String,
+        }
+        let error = serde_json::from_str::<Body>("{}").expect_err("incomplete");
+        let detail = Problem::bad_json(&error).detail;
+        assert!(detail.contains("missing field `to`") && !detail.contains("not valid JSON"), "{detail}");
     }
 }
