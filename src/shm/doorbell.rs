@@ -23,11 +23,16 @@
 //! costs a factor of eleven.
 
 use super::memory::Words;
+use crate::base::clock::Nanos;
 use crate::base::sync::{Ordering, fence};
-use crate::os::futex;
+use crate::os::{clock, futex};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Where, behind the bell, it stands when somebody rang last, ns. For the sleeper, who learns from it what waking
+/// costs.
+const RANG: usize = 1;
 
 /// The sender's side of an agent's doorbell.
 #[derive(Debug)]
@@ -52,6 +57,7 @@ impl AgentBell {
             return false;
         }
         let (words, bell) = &self.bell;
+        words.word(*bell + RANG).store(clock::now().0, Ordering::Relaxed);
         words.word(*bell).fetch_add(1, Ordering::Release);
         futex::wake(words.half(*bell));
         true
@@ -72,17 +78,21 @@ impl AgentSleeper {
     }
 
     /// Sleeps until the bell rings or `timeout` passes, unless `ready` says after the announcement
-    /// that there is something to do.
-    pub fn sleep(&self, timeout: Duration, ready: impl FnOnce() -> bool) {
+    /// that there is something to do. If it slept and the bell rang: how long ago that was, as far as the ringer
+    /// says.
+    pub fn sleep(&self, timeout: Duration, ready: impl FnOnce() -> bool) -> Option<Duration> {
         let (asleep, (words, bell)) = (self.asleep.0.word(self.asleep.1), &self.bell);
         let heard = words.word(*bell).load(Ordering::Acquire);
         asleep.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        if !ready() {
+        let sleeps = !ready();
+        if sleeps {
             // The low half: it changes with every ring, and a futex is 32 bits wide.
             futex::wait(words.half(*bell), heard as u32, timeout);
         }
         asleep.store(0, Ordering::Relaxed);
+        let rang = sleeps && words.word(*bell).load(Ordering::Acquire) != heard;
+        rang.then(|| clock::now().since(Nanos(words.word(*bell + RANG).load(Ordering::Relaxed))))
     }
 }
 
@@ -210,7 +220,7 @@ mod tests {
             || _ = bell.ring(),
             |_, ready| {
                 let began = std::time::Instant::now();
-                sleeper.sleep(LONG, ready);
+                let _ = sleeper.sleep(LONG, ready);
                 assert_woken(began);
             },
         );
@@ -223,7 +233,7 @@ mod tests {
         race(
             races() / 4,
             || _ = rings.fetch_add(u64::from(bell.ring()), Ordering::Relaxed),
-            |round, ready| sleeper.sleep(Duration::from_micros(round % 40), ready),
+            |round, ready| _ = sleeper.sleep(Duration::from_micros(round % 40), ready),
         );
         assert_eq!(sleeper.asleep.0.word(0).load(Ordering::Relaxed), 0, "awake at the end");
         let bell = sleeper.bell.0.word(8).load(Ordering::Relaxed);
@@ -252,6 +262,22 @@ mod tests {
                 sleeper.awake(rang);
             },
         );
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "sleeps for real")]
+    fn who_is_woken_hears_how_long_that_took() {
+        let (bell, sleeper) = agent_bell();
+        assert_eq!(sleeper.sleep(LONG, || true), None, "it did not sleep");
+        assert_eq!(sleeper.sleep(Duration::from_micros(1), || false), None, "nobody rang");
+        let took = std::thread::scope(|scope| {
+            let sleeping = scope.spawn(|| sleeper.sleep(LONG, || false));
+            while !bell.ring() {
+                std::thread::yield_now();
+            }
+            sleeping.join().expect("no panic")
+        });
+        assert!(took.is_some_and(|took| took > Duration::ZERO && took < LONG), "{took:?}");
     }
 
     #[test]

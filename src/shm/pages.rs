@@ -18,6 +18,7 @@
 //!    words 256..640    what its receiving end has counted
 //!  bell (everybody who may talk to the member writes, the member reads)
 //!    word 0            grows when somebody rings: a hint, never believed beyond a sleep's length
+//!    word 1            when somebody rang last, ns: a hint
 //!    words 16..20      bit of each line on which something was sent: a hint too
 //!  half of a line between two members (one of them writes, the other reads)
 //!    words 0..48       acknowledged heads of what the other sends

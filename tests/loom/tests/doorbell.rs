@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Asleep flag in memory of the receiver, bell in memory of the sender.
 fn agent() -> (AgentBell, AgentSleeper) {
-    let (theirs, ours) = (Words::private(1), Words::private(1));
+    let (theirs, ours) = (Words::private(1), Words::private(2));
     (AgentBell::new((theirs.clone(), 0), (ours.clone(), 0)), AgentSleeper::new((theirs, 0), (ours, 0)))
 }
 
@@ -28,7 +28,7 @@ fn one_message(fenced_sender: bool, fenced_receiver: bool) {
     });
     while news.load(Ordering::Acquire) == 0 {
         let sleep = || sleeper.sleep(Duration::MAX, || news.load(Ordering::Acquire) != 0);
-        if fenced_receiver { sleep() } else { without_fences(sleep) }
+        let _ = if fenced_receiver { sleep() } else { without_fences(sleep) };
     }
     sender.join().expect("the sender waits for nobody");
 }
