@@ -78,7 +78,7 @@ pub enum ClientError {
         /// Where we knocked.
         socket: PathBuf,
     },
-    /// The swarm refused, and says why.
+    /// The swarm or another member refused, and says why.
     #[error("refused: {0}")]
     Refused(String),
     /// The task is wrong; nothing was submitted.
@@ -140,8 +140,8 @@ impl Attach {
         self
     }
 
-    /// Whether to wait awake for a moment before sleeping. The default is to do so when there are two cores or more:
-    /// an answer then takes a microsecond and not a wake-up.
+    /// Whether to wait awake for a moment before sleeping. The default is to do so unless the supervisor says that
+    /// cores are shared: an answer then takes a microsecond and not a wake-up.
     pub fn spin(mut self, spin: bool) -> Self {
         self.spin = Some(spin);
         self
@@ -181,7 +181,6 @@ impl Attach {
             other => return Err(ClientError::Broken(format!("an unexpected answer: {other:?}"))),
         };
         let link = link.received(fds).and_then(|parts| AgentLink::adopt(parts, owner)).map_err(broken)?;
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Client {
             port: Port::new(&link, talk),
             link,
@@ -191,7 +190,7 @@ impl Attach {
             message: Message::default(),
             after: Vec::new(),
             patience: Patience::default(),
-            spin: self.spin.unwrap_or(cores > 1),
+            spin: self.spin,
             tickets: 0,
             accepted: 0,
             ends: VecDeque::new(),
@@ -271,7 +270,8 @@ pub struct Client {
     message: Message,
     after: Vec<u8>,
     patience: Patience,
-    spin: bool,
+    /// The user's wish; else the supervisor's word on the core.
+    spin: Option<bool>,
     tickets: u64,
     accepted: u64,
     ends: VecDeque<TaskEnd>,
@@ -285,6 +285,14 @@ pub struct Client {
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client").field("id", &self.id).field("swarm", &self.swarm).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Who is killed cannot say what it had taken; who leaves can.
+        self.port.tidy();
+        self.link.publish();
     }
 }
 
@@ -511,7 +519,7 @@ impl Client {
         let deadline = clock::now().plus(within);
         let correlation = self.port.request(peer, Lane::Normal, payload, within)?;
         self.port.flush();
-        let mut reply = None;
+        let mut reply: Option<Result<Vec<u8>, String>> = None;
         let mut mail = std::mem::take(&mut self.mail);
         self.wait_until(deadline, |client| {
             // So many in a row and no more: a flood must not outlast the deadline.
@@ -520,7 +528,9 @@ impl Client {
                     break;
                 }
                 if mail.what == What::Reply(correlation) {
-                    reply = Some(mail.to_vec());
+                    reply = Some(Ok(mail.to_vec()));
+                } else if mail.what == What::Refusal(correlation) {
+                    reply = Some(Err(String::from_utf8_lossy(&mail.to_vec()).into_owned()));
                 } else if client.inbox.len() < INBOX_MAX {
                     client.inbox.push_back(std::mem::take(&mut mail));
                 } else {
@@ -533,14 +543,15 @@ impl Client {
         self.mail = mail;
         self.port.give_up(correlation);
         match reply {
-            Some(reply) => Ok(reply),
+            Some(reply) => reply.map_err(ClientError::Refused),
             None if self.ended => Err(ClientError::Ended),
             None if clock::now() < deadline => Err(PortError::Closed.into()),
             None => Err(ClientError::Timeout(within)),
         }
     }
 
-    /// Answers a request that came as [`What::Request`].
+    /// Answers a request that came as [`What::Request`]. Full is an answer here too; [`Port::refuse`] tells the
+    /// asker.
     pub fn reply(&mut self, request: &Mail, payload: &[u8]) -> Result<(), ClientError> {
         let What::Request { correlation, .. } = request.what else {
             return Err(ClientError::Task("this message is no request".to_owned()));
@@ -654,7 +665,7 @@ impl Client {
     fn rest(&mut self, began: Nanos, deadline: Nanos) {
         let (link, port) = (&mut self.link, &mut self.port);
         let left = deadline.since(began);
-        if self.spin
+        if self.spin.unwrap_or(!link.is_core_shared())
             && spin_until(began, self.patience.spin().min(left), || link.is_ready() || port.is_ready())
         {
             self.patience.learn(clock::now().since(began));
@@ -662,7 +673,8 @@ impl Client {
         }
         port.tidy();
         port.flush();
-        link.sleep(left.min(LONGEST_SLEEP), || port.is_ready());
+        let woken = link.sleep(left.min(LONGEST_SLEEP), || port.is_ready());
+        woken.into_iter().for_each(|took| self.patience.learn_wake(took));
         self.patience.learn(clock::now().since(began));
         // A supervisor that died says nothing: its socket does.
         if clock::now().since(began) >= LONGEST_SLEEP && port.hear().is_err() {

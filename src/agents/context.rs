@@ -6,7 +6,7 @@ use crate::messaging::attach::MemberTalk;
 use crate::messaging::envelope::{Done, Request, Severity};
 use crate::messaging::lanes::INLINE_MAX;
 use crate::messaging::link::{AgentLink, LinkNumbers, LinkPulse};
-use crate::messaging::port::{Mail, Port, What};
+use crate::messaging::port::{Correlation, Mail, Port, PortError, What};
 use crate::messaging::store::COPIED_MAX;
 use crate::messaging::wire::SendError;
 use crate::messaging::{FromAgent, Lane, ToAgent};
@@ -230,16 +230,7 @@ impl Context {
             bytes += mail.len();
             self.beat();
             match mail.what {
-                What::Request { .. } if mail.len() as u64 > COPIED_MAX => {}
-                What::Request { correlation, .. } => {
-                    let answer = agent.on_request(&mail, self);
-                    // Half of the arena is for results: who never gives replies back must not stop the tasks.
-                    if answer.len() > INLINE_MAX / 2 && !self.link.store().has_half_left(answer.len()) {
-                        continue;
-                    }
-                    // Nobody waits for ever: a reply that finds no room is one that came too late.
-                    let _ = self.port().reply(mail.from, mail.lane, correlation, &answer);
-                }
+                What::Request { correlation, .. } => self.answer(agent, &mail, correlation),
                 _ => agent.on_mail(&mail, self),
             }
         }
@@ -249,18 +240,43 @@ impl Context {
         served
     }
 
+    /// Answers a request, with a reply or with why there is none.
+    fn answer(&mut self, agent: &mut dyn super::Agent, mail: &Mail, correlation: Correlation) {
+        let why = if mail.len() as u64 > COPIED_MAX {
+            format!("a request of {} bytes, at most {COPIED_MAX} are taken", mail.len())
+        } else {
+            let answer = agent.on_request(mail, self);
+            // Half of the arena is for results: who never gives replies back must not stop the tasks.
+            let fits = answer.len() <= INLINE_MAX / 2 || self.link.store().has_half_left(answer.len());
+            let sent = match fits {
+                true => self.port().reply(mail.from, mail.lane, correlation, &answer),
+                false => {
+                    Err(PortError::Send(SendError::Full("half of the arena is kept for results of tasks")))
+                }
+            };
+            match sent {
+                Err(PortError::Send(error)) => format!("the reply of {} bytes: {error}", answer.len()),
+                // Sent, or nobody is there any more.
+                _ => return,
+            }
+        };
+        // Nobody waits for ever: if there is not even room for this, the deadline says it.
+        let _ = self.port().refuse(mail.from, mail.lane, correlation, &why);
+    }
+
     /// Whether a message of another member waits.
     pub(super) fn has_mail(&self) -> bool {
         self.port.as_ref().is_some_and(Port::is_ready)
     }
 
     /// Sleeps until somebody rings or `timeout` passes, unless something is there already.
-    pub(super) fn sleep(&mut self, timeout: Duration) {
+    /// Says how long waking took, if somebody rang.
+    pub(super) fn sleep(&mut self, timeout: Duration) -> Option<Duration> {
         if let Some(port) = &mut self.port {
             port.tidy();
         }
         let port = &self.port;
-        self.link.sleep(timeout, || port.as_ref().is_some_and(Port::is_ready));
+        self.link.sleep(timeout, || port.as_ref().is_some_and(Port::is_ready))
     }
 
     /// What this agent says of itself when another member asks.

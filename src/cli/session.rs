@@ -97,6 +97,9 @@ fn start_failure(error: StartError, global: &Global, config: &SwarmConfig) -> Fa
             .hint("name a folder that can be written with --state-dir"),
         StartError::Board(_) => Failure::new(exit::CANNOT, error.to_string())
             .hint("free some shared memory: `df /dev/shm` shows what is there"),
+        StartError::OpenFiles { needed, .. } => Failure::new(exit::CANNOT, error.to_string()).hint(format!(
+            "allow more with `ulimit -n {needed}`, or start fewer agents: `agents.compute.count`"
+        )),
         StartError::System { .. } => Failure::new(exit::CANNOT, error.to_string()).hint(
             "`ai_swarm_deploy doctor` shows the limits; a smaller `channel_size` or `max_agents` needs less",
         ),

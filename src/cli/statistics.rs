@@ -42,9 +42,11 @@ fn text(view: &StatisticsView, all: bool, output: &OutputOptions) -> String {
             times(view.wakes)
         ),
     );
+    let mut channels = view.channels.clone();
+    channels.extend(closed_channel(view));
     for table in [
         latency_table(view, output),
-        channel_table(&view.channels, all, output),
+        channel_table(&channels, all, output),
         topic_table(view, output),
         arena_table(view, output),
         member_table(view, output),
@@ -65,6 +67,9 @@ fn text(view: &StatisticsView, all: bool, output: &OutputOptions) -> String {
     }
     text
 }
+
+/// Where names of both ends would stand.
+const CLOSED: &str = "all that are closed";
 
 fn times(amount: u64) -> String {
     match amount {
@@ -117,7 +122,22 @@ fn carried(lane: &LaneView) -> bool {
     lane.sent > 0 || lane.received > 0 || lane.depth > 0 || lane.dropped.total() > 0
 }
 
+/// What went over channels that are closed, as one more row.
+fn closed_channel(view: &StatisticsView) -> Option<ChannelView> {
+    let lanes = view.closed_traffic.clone();
+    let state = "open".to_owned();
+    lanes.iter().any(carried).then(|| ChannelView {
+        from: CLOSED.to_owned(),
+        state,
+        lanes,
+        ..ChannelView::default()
+    })
+}
+
 fn channel_name(channel: &ChannelView) -> String {
+    if channel.to.is_empty() {
+        return channel.from.clone();
+    }
     format!("{} → {}", channel.from, channel.to)
 }
 
@@ -152,7 +172,7 @@ fn channel_table(channels: &[ChannelView], all: bool, output: &OutputOptions) ->
             let (sent, received) = ends(lane);
             untold |= sent.is_none() || received.is_none();
             let dropped = lane.dropped.total();
-            if dropped > 0 {
+            if dropped > 0 || lane.dropped.full > 0 {
                 drops.push((channel, lane));
             }
             table.styled_row([
@@ -190,15 +210,17 @@ fn channel_table(channels: &[ChannelView], all: bool, output: &OutputOptions) ->
 }
 
 fn topic_table(view: &StatisticsView, output: &OutputOptions) -> Option<String> {
-    let mut table = Table::new(&["TOPIC", "PUBLISHER", "SUBSCRIBER", "WHEN SLOW", "DELIVERED", "DROPPED"])
-        .right(&[4, 5])
-        .cut(&[0, 1, 2]);
+    let mut table =
+        Table::new(&["TOPIC", "PUBLISHER", "SUBSCRIBER", "WHEN SLOW", "SENT", "DELIVERED", "DROPPED"])
+            .right(&[4, 5, 6])
+            .cut(&[0, 1, 2]);
     for topic in &view.topics {
         table.styled_row([
             (topic.topic.clone(), Style::Plain),
             (topic.publisher.clone(), Style::Plain),
             (topic.subscriber.clone(), Style::Plain),
             (topic.rule.replace('_', " "), Style::Plain),
+            (number(topic.sent), Style::Plain),
             (number(topic.delivered), Style::Plain),
             (number(topic.dropped), if topic.dropped > 0 { Style::Warn } else { Style::Plain }),
         ]);
@@ -281,6 +303,7 @@ mod tests {
             topics: Vec::new(),
             arenas: Vec::new(),
             members: Vec::new(),
+            closed_traffic: Vec::new(),
             closed_channels: BTreeMap::new(),
             turns: 1_000,
             busy_turns: 120,
@@ -338,6 +361,7 @@ mod tests {
             publisher: "a".into(),
             subscriber: "b".into(),
             rule: "drop_oldest".into(),
+            sent: 9,
             delivered: 7,
             dropped: 2,
         }];
@@ -355,14 +379,18 @@ mod tests {
             ..MemberView::default()
         }];
         view.closed_channels = BTreeMap::from([("corrupt".into(), 1), ("gone".into(), 2)]);
+        let gone = DropsView { gone: 3, ..DropsView::default() };
+        view.closed_traffic = vec![LaneView { dropped: gone, ..lane("bulk", 20, 17) }];
         (view.results_refused, view.experience_dropped) = (4, 5);
         let text = text(&view, true, &OutputOptions { width: 140, ..OUTPUT });
         for words in [
             "results    4 refused: late, foreign or repeated\n",
             "experience 5 finished tasks",
-            "         12    64  4,096        4  500 ns  33.0 µs  closed: corrupt: sequence\n",
+            "         12    64  4,096        1  500 ns  33.0 µs  closed: corrupt: sequence\n",
             "dropped on a → b\\u{1b}[2J normal: 3 found no room, 1 no room before their deadline\n",
-            "prices  a          b           drop oldest          7        2\n",
+            "all that are closed",
+            "dropped on all that are closed bulk: 3 receiver gone",
+            "prices  a          b           drop oldest     9          7        2\n",
             "BLOCKS OUT  TAKEN BACK\n",
             "planner  client   42",
             "closed     1 channel: corrupt\n           2 channels: gone\n",

@@ -348,7 +348,8 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "messaging.arena_bytes",
-        Kind::Integer { min: 1 << 20, max: 1 << 40, step: 4096, unit: "bytes" },
+        // A message over HTTP may have 1 MiB, and half of an arena is kept for results of tasks.
+        Kind::Integer { min: 4 << 20, max: 1 << 40, step: 4096, unit: "bytes" },
         "4294967296",
         "Most memory of one process for payloads that do not fit into a channel's slots. Taken in pieces when needed.",
     ),

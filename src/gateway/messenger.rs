@@ -147,15 +147,25 @@ impl Courier {
         Ok(client)
     }
 
-    fn send(&mut self, to: &str, payload: &[u8]) -> Result<(), ClientError> {
+    /// The line to a member.
+    fn peer(&mut self, to: &str) -> Result<(&mut Client, Peer), ClientError> {
         let client = self.client()?;
+        if to == client.id() {
+            return Err(ClientError::Refused(format!(
+                "{to:?} is this door itself: what is sent here goes on to agents and clients"
+            )));
+        }
         let peer = client.connect(to)?;
+        Ok((client, peer))
+    }
+
+    fn send(&mut self, to: &str, payload: &[u8]) -> Result<(), ClientError> {
+        let (client, peer) = self.peer(to)?;
         client.send(peer, payload)
     }
 
     fn request(&mut self, to: &str, payload: &[u8], within: Duration) -> Result<Correlation, ClientError> {
-        let client = self.client()?;
-        let peer = client.connect(to)?;
+        let (client, peer) = self.peer(to)?;
         let correlation = client.port().request(peer, Lane::Normal, payload, within)?;
         client.flush();
         Ok(correlation)
@@ -209,18 +219,21 @@ impl Courier {
             }
         };
         let now = clock::now();
-        let replied = match mail.what {
-            What::Reply(correlation) if heard => Some(correlation),
-            _ => None,
-        };
         for at in (0..self.awaited.len()).rev() {
-            let awaited = &self.awaited[at];
-            let reply = (replied == Some(awaited.correlation)).then(|| mail.to_vec());
-            if reply.is_some() || now >= awaited.deadline {
-                let awaited = self.awaited.swap_remove(at);
-                let took = reply.is_some().then(|| now.since(awaited.asked).as_nanos() as f64 / 1000.0);
-                (awaited.answer)(sent(1, reply, took));
-            }
+            let Awaited { correlation, asked, deadline, .. } = self.awaited[at];
+            let reply = match mail.what {
+                What::Reply(found) if heard && found == correlation => {
+                    let took = now.since(asked).as_nanos() as f64 / 1000.0;
+                    sent(1, Some(mail.to_vec()), Some(took))
+                }
+                What::Refusal(found) if heard && found == correlation => {
+                    let why = String::from_utf8_lossy(&mail.to_vec()).into_owned();
+                    Reply::Refused(Refused::Conflict(format!("the member gives no reply: {why}")))
+                }
+                _ if now >= deadline => sent(1, None, None),
+                _ => continue,
+            };
+            (self.awaited.swap_remove(at).answer)(reply);
         }
         mail.parcel = None;
         self.mail = mail;

@@ -171,6 +171,7 @@ impl Ask for Paper {
                 latency_us: BTreeMap::new(),
                 channels: Vec::new(),
                 topics: Vec::new(),
+                closed_traffic: Vec::new(),
                 arenas: Vec::new(),
                 members: Vec::new(),
                 closed_channels: BTreeMap::new(),

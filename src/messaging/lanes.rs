@@ -7,7 +7,7 @@
 //! message is taken after at most [`NORMAL_RUN`] normal ones, and a waiting normal or bulk one after
 //! at most [`CONTROL_RUN`] control messages.
 
-use super::meters::{LANES, LaneCount, Latencies, Meter, STAMP_EVERY};
+use super::meters::{DropReason, LANES, LaneCount, Latencies, Meter, STAMP_EVERY};
 use crate::os::clock;
 use crate::shm::Words;
 use crate::shm::ring::{
@@ -90,33 +90,26 @@ pub fn capacities(bytes: usize) -> [u64; LANES] {
     [floor(slots / 16), floor(slots / 2), floor(slots / 4)]
 }
 
-/// Why a message was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
-    /// To make room for newer ones.
-    Oldest,
-    /// There was no room for it.
-    Newest,
-    /// There was no room for it until its deadline.
-    Deadline,
-    /// The receiver is gone.
-    Gone,
-    /// It was read only after its deadline.
-    Expired,
-}
-
 /// The sending end of a channel.
 #[derive(Debug)]
 pub struct LaneSender {
     lanes: [Producer; LANES],
     counts: [LaneCount; LANES],
+    /// Messages and bytes that go to the same receiver beside these lanes, in overwriting rings: shown with the
+    /// normal lane.
+    beside: (u64, u64),
     meter: Meter,
 }
 
 impl LaneSender {
     /// Over fresh memory; the slots and the meter's words must be writable here.
     pub fn new(memory: &ChannelMemory, meter: Meter) -> Self {
-        Self { lanes: memory.rings().map(Producer::new), counts: [LaneCount::default(); LANES], meter }
+        Self {
+            lanes: memory.rings().map(Producer::new),
+            counts: [LaneCount::default(); LANES],
+            beside: (0, 0),
+            meter,
+        }
     }
 
     /// Writes one message; the receiver is woken by whoever owns the doorbell, once per turn.
@@ -163,7 +156,7 @@ impl LaneSender {
                 count.bytes += bytes as u64;
             }
             Err(PushError::Full) => {
-                count.full += 1;
+                count.dropped.full += 1;
                 // Nothing else is to be done now, and nobody may ever send here again.
                 self.publish_lane(at);
             }
@@ -175,13 +168,34 @@ impl LaneSender {
         let count = &mut self.counts[at];
         count.slots = self.lanes[at].sent_slots();
         count.high_water = count.high_water.max(self.lanes[at].depth());
-        self.meter.publish(at, count);
+        self.meter.publish(at, &self.with_beside(at));
+    }
+
+    /// A lane's numbers, with what went beside it.
+    #[inline]
+    fn with_beside(&self, at: usize) -> LaneCount {
+        let mut count = self.counts[at];
+        if at == Lane::Normal as usize {
+            count.messages += self.beside.0;
+            count.bytes += self.beside.1;
+        }
+        count
+    }
+
+    /// Publishes how much was sent. After the last push of a turn: who sends may be long in coming back, and whoever
+    /// adds up both ends must not find more received than sent.
+    #[inline]
+    pub fn show(&mut self) {
+        for at in 0..LANES {
+            let count = self.with_beside(at);
+            self.meter.show(at, count.messages, count.bytes);
+        }
     }
 
     /// Publishes what was counted. Before a sleep, and whenever nothing else is to be done.
     pub fn publish(&mut self) {
         for at in 0..LANES {
-            if self.counts[at].messages + self.counts[at].full + self.counts[at].dropped() > 0 {
+            if self.with_beside(at) != LaneCount::default() {
                 self.publish_lane(at);
             }
         }
@@ -192,9 +206,16 @@ impl LaneSender {
         self.counts[lane as usize].bytes += bytes;
     }
 
+    /// Counts messages that went to the same receiver through an overwriting ring.
+    pub fn count_beside(&mut self, messages: u64, bytes: u64) {
+        self.beside = (self.beside.0 + messages, self.beside.1 + bytes);
+    }
+
     /// Counts a message that was given up.
+    #[cold]
     pub fn count_drop(&mut self, lane: Lane, why: DropReason) {
-        count_drop(&mut self.counts[lane as usize], why);
+        self.counts[lane as usize].dropped.count(why, 1);
+        self.publish_lane(lane as usize);
     }
 
     /// Bytes of payload that fit into a lane right now.
@@ -205,22 +226,12 @@ impl LaneSender {
 
     /// What was counted so far, per lane.
     pub fn counts(&self) -> [LaneCount; LANES] {
-        self.counts
+        std::array::from_fn(|at| self.with_beside(at))
     }
 
     /// Slots not yet acknowledged, per lane.
     pub fn depths(&self) -> [u64; LANES] {
         [self.lanes[0].depth(), self.lanes[1].depth(), self.lanes[2].depth()]
-    }
-}
-
-fn count_drop(count: &mut LaneCount, why: DropReason) {
-    match why {
-        DropReason::Oldest => count.oldest += 1,
-        DropReason::Newest => count.newest += 1,
-        DropReason::Deadline => count.deadline += 1,
-        DropReason::Gone => count.gone += 1,
-        DropReason::Expired => count.expired += 1,
     }
 }
 
@@ -297,12 +308,30 @@ impl LaneReceiver {
         }
     }
 
+    /// Publishes what was counted. By itself when nothing is left to take.
     #[cold]
-    fn publish(&mut self) {
+    pub fn publish(&mut self) {
         for at in 0..LANES {
             self.meter.publish(at, &self.counts[at]);
         }
         self.unpublished = false;
+    }
+
+    /// Counts a message that came from the same sender through an overwriting ring.
+    /// Its first `head` bytes are not payload.
+    pub fn count_beside(&mut self, message: &Message, head: usize) {
+        self.count(Lane::Normal as usize, message);
+        self.counts[Lane::Normal as usize].bytes -= head as u64;
+    }
+
+    /// Publishes how much was received, if that has changed. After a turn, as [`LaneSender::show`].
+    #[inline]
+    pub fn show(&mut self) {
+        if self.unpublished {
+            for (at, count) in self.counts.iter().enumerate() {
+                self.meter.show(at, count.messages, count.bytes);
+            }
+        }
     }
 
     /// Counts bytes that travelled in a block beside the slots.
@@ -311,10 +340,20 @@ impl LaneReceiver {
         self.unpublished = true;
     }
 
-    /// Counts a message that was not handled.
-    pub fn count_drop(&mut self, lane: Lane, why: DropReason) {
-        count_drop(&mut self.counts[lane as usize], why);
-        self.unpublished = true;
+    /// The message that was just taken is not handled: its deadline had passed, or nobody waits for it any more.
+    #[cold]
+    pub fn count_expired(&mut self, lane: Lane) {
+        let count = &mut self.counts[lane as usize];
+        count.messages -= 1;
+        count.dropped.count(DropReason::Expired, 1);
+        self.publish();
+    }
+
+    /// Messages in an overwriting ring were overwritten before they were read.
+    #[cold]
+    pub fn count_overwritten(&mut self, messages: u64) {
+        self.counts[Lane::Normal as usize].dropped.count(DropReason::Oldest, messages);
+        self.publish();
     }
 
     /// Whether anything waits.
@@ -365,7 +404,7 @@ mod tests {
             assert!(receiver.try_pop(&mut message).expect("sound").is_some());
             assert_eq!(message.kind, expected);
         }
-        assert_eq!(sender.counts().map(|count| count.full), [0, 0, 1]);
+        assert_eq!(sender.counts().map(|count| count.dropped.full), [0, 0, 1]);
     }
 
     #[test]

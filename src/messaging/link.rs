@@ -5,7 +5,7 @@
 
 use super::envelope::Encode;
 use super::lanes::{ChannelMemory, Lane, LaneReceiver, LaneSender};
-use super::meters::{LANES, LaneCount, Latencies, Meter};
+use super::meters::{DropReason, LANES, LaneCount, Latencies, Meter};
 use super::store::{Shelf, Store, read_usage};
 use super::wire::{ReceiveError, SendError, Wire};
 use crate::base::ids::{Attempt, TaskId};
@@ -37,12 +37,7 @@ const LINK_FDS: usize = 9;
 /// What a process that holds a link was handed.
 #[derive(Debug)]
 pub struct LinkParts {
-    down: SharedObject,
-    up: SharedObject,
-    sup_page: SharedObject,
-    desk: SharedObject,
-    bell: SharedObject,
-    arena: SharedObject,
+    own: LinkObjects,
     hub: SharedObject,
     hub_arena: SharedObject,
     hub_event: OwnedFd,
@@ -69,12 +64,14 @@ impl LinkNumbers {
         })?;
         let [down, up, sup_page, desk, bell, arena, hub, hub_arena, hub_event] = fds;
         Ok(LinkParts {
-            down: SharedObject::adopt(down, self.channel_bytes)?,
-            up: SharedObject::adopt(up, self.channel_bytes)?,
-            sup_page: SharedObject::adopt(sup_page, pages::PAGE_BYTES)?,
-            desk: SharedObject::adopt(desk, pages::DESK_BYTES)?,
-            bell: SharedObject::adopt(bell, pages::PAGE_BYTES)?,
-            arena: SharedObject::adopt(arena, self.arena_bytes)?,
+            own: LinkObjects {
+                down: SharedObject::adopt(down, self.channel_bytes)?,
+                up: SharedObject::adopt(up, self.channel_bytes)?,
+                sup_page: SharedObject::adopt(sup_page, pages::PAGE_BYTES)?,
+                desk: SharedObject::adopt(desk, pages::DESK_BYTES)?,
+                bell: SharedObject::adopt(bell, pages::PAGE_BYTES)?,
+                arena: SharedObject::adopt(arena, self.arena_bytes)?,
+            },
             hub: SharedObject::adopt(hub, pages::PAGE_BYTES)?,
             hub_arena: SharedObject::adopt(hub_arena, self.hub_arena_bytes)?,
             hub_event,
@@ -93,7 +90,7 @@ pub struct HubObjects<'a> {
     pub arena: &'a SharedObject,
 }
 
-/// The shared objects of one link, before they are divided between the two sides.
+/// The shared objects of one link: all of them before they are divided, and the other side's descriptors afterwards.
 #[derive(Debug)]
 pub struct LinkObjects {
     down: SharedObject,
@@ -299,6 +296,30 @@ pub struct ChannelTraffic {
     pub latencies: [Latencies; LANES],
 }
 
+impl ChannelTraffic {
+    /// Adds a channel that is closed: what was sent and neither received nor given up is lost with it.
+    pub fn add_closed(&mut self, closed: &ChannelTraffic) {
+        for lane in 0..LANES {
+            let (mut sent, received) = (closed.sent[lane], &closed.received[lane]);
+            let arrived = received.messages.saturating_add(received.dropped.after_sending());
+            let lost = sent.messages.saturating_sub(arrived.saturating_add(sent.dropped.after_sending()));
+            sent.dropped.count(DropReason::Gone, lost);
+            self.sent[lane].add(&sent);
+            self.received[lane].add(received);
+            self.latencies[lane].add(&closed.latencies[lane]);
+        }
+    }
+
+    /// Adds what was added up elsewhere.
+    pub fn add(&mut self, other: &ChannelTraffic) {
+        for lane in 0..LANES {
+            self.sent[lane].add(&other.sent[lane]);
+            self.received[lane].add(&other.received[lane]);
+            self.latencies[lane].add(&other.latencies[lane]);
+        }
+    }
+}
+
 /// Numbers of both directions of a link.
 #[derive(Clone, Debug, Default)]
 pub struct LinkTraffic {
@@ -325,15 +346,16 @@ pub const SUPERVISOR_READER: u16 = 1023;
 impl AgentLink {
     /// Maps what was handed over and seals what this side writes. `owner` names this life of this process.
     pub fn adopt(parts: LinkParts, owner: u64) -> io::Result<Self> {
-        let (up, desk) = (parts.up.map(Access::Write)?, parts.desk.map(Access::Write)?);
+        let own = parts.own;
+        let (up, desk) = (own.up.map(Access::Write)?, own.desk.map(Access::Write)?);
         let _ = up.advise_huge();
-        parts.up.seal_writes()?;
-        parts.desk.seal_writes()?;
-        let down = parts.down.map(Access::Read)?;
-        let sup_page = parts.sup_page.map(Access::Read)?;
+        own.up.seal_writes()?;
+        own.desk.seal_writes()?;
+        let down = own.down.map(Access::Read)?;
+        let sup_page = own.sup_page.map(Access::Read)?;
         let hub = parts.hub.map(Access::Read)?;
-        let bell = parts.bell.map(Access::Write)?;
-        let store = Store::new(parts.arena, owner).shown_in(desk.clone(), pages::DESK_ARENA);
+        let bell = own.bell.map(Access::Write)?;
+        let store = Store::new(own.arena, owner).shown_in(desk.clone(), pages::DESK_ARENA);
         store.claim()?;
         let up =
             ChannelMemory { slots: up, first_slot: 0, heads: sup_page.clone(), first_head: pages::HEADS };
@@ -365,7 +387,11 @@ impl AgentLink {
     pub fn ring(&mut self) -> bool {
         // A corrupt channel is found by whoever reads or writes next.
         let _ = self.wire.give_back();
-        self.wire.take_unrung() && self.hub_bell.ring()
+        if !self.wire.take_unrung() {
+            return false;
+        }
+        self.wire.outbox.show();
+        self.hub_bell.ring()
     }
 
     /// The next message of the supervisor.
@@ -385,10 +411,17 @@ impl AgentLink {
         self.wire.inbox.is_ready()
     }
 
-    /// Sleeps until somebody rings or `timeout` passes, unless something is there already or `ready` says so.
-    pub fn sleep(&mut self, timeout: Duration, ready: impl FnOnce() -> bool) {
+    /// Sleeps until somebody rings or `timeout` passes, unless something is there already or `ready` says so. Says
+    /// how long waking took, if somebody rang.
+    pub fn sleep(&mut self, timeout: Duration, ready: impl FnOnce() -> bool) -> Option<Duration> {
         self.wire.outbox.publish();
-        self.sleeper.sleep(timeout, || self.wire.inbox.is_ready() || ready());
+        self.sleeper.sleep(timeout, || self.wire.inbox.is_ready() || ready())
+    }
+
+    /// Publishes what was counted. At the end: whoever adds up what went over this link reads it then.
+    pub fn publish(&mut self) {
+        self.wire.outbox.publish();
+        self.wire.inbox.publish();
     }
 
     /// Whether somebody else runs on our core, so that spinning would hurt both.

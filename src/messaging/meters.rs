@@ -5,9 +5,9 @@
 //!    0 messages                       0 messages
 //!    1 bytes                          1 bytes
 //!    2 slots                          2 unused
-//!    3 found no room                  7 expired before it was read
-//!    4 dropped, oldest first         16 latency histogram, 104 buckets
-//!    5 dropped, newest first
+//!    3 found no room                  4 overwritten before it was read
+//!    4 unused                         7 expired before it was read
+//!    5 dropped, newest first         16 latency histogram, 104 buckets
 //!    6 dropped at the deadline
 //!    8 dropped, receiver gone
 //!    9 high-water mark, slots
@@ -16,11 +16,15 @@
 //! nothing to do, before a sleep), so that counting costs a message nothing. Whoever reads these words reads a
 //! stranger's input: they are shown, never believed.
 //!
+//! The numbers of both ends belong together: **sent = received + overwritten + expired + gone + on its way.** What
+//! found no room, what was left out and what came to its deadline before there was room, was never sent.
+//!
 //! Latency comes from the time that every [`STAMP_EVERY`]th message of a lane carries. Buckets are a quarter of an
 //! octave wide, from 64 ns to 4 s: a percentile is right within an eighth.
 
 use crate::base::sync::Ordering;
 use crate::shm::Words;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Lanes of a channel.
@@ -42,45 +46,122 @@ const FIRST_OCTAVE: u32 = 6;
 /// Numbers of one lane, as seen from one end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneCount {
-    /// Messages sent, or received.
+    /// Messages sent, or received and handled.
     pub messages: u64,
     /// Their payload, bytes, blocks of an arena included.
     pub bytes: u64,
     /// Slots they took.
     pub slots: u64,
-    /// Tries that found no room.
-    pub full: u64,
-    /// Given up, oldest first.
-    pub oldest: u64,
-    /// Given up, newest first.
-    pub newest: u64,
-    /// Given up when the deadline of the wait for room had come.
-    pub deadline: u64,
-    /// Read only after their deadline, and therefore not handled.
-    pub expired: u64,
-    /// Given up because the receiver is gone.
-    pub gone: u64,
+    /// What did not arrive.
+    pub dropped: Drops,
     /// Most slots seen waiting at once; looked at with every stamped message and before a sleep.
     pub high_water: u64,
 }
 
+/// Why a message was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// To make room for newer ones.
+    Oldest,
+    /// There was no room for it.
+    Newest,
+    /// There was no room for it until its deadline.
+    Deadline,
+    /// The receiver is gone.
+    Gone,
+    /// It was read only after its deadline.
+    Expired,
+}
+
+/// Messages that did not arrive, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drops {
+    /// Tries that found no room; the sender was told, and gave up or tried again.
+    pub full: u64,
+    /// Overwritten by newer ones before they were read.
+    pub oldest: u64,
+    /// Left out in favour of older ones.
+    pub newest: u64,
+    /// No room before the sender's deadline.
+    pub deadline: u64,
+    /// Read only after their deadline, and therefore not handled.
+    pub expired: u64,
+    /// The receiver was gone.
+    pub gone: u64,
+}
+
+impl Drops {
+    /// Counts so many.
+    pub fn count(&mut self, why: DropReason, messages: u64) {
+        let reason = match why {
+            DropReason::Oldest => &mut self.oldest,
+            DropReason::Newest => &mut self.newest,
+            DropReason::Deadline => &mut self.deadline,
+            DropReason::Gone => &mut self.gone,
+            DropReason::Expired => &mut self.expired,
+        };
+        *reason = reason.saturating_add(messages);
+    }
+
+    /// The reasons in words, with their numbers.
+    pub fn by_reason(&self) -> [(&'static str, u64); 6] {
+        [
+            ("found no room", self.full),
+            ("overwritten by newer ones", self.oldest),
+            ("left out in favour of older ones", self.newest),
+            ("no room before their deadline", self.deadline),
+            ("expired on their way", self.expired),
+            ("receiver gone", self.gone),
+        ]
+    }
+
+    /// Every message that was given up; a try that found no room is not one.
+    pub fn total(&self) -> u64 {
+        let Drops { full: _, oldest, newest, deadline, expired, gone } = *self;
+        // May be a stranger's numbers.
+        [oldest, newest, deadline, expired, gone].into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// Those that had been sent.
+    pub fn after_sending(&self) -> u64 {
+        self.oldest.saturating_add(self.expired).saturating_add(self.gone)
+    }
+
+    /// Adds another's.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in [
+            (&mut self.full, other.full),
+            (&mut self.oldest, other.oldest),
+            (&mut self.newest, other.newest),
+            (&mut self.deadline, other.deadline),
+            (&mut self.expired, other.expired),
+            (&mut self.gone, other.gone),
+        ] {
+            *mine = mine.saturating_add(theirs);
+        }
+    }
+}
+
 impl LaneCount {
     fn words(&self) -> [u64; 10] {
-        let LaneCount { messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water } =
-            *self;
+        let LaneCount { messages, bytes, slots, dropped, high_water } = *self;
+        let Drops { full, oldest, newest, deadline, expired, gone } = dropped;
         [messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water]
     }
 
     fn from_words(words: [u64; 10]) -> Self {
         let [messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water] = words;
-        Self { messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water }
+        let dropped = Drops { full, oldest, newest, deadline, expired, gone };
+        Self { messages, bytes, slots, dropped, high_water }
     }
 
-    /// Every message that was given up, for whatever reason.
-    pub fn dropped(&self) -> u64 {
-        let reasons = [self.oldest, self.newest, self.deadline, self.expired, self.gone];
-        // May be a stranger's numbers.
-        reasons.into_iter().fold(0, u64::saturating_add)
+    /// Adds another's numbers; the high-water mark is the higher one.
+    pub fn add(&mut self, other: &Self) {
+        self.messages = self.messages.saturating_add(other.messages);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.slots = self.slots.saturating_add(other.slots);
+        self.dropped.add(&other.dropped);
+        self.high_water = self.high_water.max(other.high_water);
     }
 }
 
@@ -116,6 +197,13 @@ impl Latencies {
     #[inline]
     pub fn record(&mut self, ns: u64) {
         self.0[bucket(ns)] += 1;
+    }
+
+    /// Adds another's.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine = mine.saturating_add(theirs);
+        }
     }
 
     /// How many were counted.
@@ -185,6 +273,14 @@ impl Meter {
         for (i, value) in count.words().into_iter().enumerate() {
             self.words.word(at + i).store(value, Ordering::Relaxed);
         }
+    }
+
+    /// Publishes how much was sent or received of a lane, and nothing else: two stores.
+    #[inline]
+    pub fn show(&self, lane: usize, messages: u64, bytes: u64) {
+        let at = self.at(lane);
+        self.words.word(at).store(messages, Ordering::Relaxed);
+        self.words.word(at + 1).store(bytes, Ordering::Relaxed);
     }
 
     /// Counts one latency; the owner of a receiving end only.

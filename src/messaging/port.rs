@@ -16,10 +16,10 @@
 //! 3. Nothing waits for ever: rooms, replies and answers of the supervisor have deadlines.
 
 use super::attach::{FromMember, Heard, MemberTalk, Rule, ToMember, is_name};
-use super::lanes::{ChannelMemory, DropReason, INLINE_MAX, Lane, LaneReceiver, LaneSender};
+use super::lanes::{ChannelMemory, INLINE_MAX, Lane, LaneReceiver, LaneSender};
 use super::link::{AgentLink, ChannelTraffic};
-use super::meters::Meter;
-use super::store::{Shelf, Store};
+use super::meters::{DropReason, Meter};
+use super::store::{BadBlock, COPIED_MAX, Shelf, Store};
 use super::wire::{ReceiveError, SendError, Wire};
 use crate::base::clock::Nanos;
 use crate::base::sync::Ordering;
@@ -59,7 +59,14 @@ mod kind {
     pub const TOPIC: u8 = 2;
     pub const REQUEST: u8 = 3;
     pub const REPLY: u8 = 4;
+    pub const REFUSAL: u8 = 5;
 }
+
+/// Before the payload in an overwriting ring: the topic, and which of its messages this is, 32 bits each. The number
+/// tells a reader that was overtaken how many messages it missed.
+const FEED_HEAD: usize = 8;
+/// Longest text of a refusal, bytes: it has to fit where a reply did not.
+const REFUSAL_MAX: usize = 200;
 
 /// A peer, while the line to it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,6 +94,8 @@ pub enum What {
     },
     /// The reply to a request of ours.
     Reply(Correlation),
+    /// There is no reply to this request of ours; the payload says why.
+    Refusal(Correlation),
 }
 
 /// A received payload that lies in its sender's arena. Dropping it gives the block back.
@@ -208,11 +217,9 @@ impl TopicRows {
         let row = &mut self.rows[at];
         // What was lost is the publisher's word.
         (row.1, row.2) = (row.1.saturating_add(delivered), row.2.saturating_add(lost));
-        if at < pages::TOPIC_ROWS {
-            let first = pages::HALF_TOPICS + at * 4;
-            for (word, value) in [u64::from(topic) + 1, row.1, row.2].into_iter().enumerate() {
-                self.words.word(first + word).store(value, Ordering::Relaxed);
-            }
+        let first = pages::HALF_TOPICS + at * 4;
+        for (word, value) in [u64::from(topic) + 1, row.1, row.2].into_iter().enumerate() {
+            self.words.word(first + word).store(value, Ordering::Relaxed);
         }
     }
 }
@@ -224,6 +231,32 @@ pub fn topic_rows(half: &Words) -> Vec<(u32, u64, u64)> {
         .map(|row| pages::HALF_TOPICS + row * 4)
         .map_while(|at| Some((u32::try_from(word(at)).ok()?.checked_sub(1)?, word(at + 1), word(at + 2))))
         .collect()
+}
+
+/// Where a subscriber to an overwriting ring begins: the position behind the last message, and the number of the
+/// next one if that could be seen.
+pub fn feed_start(ring: &LossyMemory) -> (u64, Option<u32>) {
+    // The writer goes on meanwhile, and may overwrite what was the last message.
+    for _ in 0..4 {
+        let end = ring.end();
+        let Some(last) = ring.last_before(end) else { return (end, (end == 0).then_some(0)) };
+        let mut message = Message::default();
+        let mut reader = LossyConsumer::starting_at(ring.clone(), last);
+        if reader.try_pop(&mut message) == Ok(true)
+            && reader.missed() == 0
+            && let Some((_, number)) = feed_head(message.payload())
+        {
+            return (end, Some(number.wrapping_add(1)));
+        }
+    }
+    (ring.end(), None)
+}
+
+/// Topic and number before a payload in an overwriting ring.
+fn feed_head(payload: &[u8]) -> Option<(u32, u32)> {
+    let (head, _) = payload.split_first_chunk::<FEED_HEAD>()?;
+    let [a, b, c, d, e, f, g, h] = *head;
+    Some((u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])))
 }
 
 struct Line {
@@ -244,6 +277,7 @@ struct Line {
 impl Line {
     fn ring(&mut self) {
         self.unrung = 0;
+        self.wire.outbox.show();
         if self.far_desk.word(pages::DESK_LINES).load(Ordering::Relaxed) > SCAN_MAX as u64 {
             let word = self
                 .far_bell
@@ -268,9 +302,19 @@ struct Publication {
     overwrite: Option<Overwrite>,
 }
 
+impl Overwrite {
+    fn new(memory: LossyMemory) -> Self {
+        let capacity = memory.capacity;
+        let ring = LossyProducer::new(memory);
+        Self { ring, capacity, next: 0, blocks: VecDeque::new(), listeners: Vec::new() }
+    }
+}
+
 struct Overwrite {
     ring: LossyProducer,
     capacity: u64,
+    /// Number of the next message.
+    next: u32,
     /// Blocks that slots still describe, oldest first, with the position after which they are overwritten.
     blocks: VecDeque<(u64, Descriptor)>,
     /// Who reads it and may sleep.
@@ -282,7 +326,21 @@ struct Feed {
     topic: u32,
     peer: Peer,
     ring: LossyConsumer,
+    /// Slots that were overwritten unread, as far as their messages are counted.
     missed: u64,
+    /// Number of the next message; known from the start, or from the first one.
+    next: Option<u32>,
+}
+
+impl Feed {
+    /// How many messages were missed before number `found`. It is the publisher's word, and each took a slot at
+    /// least.
+    fn lost_before(&mut self, found: u32) -> u64 {
+        let slots = self.ring.missed() - self.missed;
+        let expected = self.next.unwrap_or(found);
+        (self.missed, self.next) = (self.ring.missed(), Some(found.wrapping_add(1)));
+        u64::from(found.wrapping_sub(expected)).min(slots)
+    }
 }
 
 /// Numbers of one line, from this end.
@@ -578,6 +636,21 @@ impl Port {
         self.push_as(peer, lane, kind::REPLY, &correlation.to_le_bytes(), payload)
     }
 
+    /// Says that a request gets no reply, and why: its asker need not wait. The reply counts as dropped.
+    pub fn refuse(
+        &mut self,
+        peer: Peer,
+        lane: Lane,
+        correlation: Correlation,
+        why: &str,
+    ) -> Result<(), PortError> {
+        if let Some(line) = self.line(peer) {
+            line.wire.outbox.count_drop(lane, DropReason::Newest);
+        }
+        let why = &why[..why.floor_char_boundary(REFUSAL_MAX)];
+        self.push_as(peer, lane, kind::REFUSAL, &correlation.to_le_bytes(), why.as_bytes())
+    }
+
     /// Whether the reply to this request can still come.
     pub fn is_awaited(&self, correlation: Correlation) -> bool {
         self.requests.contains_key(&correlation)
@@ -605,8 +678,21 @@ impl Port {
         let mut sent = 0;
         let mut failed = None;
         if let Some(overwrite) = &mut to.overwrite {
-            match self.overwrite(overwrite, &head, payload) {
-                Ok(listeners) => sent += listeners,
+            overwrite.listeners.retain(|peer| self.line_ref(*peer).is_some());
+            let outcome = self.overwrite(number, overwrite, payload);
+            for &peer in &overwrite.listeners {
+                let Some(line) = self.line(peer) else { continue };
+                if outcome.is_ok() {
+                    line.wire.outbox.count_beside(1, payload.len() as u64);
+                    line.topics.count(number, 1, 0);
+                    line.pushed();
+                } else {
+                    line.wire.outbox.count_drop(Lane::Normal, DropReason::Newest);
+                    line.topics.count(number, 0, 1);
+                }
+            }
+            match outcome {
+                Ok(()) => sent += overwrite.listeners.len(),
                 // The others get it all the same.
                 Err(error) => failed = Some(error),
             }
@@ -709,7 +795,7 @@ impl Port {
                 };
                 match found {
                     Ok(Some(true)) => self.set_aside.push_back(mail),
-                    Ok(Some(false)) => line.wire.inbox.count_drop(Lane::Control, DropReason::Expired),
+                    Ok(Some(false)) => line.wire.inbox.count_expired(Lane::Control),
                     Ok(None) => {
                         self.spare = mail;
                         break;
@@ -748,13 +834,20 @@ impl Port {
         false
     }
 
-    fn overwrite(&mut self, to: &mut Overwrite, head: &[u8], payload: &[u8]) -> Result<usize, PortError> {
-        let mut record = Vec::with_capacity(head.len() + payload.len().min(INLINE_MAX));
-        record.extend_from_slice(head);
-        let long = head.len() + payload.len() > INLINE_MAX;
+    fn overwrite(&mut self, topic: u32, to: &mut Overwrite, payload: &[u8]) -> Result<(), PortError> {
+        if payload.len() as u64 > COPIED_MAX {
+            let text = format!(
+                "a message of {} bytes for an overwriting topic; its readers copy at most {COPIED_MAX}",
+                payload.len()
+            );
+            return Err(PortError::Send(SendError::TooLong(text)));
+        }
+        let mut record = Vec::with_capacity(FEED_HEAD + payload.len().min(INLINE_MAX));
+        record.extend_from_slice(&topic.to_le_bytes());
+        record.extend_from_slice(&to.next.to_le_bytes());
         let mut flags = 0;
         let mut block = None;
-        if long {
+        if FEED_HEAD + payload.len() > INLINE_MAX {
             let descriptor = loop {
                 match self.put_block(payload, &[], Duration::ZERO) {
                     Ok(descriptor) => break descriptor,
@@ -776,6 +869,7 @@ impl Port {
             .ring
             .push(kind::TOPIC, flags, Some(clock::now().0), &record)
             .map_err(|error| PortError::Send(SendError::TooLong(error.to_string())))?;
+        to.next = to.next.wrapping_add(1);
         if let Some(descriptor) = block {
             to.blocks.push_back((position + to.capacity, descriptor));
         }
@@ -784,13 +878,7 @@ impl Port {
                 self.store.retire(&descriptor);
             }
         }
-        to.listeners.retain(|peer| self.line_ref(*peer).is_some());
-        for &peer in &to.listeners {
-            if let Some(line) = self.line(peer) {
-                line.pushed();
-            }
-        }
-        Ok(to.listeners.len())
+        Ok(())
     }
 
     /// Says that this member publishes on `topic`, before the first message; [`publish`](Self::publish) does it too.
@@ -835,6 +923,7 @@ impl Port {
             if line.unrung > 0 {
                 line.ring();
             }
+            line.wire.inbox.show();
         }
     }
 
@@ -931,7 +1020,7 @@ impl Port {
                 Ok(true) => return true,
                 // Late: counted, not handled.
                 Ok(false) => {
-                    line.wire.inbox.count_drop(lane, DropReason::Expired);
+                    line.wire.inbox.count_expired(lane);
                     self.late_replies += u64::from(mail.message.kind == kind::REPLY);
                 }
                 Err(reason) => {
@@ -960,7 +1049,7 @@ impl Port {
                 };
                 match unpack(line, peer, lane, mail, &mut self.requests, &self.back) {
                     Ok(true) => return true,
-                    Ok(false) => line.wire.inbox.count_drop(lane, DropReason::Expired),
+                    Ok(false) => line.wire.inbox.count_expired(lane),
                     Err(_) => break,
                 }
             }
@@ -997,37 +1086,32 @@ impl Port {
                 Ok(found) => found,
                 Err(corrupt) => return Some(Err(corrupt.to_string())),
             };
-            let missed = feed.ring.missed();
-            if missed > feed.missed {
-                line.topics.count(feed.topic, 0, missed - feed.missed);
-                feed.missed = missed;
-            }
             if !found {
                 return None;
             }
-            let payload = mail.message.payload();
-            if payload.get(..4) != Some(&feed.topic.to_le_bytes()[..]) {
+            let Some((topic, number)) = feed_head(mail.message.payload()) else {
+                return Some(Err("a message without a head in an overwriting ring".to_owned()));
+            };
+            if topic != feed.topic {
                 return Some(Err("a message of another topic in an overwriting ring".to_owned()));
             }
-            if mail.message.flags & FLAG_BLOCK != 0 {
-                // The publisher may have overwritten it meanwhile: read first, then see whether it still was that block.
-                let whole = line.wire.shelf.open(payload).ok().is_some_and(|(block, _)| {
-                    mail.message.set_long(|bytes| {
-                        bytes.extend_from_slice(&[0; 4]);
-                        let mut copy = Vec::new();
-                        block.copy_to(&mut copy);
-                        bytes.append(&mut copy);
-                    });
-                    block.is_current()
-                });
-                if !whole {
-                    line.topics.count(feed.topic, 0, 1);
-                    continue;
-                }
+            let mut lost = feed.lost_before(number);
+            let whole = match fetch_overwritten(&mut line.wire.shelf, &mut mail.message) {
+                Ok(whole) => whole,
+                Err(reason) => return Some(Err(reason)),
+            };
+            lost += u64::from(!whole);
+            if lost > 0 {
+                line.topics.count(feed.topic, 0, lost);
+                line.wire.inbox.count_overwritten(lost);
+            }
+            if !whole {
+                continue;
             }
             line.topics.count(feed.topic, 1, 0);
-            (mail.from, mail.lane, mail.head) = (feed.peer, Lane::Normal, 4);
+            (mail.from, mail.lane, mail.head) = (feed.peer, Lane::Normal, FEED_HEAD);
             mail.what = What::Topic(feed.topic);
+            line.wire.inbox.count_beside(&mail.message, FEED_HEAD);
             return Some(Ok(()));
         }
         None
@@ -1047,6 +1131,7 @@ impl Port {
         self.requests.retain(|_, (_, deadline)| *deadline > now);
         for line in self.lines.iter_mut().flatten() {
             line.wire.outbox.publish();
+            line.wire.inbox.publish();
         }
     }
 
@@ -1151,55 +1236,59 @@ impl Port {
                 self.topics.insert(name.clone(), *topic);
                 self.topic_names.insert(*topic, name.as_str().into());
             }
-            ToMember::Subscriber { topic, line, rule } => {
-                if let Some(peer) = self.peer_on(*line) {
-                    let publication = self.publications.entry(*topic).or_default();
-                    match (rule, &mut publication.overwrite) {
-                        (Rule::DropOldest, Some(overwrite)) => overwrite.listeners.push(peer),
-                        (Rule::DropOldest, None) => {}
-                        _ => {
-                            publication.direct.retain(|(other, _)| *other != peer);
-                            publication.direct.push((peer, *rule));
-                        }
-                    }
-                }
+            ToMember::Subscriber { topic, line, rule, first } => {
+                self.add_subscriber(*topic, *line, *rule, *first);
             }
-            ToMember::Unsubscribed { topic, line } => {
-                if let Some(publication) = self.publications.get_mut(topic) {
-                    publication.direct.retain(|(peer, _)| peer.line != *line);
-                    if let Some(overwrite) = &mut publication.overwrite {
-                        overwrite.listeners.retain(|peer| peer.line != *line);
-                    }
-                }
-            }
+            ToMember::Unsubscribed { topic, line } => self.remove_subscriber(*topic, *line),
             ToMember::Overwrite { topic, bytes } => {
-                let map = |fds| {
-                    let object = SharedObject::adopt(one(fds)?, *bytes)?;
-                    let memory = LossyMemory::whole(object.map(Access::Write)?);
-                    object.seal_writes()?;
-                    Ok::<_, io::Error>(memory)
-                };
-                let Some(memory) = mapped(map(fds)) else { return Ok(()) };
-                let capacity = memory.capacity;
-                let overwrite = Overwrite {
-                    ring: LossyProducer::new(memory),
-                    capacity,
-                    blocks: VecDeque::new(),
-                    listeners: Vec::new(),
-                };
-                self.publications.entry(*topic).or_default().overwrite = Some(overwrite);
+                if let Some(ring) = mapped(own_ring(fds, *bytes)) {
+                    self.publications.entry(*topic).or_default().overwrite = Some(Overwrite::new(ring));
+                }
             }
-            ToMember::Feed { topic, line, from, bytes } => {
+            ToMember::Feed { topic, line, from, first, bytes } => {
                 let map = |fds| SharedObject::adopt(one(fds)?, *bytes)?.map(Access::Read);
-                let Some(memory) = mapped(map(fds)).map(LossyMemory::whole) else { return Ok(()) };
-                if let Some(peer) = self.peer_on(*line) {
+                if let Some(memory) = mapped(map(fds)).map(LossyMemory::whole)
+                    && let Some(peer) = self.peer_on(*line)
+                {
                     let ring = LossyConsumer::starting_at(memory, *from);
-                    self.feeds.push(Feed { topic: *topic, peer, ring, missed: 0 });
+                    self.feeds.push(Feed { topic: *topic, peer, ring, missed: 0, next: *first });
                 }
             }
             ToMember::Welcome { .. } | ToMember::Done { .. } | ToMember::Refused { .. } => {}
         }
         Ok(())
+    }
+
+    /// From now on somebody hears what we publish. `first`: the number of the first message that it hears, in an
+    /// overwriting ring that it may have been reading for a while.
+    fn add_subscriber(&mut self, topic: u32, line: u32, rule: Rule, first: Option<u32>) {
+        let Some(peer) = self.peer_on(line) else { return };
+        let publication = self.publications.entry(topic).or_default();
+        match (rule, &mut publication.overwrite) {
+            (Rule::DropOldest, Some(overwrite)) => {
+                overwrite.listeners.push(peer);
+                let heard = first.map_or(0, |first| u64::from(overwrite.next.wrapping_sub(first)));
+                // No more than we have ever written, whatever the supervisor saw.
+                let heard = heard.min(overwrite.ring.position());
+                if let Some(line) = self.line(peer).filter(|_| heard > 0) {
+                    line.wire.outbox.count_beside(heard, 0);
+                    line.topics.count(topic, heard, 0);
+                }
+            }
+            (Rule::DropOldest, None) => {}
+            _ => {
+                publication.direct.retain(|(other, _)| *other != peer);
+                publication.direct.push((peer, rule));
+            }
+        }
+    }
+
+    fn remove_subscriber(&mut self, topic: u32, line: u32) {
+        let Some(publication) = self.publications.get_mut(&topic) else { return };
+        publication.direct.retain(|(peer, _)| peer.line != line);
+        if let Some(overwrite) = &mut publication.overwrite {
+            overwrite.listeners.retain(|peer| peer.line != line);
+        }
     }
 
     fn peer_on(&self, line: u32) -> Option<Peer> {
@@ -1338,14 +1427,15 @@ fn unpack(
             let (correlation, deadline) = (word(0).ok_or_else(short)?, Nanos(word(8).ok_or_else(short)?));
             ((deadline >= clock::now()).then_some(What::Request { correlation, deadline }), 16)
         }
-        kind::REPLY => {
+        kind::REPLY | kind::REFUSAL => {
             let correlation = word(0).ok_or_else(short)?;
             // Only from the one who was asked.
             let awaited = requests.get(&correlation).is_some_and(|(asked, _)| *asked == peer);
             if awaited {
                 requests.remove(&correlation);
             }
-            (awaited.then_some(What::Reply(correlation)), 8)
+            let what = if mail.message.kind == kind::REPLY { What::Reply } else { What::Refusal };
+            (awaited.then_some(what(correlation)), 8)
         }
         other => return Err(format!("unknown message kind {other}")),
     };
@@ -1361,6 +1451,41 @@ fn unpack(
     let Some(what) = what else { return Ok(false) };
     (mail.from, mail.lane, mail.what, mail.head, mail.parcel) = (peer, lane, what, head, parcel);
     Ok(true)
+}
+
+/// Copies a block that a message of an overwriting ring describes into the message. False when the publisher has
+/// overwritten it meanwhile, an error for what it never writes.
+fn fetch_overwritten(shelf: &mut Shelf, message: &mut Message) -> Result<bool, String> {
+    if message.flags & FLAG_BLOCK == 0 {
+        return Ok(true);
+    }
+    let block = match shelf.open(message.payload()) {
+        Ok((block, FEED_HEAD)) => block,
+        Ok((_, before)) => return Err(format!("{before} bytes before a descriptor in an overwriting ring")),
+        Err(error @ BadBlock::Short(_)) => return Err(error.to_string()),
+        // Another block lies there by now, or none.
+        Err(_) => return Ok(false),
+    };
+    if block.len() as u64 > COPIED_MAX {
+        return Err(BadBlock::Long(block.len() as u64).to_string());
+    }
+    // Read first, then see whether it still was that block.
+    message.set_long(|bytes| {
+        let mut copy = Vec::new();
+        block.copy_to(&mut copy);
+        bytes.reserve_exact(FEED_HEAD + copy.len());
+        bytes.extend_from_slice(&[0; FEED_HEAD]);
+        bytes.append(&mut copy);
+    });
+    Ok(block.is_current())
+}
+
+/// The ring of a topic that we publish on, which nobody else can write from now on.
+fn own_ring(fds: Vec<OwnedFd>, bytes: usize) -> io::Result<LossyMemory> {
+    let object = SharedObject::adopt(one(fds)?, bytes)?;
+    let memory = LossyMemory::whole(object.map(Access::Write)?);
+    object.seal_writes()?;
+    Ok(memory)
 }
 
 /// A topic's name that can be asked for.

@@ -14,15 +14,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-/// Allows this process, and those that it starts, as many open descriptors as the system lets it have. Every client
-/// costs several, and the usual limit is for programs that have few.
-pub fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // Refused, things are as they were.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-}
-
 /// A running child.
 #[derive(Debug)]
 pub struct ChildProcess {
@@ -144,13 +135,14 @@ impl AsFd for ChildProcess {
     }
 }
 
-/// Raises the number of files that this process may have open to the most that it may ask for. Every member of a
-/// swarm costs its supervisor some.
-pub fn raise_open_files() {
-    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let raised = rustix::process::Rlimit { current: limits.maximum, maximum: limits.maximum };
-    // Not possible is no error: what cannot be opened then says so itself.
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
+/// Raises the number of files that this process, and those that it starts, may have open to the most that it may ask
+/// for. Every member of a swarm costs its supervisor some. Returns how many it may have open now.
+pub fn raise_open_files() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
+    // No limit at all is a limit that nobody reaches.
+    if raised { maximum } else { current }.unwrap_or(u64::MAX)
 }
 
 /// Lets others go first; needs no privilege. Not possible is no error.

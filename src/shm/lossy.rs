@@ -93,6 +93,18 @@ impl LossyMemory {
         self.tail().load(Ordering::Acquire) // C
     }
 
+    /// Where the message begins that ends before position `end`: its slots say how many follow them. `None` when
+    /// there is none, or the writer has overwritten it.
+    pub fn last_before(&self, end: u64) -> Option<u64> {
+        let is_part = |back: &u64| {
+            let found = Control(self.line(end - back)[0].load(Ordering::Acquire));
+            found.sequence() == slot::sequence(end - back)
+                && found.length() != BUSY
+                && u64::from(found.following()) == back - 1
+        };
+        (1..=self.longest().min(end)).take_while(is_part).last().map(|back| end - back)
+    }
+
     #[inline]
     fn tail(&self) -> &AtomicU64 {
         self.slots.word(self.first_word + self.capacity as usize * SLOT_WORDS)
@@ -378,6 +390,19 @@ mod tests {
             assert_eq!(pop(&mut late), Some(b"now".to_vec()));
             assert_eq!(late.missed(), 0, "what was before it came is not missed");
         }
+    }
+
+    #[test]
+    fn the_last_message_is_found_from_its_end() {
+        let (mut producer, _, memory) = ring(16);
+        assert_eq!(memory.last_before(memory.end()), None, "there is none");
+        for length in [0, 56, 57, 200, 1, 1, 150].repeat(5) {
+            let first = producer.push(1, 0, None, &vec![7; length]).expect("short");
+            assert_eq!(memory.last_before(memory.end()), Some(first), "{length} bytes");
+        }
+        let end = memory.end();
+        (0..20).for_each(|_| _ = producer.push(1, 0, None, &[]).expect("short"));
+        assert_eq!(memory.last_before(end), None, "it was overwritten");
     }
 
     #[test]

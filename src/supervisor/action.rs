@@ -5,6 +5,7 @@
 
 use super::events::Event;
 use crate::base::ids::AgentKind;
+pub use crate::messaging::meters::Drops as DropsView;
 use crate::shm::doorbell::HubBell;
 use crate::tasks::TaskSpec;
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -318,9 +319,9 @@ pub struct ChannelView {
 pub struct LaneView {
     /// `control`, `normal` or `bulk`.
     pub lane: String,
-    /// Messages that the sender put in.
+    /// Messages that the sender put in. Each is received, dropped as `oldest`, `expired` or `gone`, or on its way.
     pub sent: u64,
-    /// Messages that the receiver took out.
+    /// Messages that the receiver took out and handled.
     pub received: u64,
     /// Payload of those sent.
     pub bytes_sent: u64,
@@ -338,42 +339,6 @@ pub struct LaneView {
     pub latency_us: Option<Percentiles>,
 }
 
-/// Messages that did not arrive, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DropsView {
-    /// Found no room; the sender gave them up or tried again.
-    pub full: u64,
-    /// Overwritten by newer ones.
-    pub oldest: u64,
-    /// Not taken in favour of older ones.
-    pub newest: u64,
-    /// No room before the sender's deadline.
-    pub deadline: u64,
-    /// Older than they may get.
-    pub expired: u64,
-    /// The receiver was gone.
-    pub gone: u64,
-}
-
-impl DropsView {
-    /// The reasons in words, with their numbers.
-    pub fn by_reason(&self) -> [(&'static str, u64); 6] {
-        [
-            ("found no room", self.full),
-            ("overwritten by newer ones", self.oldest),
-            ("left out in favour of older ones", self.newest),
-            ("no room before their deadline", self.deadline),
-            ("expired on their way", self.expired),
-            ("receiver gone", self.gone),
-        ]
-    }
-
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.by_reason().iter().map(|(_, number)| number).sum()
-    }
-}
-
 /// What one subscriber gets of one topic from one publisher.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TopicView {
@@ -385,9 +350,12 @@ pub struct TopicView {
     pub subscriber: String,
     /// What happens when the subscriber is slow: `drop_oldest`, `drop_newest` or `block`.
     pub rule: String,
-    /// Messages that arrived.
+    /// Messages that the publisher had for it.
+    #[serde(default)]
+    pub sent: u64,
+    /// Messages that arrived: in its ring, or with `drop_oldest` in its hands.
     pub delivered: u64,
-    /// Messages that did not; with `drop_oldest` the slots that they took, because the reader never saw them.
+    /// Messages that did not. What is neither is on its way.
     pub dropped: u64,
 }
 
@@ -453,6 +421,9 @@ pub struct StatisticsView {
     /// Who is attached besides the agents.
     #[serde(default)]
     pub members: Vec<MemberView>,
+    /// What went over channels that are closed, added up over all of them.
+    #[serde(default)]
+    pub closed_traffic: Vec<LaneView>,
     /// Channels that were closed, by reason.
     #[serde(default)]
     pub closed_channels: BTreeMap<String, u64>,

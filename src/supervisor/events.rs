@@ -1,9 +1,10 @@
 //! What happened, for people and programs: a bounded log with subscribers.
 
-use crate::base::clock::wall_rfc3339;
+use crate::base::clock::{Nanos, wall_rfc3339};
 use crate::messaging::envelope::Severity;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::time::Duration;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 /// Events that are remembered.
@@ -24,6 +25,29 @@ pub struct Event {
     pub agent: Option<String>,
     /// In words.
     pub text: String,
+}
+
+/// Lets one line of a kind into the log now and then, and counts the others: what strangers bring about must not
+/// fill it.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    until: Nanos,
+    kept_back: u64,
+}
+
+impl Throttle {
+    /// Between two lines.
+    const SPAN: Duration = Duration::from_secs(10);
+
+    /// How many were kept back before this one; `None` when this one is kept back too.
+    pub fn pass(&mut self, now: Nanos) -> Option<u64> {
+        if now < self.until {
+            self.kept_back += 1;
+            return None;
+        }
+        self.until = now.plus(Self::SPAN);
+        Some(std::mem::take(&mut self.kept_back))
+    }
 }
 
 /// The log.
@@ -95,6 +119,18 @@ impl EventLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_line_passes_and_the_others_are_counted() {
+        let (mut throttle, start) = (Throttle::default(), Nanos(1));
+        assert_eq!(throttle.pass(start), Some(0));
+        for _ in 0..17 {
+            assert_eq!(throttle.pass(start.plus(Throttle::SPAN / 2)), None);
+        }
+        assert_eq!(throttle.pass(start.plus(Throttle::SPAN)), Some(17));
+        assert_eq!(throttle.pass(start.plus(Throttle::SPAN)), None);
+        assert_eq!(throttle.pass(start.plus(Throttle::SPAN * 2)), Some(1));
+    }
 
     #[test]
     fn wanted_load_is_no_warning_in_the_log() {

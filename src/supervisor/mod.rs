@@ -73,6 +73,13 @@ const REQUESTS_PER_TURN: usize = 64;
 const READY_LIMIT: Duration = Duration::from_secs(10);
 /// An agent that does not give a task up within this time is killed for it.
 const GIVE_UP_LIMIT: Duration = Duration::from_millis(500);
+/// Open files of the supervisor without any member, and while it starts one; 24 and 20 were seen. An agent that
+/// counts hardware events has 40 itself.
+const FILES_ITSELF: u64 = 56;
+/// Open files that each member costs it: its process or its bell, its socket, and the objects that others are handed.
+const FILES_PER_MEMBER: u64 = 6;
+/// Clients that may always try: what cannot be opened for them is refused.
+const CLIENTS_MIN: usize = 4;
 /// Places for housekeeping agents beside `max_agents` compute agents.
 const HOUSEKEEPING_SLOTS: usize = 5;
 
@@ -102,6 +109,16 @@ pub enum StartError {
     /// No room for the board.
     #[error(transparent)]
     Board(#[from] crate::shm::segment::SegmentError),
+    /// Too few files may be open.
+    #[error("{needed} open files are needed for {agents} agents, and {allowed} are allowed")]
+    OpenFiles {
+        /// For the agents that are planned.
+        needed: u64,
+        /// How many agents those are.
+        agents: usize,
+        /// The limit, raised as far as it may be.
+        allowed: u64,
+    },
     /// The system refused something.
     #[error("cannot {what}: {source}")]
     System {
@@ -110,6 +127,16 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+}
+
+/// Clients that there can be beside the agents; an error when there are not even enough open files for those.
+fn room_for_clients(allowed: u64, planned: usize, slots: usize) -> Result<usize, StartError> {
+    let needed = |agents: usize| FILES_ITSELF + FILES_PER_MEMBER * agents as u64;
+    if allowed < needed(planned) {
+        return Err(StartError::OpenFiles { needed: needed(planned), agents: planned, allowed });
+    }
+    let left = allowed.saturating_sub(needed(slots)) / FILES_PER_MEMBER;
+    Ok((left as usize).clamp(CLIENTS_MIN, switchboard::CLIENTS_MAX))
 }
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
@@ -210,7 +237,7 @@ impl Supervisor {
     pub fn start(config: SwarmConfig, options: Options) -> Result<Self, StartError> {
         let started = clock::now();
         let token = token();
-        crate::os::process::raise_open_files();
+        let open_files = crate::os::process::raise_open_files();
         let signals = options.signals;
         let state_dir = options.state_dir.as_deref();
         let home = if options.private {
@@ -221,6 +248,7 @@ impl Supervisor {
         let topology = Topology::read();
         let plan = core_plan(&config, &topology);
         let slots = config.max_agents + HOUSEKEEPING_SLOTS;
+        let clients = room_for_clients(open_files, plan.assignments.len(), slots)?;
         let board_name = format!("ai_swarm-{}-{token}", config.name);
         home.note_board(&board_name)?;
         let board = Board::create(&board_name, slots)?;
@@ -276,8 +304,9 @@ impl Supervisor {
         };
         watch(nursery.hub_event(), WATCH_BELL)?;
         watch(signals.as_fd(), WATCH_SIGNALS)?;
-        let mut switchboard = Switchboard::new(slots, config.channel_size, config.messaging.arena_bytes)
-            .map_err(system("create the arena"))?;
+        let mut switchboard =
+            Switchboard::new(slots, clients, config.channel_size, config.messaging.arena_bytes)
+                .map_err(system("create the arena"))?;
         if let Some(path) = home.attach_socket() {
             let listener = switchboard.listen(&path).map_err(system("listen for clients"))?;
             watch(listener, WATCH_ATTACH)?;
@@ -468,7 +497,13 @@ impl Supervisor {
     /// Waits for something to do, at most until `deadline`.
     pub fn rest(&mut self, deadline: Option<Nanos>) {
         let began = clock::now();
-        let due = [deadline, self.ledger.next_timer(), self.next_start(), self.next_give_up()];
+        let due = [
+            deadline,
+            self.ledger.next_timer(),
+            self.next_start(),
+            self.next_give_up(),
+            self.switchboard.next_due(began),
+        ];
         let due = due.into_iter().flatten().min();
         let longest = due.map_or(Duration::from_secs(1), |due| due.since(began)).min(Duration::from_secs(1));
         if self.may_spin {
@@ -603,7 +638,7 @@ impl Supervisor {
         self.replace_drained();
         self.replace_never_ready();
         self.watch_the_watcher();
-        self.close_silent_members();
+        self.tidy_members();
     }
 
     fn enforce_giving_up(&mut self) {

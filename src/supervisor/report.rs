@@ -1,7 +1,7 @@
 //! What the supervisor shows of itself: lists, status, statistics, the report.
 
 use super::action::{
-    AgentView, ArenaUsageView, ChannelView, DropsView, Known, LaneView, Percentiles, ReportAgent, ReportHost,
+    AgentView, ArenaUsageView, ChannelView, Known, LaneView, Percentiles, ReportAgent, ReportHost,
     ReportKernel, ReportView, StatisticsView, StatusView, TaskCounts, TaskView,
 };
 use super::*;
@@ -239,6 +239,8 @@ impl Supervisor {
         let arenas =
             own.into_iter().chain(self.arena_usages().into_iter().map(|(id, usage)| arena_view(id, &usage)));
         let closed = &self.switchboard.closed;
+        let mut past = self.switchboard.closed_traffic();
+        past.add(&self.dispatcher.totals.closed);
         StatisticsView {
             tasks: self.task_counts(),
             results_refused: self.dispatcher.totals.results_refused,
@@ -248,6 +250,7 @@ impl Supervisor {
             topics: self.topic_views(),
             arenas: arenas.collect(),
             members: self.member_views(),
+            closed_traffic: lane_views(&past, [0; 3]),
             closed_channels: closed.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
             turns: self.turns,
             busy_turns: self.busy_turns,
@@ -332,20 +335,15 @@ impl Supervisor {
 fn lane_views(traffic: &ChannelTraffic, capacities: [u64; 3]) -> Vec<LaneView> {
     let lane = |(at, name): (usize, &str)| {
         let (sent, received) = (&traffic.sent[at], &traffic.received[at]);
+        let mut dropped = sent.dropped;
+        dropped.add(&received.dropped);
         LaneView {
             lane: name.to_owned(),
             sent: sent.messages,
             received: received.messages,
             bytes_sent: sent.bytes,
             bytes_received: received.bytes,
-            dropped: DropsView {
-                full: sent.full,
-                oldest: sent.oldest,
-                newest: sent.newest,
-                deadline: sent.deadline,
-                expired: received.expired,
-                gone: sent.gone,
-            },
+            dropped,
             depth: traffic.depths[at],
             high_water: sent.high_water,
             capacity: capacities[at],

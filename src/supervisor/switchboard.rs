@@ -8,17 +8,22 @@
 //! 1. The supervisor makes every object that two members share, and hands each side what it may write and, read-only,
 //!    what the other writes.
 //! 2. A member that is gone takes its lines with it; both ends hear of it. A new life gets fresh objects.
-//! 3. What a client says is a stranger's input. One that talks nonsense is cut off and barred by process; its tasks
+//! 3. What is said to a member is never lost while the member lives: what its socket does not take waits. One that
+//!    leaves
+//!    more unread than an honest one can is cut off.
+//! 4. What a client says is a stranger's input. One that talks nonsense is cut off and barred by process; its tasks
 //!    go on, because they were accepted.
 
 use super::*;
 use crate::kernels::KernelId;
-use crate::messaging::attach::{FromMember, Heard, Rule, SupervisorTalk, ToMember, VERSION, is_name};
+use crate::messaging::attach::{
+    FromMember, Heard, Mouth, Rule, Said, SupervisorTalk, ToMember, UNSAID_MAX, VERSION, is_name,
+};
 use crate::messaging::envelope::{Encode, Ended, FromClient, Submit, ToClient, Verdict};
 use crate::messaging::lanes::{HEAD_WORDS, INLINE_MAX};
-use crate::messaging::link::{Contact, LinkObjects, SupervisorLink};
+use crate::messaging::link::{ChannelTraffic, Contact, LinkObjects, LinkTraffic, SupervisorLink};
 use crate::messaging::meters::Meter;
-use crate::messaging::port::topic_rows;
+use crate::messaging::port::{feed_start, topic_rows};
 use crate::messaging::store::Store;
 use crate::messaging::wire::SendError;
 use crate::os::{process, socket};
@@ -28,6 +33,7 @@ use crate::shm::board::CLASSES;
 use crate::shm::lossy::LossyMemory;
 use crate::shm::ring::Message;
 use crate::tasks::Priority;
+use events::Throttle;
 use rustix::net::SocketType;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt as _;
@@ -35,9 +41,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Clients at most.
-const CLIENTS_MAX: usize = 320;
+pub(super) const CLIENTS_MAX: usize = 320;
 /// Clients of one process: all but some, so that nobody can keep the gateway out.
 const CLIENTS_PER_PROCESS: usize = 288;
+/// Connections of one process that have not introduced themselves: an honest client does so at once.
+const SILENT_PER_PROCESS: usize = 32;
+/// Topics that one member may publish on or subscribe to: room for everybody else's.
+const TOPICS_PER_MEMBER: usize = 512;
+/// After a connection could not be accepted for want of descriptors, the next try.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// While words wait for a member that does not read its socket, they are tried again so often.
+const SAY_AGAIN: Duration = Duration::from_millis(20);
+/// A line that is closed is looked at once more after this time: who lives still takes what the dead had sent.
+const SETTLE_AFTER: Duration = Duration::from_secs(1);
 /// Lines at most: each takes two channels of memory.
 const LINES_MAX: usize = 4096;
 /// Messages taken from one client per turn, so that none can hold the loop.
@@ -71,22 +87,20 @@ pub(super) const WATCH_CLIENT: u64 = 1 << 33;
 /// Somebody wants to attach.
 pub(super) const WATCH_ATTACH: u64 = 1 << 34;
 
-/// A batch number that stands for a client's task: this bit, then place, life and ticket.
+/// A batch number that stands for a client's task: this bit, then place and ticket. Whether the task is that of the
+/// client who has the place now, the client's own list of open tasks says: numbers of tasks never come twice.
 const CLIENT_BATCH: u64 = 1 << 63;
-const TICKET_BITS: u32 = 40;
-const LIFE_BITS: u32 = 11;
+const TICKET_BITS: u32 = 48;
 
-fn batch_of(place: usize, life: u64, ticket: u64) -> u64 {
-    let life = life & ((1 << LIFE_BITS) - 1);
-    CLIENT_BATCH | (place as u64) << (TICKET_BITS + LIFE_BITS) | life << TICKET_BITS | ticket
+fn batch_of(place: usize, ticket: u64) -> u64 {
+    CLIENT_BATCH | (place as u64) << TICKET_BITS | ticket
 }
 
-/// Place, life and ticket of a client's task; `None` for another's.
-fn client_of(batch: u64) -> Option<(usize, u64, u64)> {
+/// Place and ticket of a client's task; `None` for another's.
+fn client_of(batch: u64) -> Option<(usize, u64)> {
     (batch & CLIENT_BATCH != 0).then(|| {
         let rest = batch & !CLIENT_BATCH;
-        let life = rest >> TICKET_BITS & ((1 << LIFE_BITS) - 1);
-        ((rest >> (TICKET_BITS + LIFE_BITS)) as usize, life, rest & ((1 << TICKET_BITS) - 1))
+        ((rest >> TICKET_BITS) as usize, rest & ((1 << TICKET_BITS) - 1))
     })
 }
 
@@ -104,8 +118,6 @@ struct Client {
     link: SupervisorLink,
     /// Its own bell in our epoll, so that it can silence nobody else's.
     event: OwnedFd,
-    /// Which life of the place this is.
-    life: u64,
     /// Submissions taken, and of how many of them it was told.
     taken: u64,
     told: u64,
@@ -124,7 +136,11 @@ struct Member {
     pid: u32,
     /// Names this life of it.
     owner: u64,
-    talk: SupervisorTalk,
+    mouth: Mouth,
+    /// It has something to hear on its socket and could not be told so.
+    untold: bool,
+    /// More waits for it than it will ever read.
+    deaf: bool,
     /// Set once a client has introduced itself; agents have it from the start.
     contact: Option<Contact>,
     client: Option<Box<Client>>,
@@ -136,6 +152,24 @@ struct Member {
 }
 
 impl Member {
+    /// Somebody at the other end of this socket.
+    fn new(id: &str, kind: &'static str, pid: u32, owner: u64, talk: SupervisorTalk) -> Self {
+        Self {
+            id: id.to_owned(),
+            kind,
+            pid,
+            owner,
+            mouth: Mouth::new(talk),
+            untold: false,
+            deaf: false,
+            contact: None,
+            client: None,
+            since: clock::now(),
+            places: Vec::new(),
+            complaints: Vec::new(),
+        }
+    }
+
     fn free_place(&self) -> Option<usize> {
         let free = self.places.iter().position(Option::is_none).unwrap_or(self.places.len());
         (free < pages::LINES_MAX).then_some(free)
@@ -159,6 +193,29 @@ impl LineRecord {
     fn end_of(&self, member: usize) -> Option<usize> {
         self.ends.iter().position(|(at, ..)| *at == member)
     }
+
+    /// What its two ends have counted of the direction that starts at this end.
+    fn traffic(&self, from: usize) -> ChannelTraffic {
+        let (sender, receiver) = (&self.ends[from].2, &self.ends[1 - from].2);
+        // The receiver first: what it took meanwhile was sent before.
+        let counts = Meter::receiver(receiver.clone(), pages::HALF_RECEIVED);
+        let received = Lane::ALL.map(|lane| counts.read(lane as usize));
+        let latencies = Lane::ALL.map(|lane| counts.latencies(lane as usize));
+        let counts = Meter::sender(sender.clone(), pages::HALF_SENT);
+        let sent = Lane::ALL.map(|lane| counts.read(lane as usize));
+        let depths = std::array::from_fn(|lane| {
+            let head = receiver.word(pages::HEADS + lane * (HEAD_WORDS / 3));
+            sent[lane].slots.saturating_sub(head.load(crate::base::sync::Ordering::Relaxed))
+        });
+        ChannelTraffic { sent, received, depths, latencies }
+    }
+
+    /// Adds both directions to those of lines that are closed.
+    fn add_closed_to(&self, total: &mut ChannelTraffic) {
+        for from in [0, 1] {
+            total.add_closed(&self.traffic(from));
+        }
+    }
 }
 
 #[derive(Default)]
@@ -173,12 +230,23 @@ struct TopicRecord {
 /// See the module.
 pub(super) struct Switchboard {
     listener: Option<(OwnedFd, PathBuf)>,
+    /// No connection is accepted before this: the last one could not be, for want of descriptors.
+    paused: Option<Nanos>,
+    /// Refused connections, and pauses, in the log.
+    refusals: Throttle,
+    pauses: Throttle,
     members: Vec<Option<Member>>,
     /// Where clients begin among the members; before them are agents, by slot.
     first_client: usize,
     /// Places of clients that have introduced themselves.
     clients: Vec<usize>,
+    /// Members that something waits for: words, or the news that there are some.
+    unheard: Vec<usize>,
     lines: BTreeMap<u32, LineRecord>,
+    /// Lines that were closed a moment ago, and when.
+    settling: VecDeque<(Nanos, LineRecord)>,
+    /// What went over lines and links that are closed.
+    past: ChannelTraffic,
     next_line: u32,
     topics: BTreeMap<String, TopicRecord>,
     next_topic: u32,
@@ -202,22 +270,34 @@ pub(super) fn reason_class(text: &str) -> &'static str {
         ("arena", "nonsense in a block"),
         ("kind", "unknown message"),
         ("died", "peer died"),
+        ("unread", "left its words unread"),
         ("left", "peer left"),
     ];
     known.into_iter().find(|(word, _)| text.contains(word)).map_or("other nonsense", |(_, class)| class)
 }
 
 impl Switchboard {
-    pub(super) fn new(slots: usize, half_bytes: usize, arena_bytes: usize) -> io::Result<Self> {
+    pub(super) fn new(
+        slots: usize,
+        clients: usize,
+        half_bytes: usize,
+        arena_bytes: usize,
+    ) -> io::Result<Self> {
         let arena = SharedObject::create_sparse("ai_swarm-hub-arena", arena_bytes)?;
         let store = Store::new(arena.duplicate()?, u64::MAX);
         store.claim()?;
         Ok(Self {
             listener: None,
-            members: (0..slots + CLIENTS_MAX).map(|_| None).collect(),
+            paused: None,
+            refusals: Throttle::default(),
+            pauses: Throttle::default(),
+            members: (0..slots + clients).map(|_| None).collect(),
             first_client: slots,
             clients: Vec::new(),
+            unheard: Vec::new(),
             lines: BTreeMap::new(),
+            settling: VecDeque::new(),
+            past: ChannelTraffic::default(),
             next_line: 0,
             topics: BTreeMap::new(),
             next_topic: 0,
@@ -234,7 +314,6 @@ impl Switchboard {
 
     /// Listens for clients.
     pub(super) fn listen(&mut self, path: &Path) -> io::Result<BorrowedFd<'_>> {
-        process::raise_descriptor_limit();
         let listener = socket::listen(path, SocketType::SEQPACKET)?;
         Ok(self.listener.insert((listener, path.to_owned())).0.as_fd())
     }
@@ -255,18 +334,30 @@ impl Switchboard {
 
     /// From now on lines can lead to this life of an agent.
     pub(super) fn add_agent(&mut self, slot: AgentSlot, id: &str, kind: AgentKind, talks: Talks) {
-        self.members[slot.index()] = Some(Member {
-            id: id.to_owned(),
-            kind: kind.name(),
-            pid: talks.pid,
-            owner: talks.owner,
-            talk: talks.talk,
-            contact: Some(talks.contact),
-            client: None,
-            since: clock::now(),
-            places: Vec::new(),
-            complaints: Vec::new(),
-        });
+        let mut member = Member::new(id, kind.name(), talks.pid, talks.owner, talks.talk);
+        member.contact = Some(talks.contact);
+        self.members[slot.index()] = Some(member);
+    }
+
+    /// The line between two members, if there is one.
+    fn line_joining(&self, a: usize, b: usize) -> Option<u32> {
+        let mut lines = self.member(a)?.places.iter().flatten().copied();
+        lines.find(|number| self.lines.get(number).is_some_and(|line| line.end_of(b).is_some()))
+    }
+
+    /// When something is to be done that nobody will ring for.
+    pub(super) fn next_due(&self, now: Nanos) -> Option<Nanos> {
+        let again = (!self.unheard.is_empty()).then(|| now.plus(SAY_AGAIN));
+        [self.paused, again].into_iter().flatten().min()
+    }
+
+    /// What went over lines and links that are closed.
+    pub(super) fn closed_traffic(&self) -> ChannelTraffic {
+        let mut total = self.past.clone();
+        for (_, line) in &self.settling {
+            line.add_closed_to(&mut total);
+        }
+        total
     }
 
     fn is_ready(&self) -> bool {
@@ -296,17 +387,51 @@ impl Supervisor {
         let mut accepted = 0;
         while accepted < ACCEPTS_PER_LOOK {
             let Some((listener, _)) = &self.switchboard.listener else { break };
-            let Ok(Some(connection)) = socket::accept(listener) else { break };
-            accepted += 1;
-            let talk = SupervisorTalk::new(connection);
-            if let Err(why) = self.admit(talk) {
-                tracing::warn!(event = "client_refused", "{why}");
+            match socket::accept(listener) {
+                Ok(Some(connection)) => {
+                    accepted += 1;
+                    self.on_connection(SupervisorTalk::new(connection));
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.pause_attaching(&error);
+                    break;
+                }
             }
         }
         accepted
     }
 
-    fn admit(&mut self, talk: SupervisorTalk) -> Result<(), String> {
+    fn on_connection(&mut self, talk: SupervisorTalk) {
+        match self.admit(talk) {
+            // Who speaks at once is never a silent one.
+            Ok(at) => _ = self.on_member_words(at),
+            Err(why) => {
+                if let Some(before) = self.switchboard.refusals.pass(self.now) {
+                    tracing::warn!(event = "client_refused", refused_before = before, "{why}");
+                }
+            }
+        }
+    }
+
+    /// The connection that waits would be found again at once, and again: the listener is left alone for a while.
+    fn pause_attaching(&mut self, error: &io::Error) {
+        self.watch_listener(epoll::EventFlags::empty());
+        self.switchboard.paused = Some(clock::now().plus(ACCEPT_AGAIN));
+        if let Some(before) = self.switchboard.pauses.pass(self.now) {
+            let text =
+                "nobody can attach for now: a connection cannot be accepted, which is tried again and again";
+            tracing::warn!(event = "attach_paused", tried_before = before, %error, "{text}");
+        }
+    }
+
+    fn watch_listener(&self, flags: epoll::EventFlags) {
+        if let Some((listener, _)) = &self.switchboard.listener {
+            let _ = epoll::modify(&self.epoll, listener, epoll::EventData::new_u64(WATCH_ATTACH), flags);
+        }
+    }
+
+    fn admit(&mut self, talk: SupervisorTalk) -> Result<usize, String> {
         let (pid, uid) = talk.peer().map_err(|error| format!("cannot see who connects: {error}"))?;
         let refuse = |why: String| {
             let _ = talk.say(&ToMember::Refused { seq: 0, why: why.clone() }, &[]);
@@ -319,16 +444,21 @@ impl Supervisor {
         if self.switchboard.barred.contains(&(pid, ticks)) {
             return refuse(format!("process {pid} is barred: it wrote nonsense before"));
         }
-        let board = &mut self.switchboard;
-        let own = board.members[board.first_client..].iter().flatten().filter(|member| member.pid == pid);
-        if own.count() >= CLIENTS_PER_PROCESS {
+        let board = &self.switchboard;
+        let own = || board.members[board.first_client..].iter().flatten().filter(|member| member.pid == pid);
+        if own().count() >= CLIENTS_PER_PROCESS {
             return refuse(format!(
                 "process {pid} has {CLIENTS_PER_PROCESS} clients already, the most it may have"
             ));
         }
-        let places = board.first_client..board.members.len();
-        let Some(at) = places.into_iter().find(|&at| board.members[at].is_none()) else {
-            return refuse(format!("{CLIENTS_MAX} clients are attached already"));
+        if own().filter(|member| member.contact.is_none()).count() >= SILENT_PER_PROCESS {
+            return refuse(format!(
+                "process {pid} has {SILENT_PER_PROCESS} connections already that said nothing, the most it may have"
+            ));
+        }
+        let Some(at) = self.free_client_place() else {
+            let clients = self.switchboard.members.len() - self.switchboard.first_client;
+            return refuse(format!("{clients} clients are attached already, the most there can be"));
         };
         let watched = epoll::add(
             &self.epoll,
@@ -339,20 +469,24 @@ impl Supervisor {
         if let Err(errno) = watched {
             return Err(format!("cannot watch a client: {errno}"));
         }
+        let board = &mut self.switchboard;
         board.lives += 1;
-        board.members[at] = Some(Member {
-            id: String::new(),
-            kind: "client",
-            pid,
-            owner: (at as u64) << 32 | (board.lives & 0xFFFF_FFFF),
-            talk,
-            contact: None,
-            client: None,
-            since: self.now,
-            places: Vec::new(),
-            complaints: Vec::new(),
-        });
-        Ok(())
+        let owner = (at as u64) << 32 | (board.lives & 0xFFFF_FFFF);
+        board.members[at] = Some(Member::new("", "client", pid, owner, talk));
+        Ok(at)
+    }
+
+    /// A place for one more; the connection that has been silent for longest gives its own up.
+    fn free_client_place(&mut self) -> Option<usize> {
+        let board = &self.switchboard;
+        let places = board.first_client..board.members.len();
+        if let Some(free) = places.clone().find(|&at| board.members[at].is_none()) {
+            return Some(free);
+        }
+        let silent = |at| Some((board.member(at).filter(|member| member.contact.is_none())?.since, at));
+        let (_, longest) = places.filter_map(silent).min()?;
+        self.close_member(longest, "left: it said nothing while others waited for its place");
+        Some(longest)
     }
 
     /// Something came over a member's socket.
@@ -361,7 +495,7 @@ impl Supervisor {
             let Some(member) = self.switchboard.members.get_mut(at).and_then(Option::as_mut) else {
                 return heard;
             };
-            match member.talk.hear() {
+            match member.mouth.talk().hear() {
                 Ok(Heard::Nothing) => return heard,
                 Ok(Heard::Closed) => {
                     self.close_member(at, "left");
@@ -397,28 +531,98 @@ impl Supervisor {
         }
     }
 
-    /// Says something to a member and, because members look at shared memory only, rings.
-    /// False when it does not read its socket, or is gone.
+    /// Says something to a member, now or as soon as it reads. False when it never will.
     fn say(&mut self, at: usize, word: &ToMember, fds: &[BorrowedFd<'_>]) -> bool {
         let Some(member) = self.switchboard.members.get_mut(at).and_then(Option::as_mut) else {
             return false;
         };
-        if member.talk.say(word, fds).is_err() {
-            return false;
+        match member.mouth.say(word, fds) {
+            Ok(Said::Now) => {
+                self.tell_news(at);
+                return true;
+            }
+            Ok(Said::Later) => {}
+            // Not here: whoever says this may be in the middle of its lines.
+            Ok(Said::TooMuch) => member.deaf = true,
+            Err(_) => return false,
         }
-        match &mut member.client {
+        let heard = !member.deaf;
+        self.remember_unheard(at);
+        heard
+    }
+
+    /// Members look at shared memory only: there they are told that there is something to hear.
+    fn tell_news(&mut self, at: usize) {
+        let Some(member) = self.switchboard.members.get_mut(at).and_then(Option::as_mut) else { return };
+        let told = match &mut member.client {
             Some(client) => {
-                let _ = client.link.send(Lane::Control, &ToClient::News);
+                let told = client.link.send(Lane::Control, &ToClient::News);
                 client.link.ring();
+                told.is_ok()
             }
-            None => {
-                if let Some(seat) = self.dispatcher.get_mut(AgentSlot(at as u16)) {
-                    let _ = seat.link.send(Lane::Control, &ToAgent::News);
-                    seat.touched = true;
-                }
+            None => self.dispatcher.get_mut(AgentSlot(at as u16)).is_none_or(|seat| {
+                seat.touched = true;
+                seat.link.send(Lane::Control, &ToAgent::News).is_ok()
+            }),
+        };
+        member.untold = !told;
+        if !told {
+            self.remember_unheard(at);
+        }
+    }
+
+    fn remember_unheard(&mut self, at: usize) {
+        if !self.switchboard.unheard.contains(&at) {
+            self.switchboard.unheard.push(at);
+        }
+    }
+
+    /// What waited for members to read is said again; who left too much unread is cut off.
+    fn say_again(&mut self) {
+        for at in std::mem::take(&mut self.switchboard.unheard) {
+            let Some(member) = self.switchboard.members[at].as_mut() else { continue };
+            if member.deaf {
+                self.cut_off(at);
+                continue;
+            }
+            // One that is gone is heard of in another way.
+            let said = member.mouth.retry().unwrap_or(false);
+            let waits = member.mouth.is_waiting();
+            if said || member.untold {
+                self.tell_news(at);
+            }
+            if waits {
+                self.remember_unheard(at);
             }
         }
-        true
+    }
+
+    /// A member that does not listen is of no use to those who talk to it.
+    fn cut_off(&mut self, at: usize) {
+        let Some(member) = self.switchboard.member(at) else { return };
+        let (id, pid) = (member.id.clone(), member.pid);
+        let text = format!("it left {UNSAID_MAX} words of ours unread");
+        *self.switchboard.closed.entry(reason_class(&text)).or_default() += 1;
+        if at < self.switchboard.first_client {
+            return self.kill(AgentSlot(at as u16), "member_deaf", format!("killed: {text}"));
+        }
+        self.events.add(Severity::Warning, "member_deaf", Some(&id), format!("process {pid}: {text}"));
+        self.close_member(at, "left: cut off");
+    }
+
+    /// What nobody rings for: words that wait, the pause of the listener, lines that were closed, silent connections.
+    pub(super) fn tidy_members(&mut self) {
+        self.say_again();
+        if self.switchboard.paused.is_some_and(|until| self.now >= until) {
+            self.switchboard.paused = None;
+            self.watch_listener(epoll::EventFlags::IN);
+        }
+        while let Some((closed, _)) = self.switchboard.settling.front()
+            && self.now.since(*closed) > SETTLE_AFTER
+        {
+            self.settle_line();
+        }
+        self.close_silent_members();
     }
 
     fn welcome(&mut self, at: usize, version: u32, name: Option<String>) -> Result<(), String> {
@@ -457,17 +661,16 @@ impl Supervisor {
         let hub_arena = self.switchboard.arena.read_only().map_err(system)?;
         let hub = self.nursery.hub_objects(&hub_arena, event.as_fd());
         let (numbers, fds) = objects.descriptors(&hub);
-        let (life, swarm) = (self.switchboard.lives, self.config.name.clone());
+        let swarm = self.config.name.clone();
         let Some(member) = self.switchboard.members[at].as_mut() else { return Ok(()) };
         let (owner, pid) = (member.owner, member.pid);
         let welcome = ToMember::Welcome { id: id.clone(), owner, swarm, link: numbers };
-        member.talk.say(&welcome, &fds).map_err(system)?;
+        member.mouth.say(&welcome, &fds).map_err(system)?;
         member.id = id.clone();
         member.contact = Some(contact);
         member.client = Some(Box::new(Client {
             link,
             event,
-            life,
             taken: 0,
             told: 0,
             ended: 0,
@@ -483,6 +686,10 @@ impl Supervisor {
     // Lines.
 
     fn connect(&mut self, at: usize, peer: &str, seq: u64) -> Result<(), String> {
+        if peer == "supervisor" {
+            let why = "the supervisor is no member: it starts agents and takes tasks; agents and clients read messages";
+            return Err(why.to_owned());
+        }
         let other = self.switchboard.find(peer).ok_or_else(|| {
             let ids: Vec<&str> = self
                 .switchboard
@@ -503,13 +710,7 @@ impl Supervisor {
 
     /// The line between two members, made if there is none. `seq` is the first one's question.
     fn line_between(&mut self, a: usize, b: usize, seq: Option<u64>) -> Result<u32, String> {
-        let existing = self
-            .switchboard
-            .lines
-            .iter()
-            .find(|(_, line)| line.end_of(a).is_some() && line.end_of(b).is_some())
-            .map(|(&number, _)| number);
-        if let Some(number) = existing {
+        if let Some(number) = self.switchboard.line_joining(a, b) {
             // Its descriptors were sent before this answer, and a member hears in order: it has the line already.
             if let Some(seq) = seq {
                 self.say(a, &ToMember::Done { seq }, &[]);
@@ -564,8 +765,8 @@ impl Supervisor {
             let fds = [halves[end].as_fd(), theirs.as_fd(), desk.as_fd(), bell.as_fd(), arena.as_fd()];
             if !self.say(at, &word, &fds) {
                 let id = self.switchboard.member(at).map_or_else(String::new, |member| member.id.clone());
-                self.close_line(number, "left: it does not read its socket");
-                return Err(format!("member {id} does not read its socket; try again later"));
+                self.close_line(number, "left: it cannot be told of the line");
+                return Err(format!("member {id} cannot be told of the line; try again later"));
             }
         }
         Ok(number)
@@ -574,13 +775,24 @@ impl Supervisor {
     fn close_line(&mut self, number: u32, why: &str) {
         let Some(line) = self.switchboard.lines.remove(&number) else { return };
         *self.switchboard.closed.entry(reason_class(why)).or_default() += 1;
-        for (at, place, _) in line.ends {
+        for &(at, place, _) in &line.ends {
             if let Some(member) = self.switchboard.members[at].as_mut()
                 && member.places.get(place) == Some(&Some(number))
             {
                 member.places[place] = None;
             }
             self.say(at, &ToMember::Closed { line: number, why: why.to_owned() }, &[]);
+        }
+        self.switchboard.settling.push_back((self.now, line));
+        if self.switchboard.settling.len() > LINES_MAX {
+            self.settle_line();
+        }
+    }
+
+    /// What went over the line that has been closed for longest is added up for good.
+    fn settle_line(&mut self) {
+        if let Some((_, line)) = self.switchboard.settling.pop_front() {
+            line.add_closed_to(&mut self.switchboard.past);
         }
     }
 
@@ -630,9 +842,12 @@ impl Supervisor {
     /// A member is gone: its lines and subscriptions go with it.
     pub(super) fn close_member(&mut self, at: usize, why: &str) {
         let Some(mut member) = self.switchboard.members.get_mut(at).and_then(Option::take) else { return };
-        let _ = epoll::delete(&self.epoll, &member.talk);
+        let _ = epoll::delete(&self.epoll, &member.mouth);
         if let Some(client) = &mut member.client {
             let _ = epoll::delete(&self.epoll, &client.event);
+            let LinkTraffic { down, up } = client.link.traffic();
+            self.switchboard.past.add_closed(&down);
+            self.switchboard.past.add_closed(&up);
             // Whoever is cut off while it lives shall hear of it.
             let _ = client.link.send(Lane::Control, &ToClient::Stop);
             client.link.ring();
@@ -658,13 +873,24 @@ impl Supervisor {
 
     // Topics.
 
-    fn topic(&mut self, name: &str) -> Result<u32, String> {
+    /// The number of a topic that a member wants to publish on or to hear.
+    fn topic(&mut self, at: usize, name: &str) -> Result<u32, String> {
         if !is_name(name) {
             return Err(format!(
                 "the topic {name:?} is not possible: 1 to 64 letters, digits, `.`, `_`, `-`, `/` are allowed"
             ));
         }
         let board = &mut self.switchboard;
+        let has = |topic: &TopicRecord| {
+            topic.publishers.contains(&at)
+                || topic.subscribers.iter().any(|(subscriber, _)| *subscriber == at)
+        };
+        let others = board.topics.iter().filter(|(other, topic)| *other != name && has(topic));
+        if others.count() >= TOPICS_PER_MEMBER {
+            return Err(format!(
+                "it has {TOPICS_PER_MEMBER} topics already, the most that one member may have"
+            ));
+        }
         if !board.topics.contains_key(name) && board.topics.len() >= TOPICS_MAX {
             return Err(format!("{TOPICS_MAX} topics are in use already"));
         }
@@ -677,7 +903,7 @@ impl Supervisor {
     }
 
     fn advertise(&mut self, at: usize, name: &str, seq: u64) -> Result<(), String> {
-        let number = self.topic(name)?;
+        let number = self.topic(at, name)?;
         let topic = self.switchboard.topics.get_mut(name).expect("just made");
         let subscribers = topic.subscribers.clone();
         let fresh = !topic.publishers.contains(&at);
@@ -701,7 +927,7 @@ impl Supervisor {
                 "a publisher waits at most {BLOCK_MAX_MS} ms for a subscriber, not {within_ms}"
             ));
         }
-        let number = self.topic(name)?;
+        let number = self.topic(at, name)?;
         let topic = self.switchboard.topics.get_mut(name).expect("just made");
         if topic.subscribers.iter().any(|(subscriber, _)| *subscriber == at) {
             return Err(format!("it has subscribed to {name:?} already"));
@@ -735,6 +961,7 @@ impl Supervisor {
         rule: Rule,
     ) -> Result<(), String> {
         let line = self.line_between(publisher, subscriber, None)?;
+        let mut first = None;
         if rule == Rule::DropOldest {
             let system = |error: io::Error| format!("cannot make a ring for a topic: {error}");
             let bytes = self.config.channel_size;
@@ -750,10 +977,12 @@ impl Supervisor {
                 self.say(publisher, &ToMember::Overwrite { topic: number, bytes }, &[owned.as_fd()]);
             }
             // Where the publisher is now: the subscriber may be slow to take its end of the ring.
-            let from = LossyMemory::whole(read.map(Access::Read).map_err(system)?).end();
-            self.say(subscriber, &ToMember::Feed { topic: number, line, from, bytes }, &[read.as_fd()]);
+            let from;
+            (from, first) = feed_start(&LossyMemory::whole(read.map(Access::Read).map_err(system)?));
+            let feed = ToMember::Feed { topic: number, line, from, first, bytes };
+            self.say(subscriber, &feed, &[read.as_fd()]);
         }
-        self.say(publisher, &ToMember::Subscriber { topic: number, line, rule }, &[]);
+        self.say(publisher, &ToMember::Subscriber { topic: number, line, rule, first }, &[]);
         Ok(())
     }
 
@@ -764,13 +993,7 @@ impl Supervisor {
         let unused = topic.publishers.is_empty() && topic.subscribers.is_empty();
         let (number, publishers) = (topic.number, topic.publishers.clone());
         for publisher in publishers {
-            let line = self
-                .switchboard
-                .lines
-                .iter()
-                .find(|(_, line)| line.end_of(at).is_some() && line.end_of(publisher).is_some())
-                .map(|(&line, _)| line);
-            if let Some(line) = line {
+            if let Some(line) = self.switchboard.line_joining(at, publisher) {
                 self.say(publisher, &ToMember::Unsubscribed { topic: number, line }, &[]);
             }
         }
@@ -832,7 +1055,7 @@ impl Supervisor {
             match FromClient::decode(message.kind, message.payload()).map_err(|error| error.to_string())? {
                 FromClient::Submit(submit) => {
                     client.taken += 1;
-                    match self.take_task(at, client.life, &submit) {
+                    match self.take_task(at, &submit) {
                         Ok(id) => drop(client.open.insert(submit.ticket, id)),
                         Err(why) => {
                             let why = &why[..why.floor_char_boundary(1000)];
@@ -862,7 +1085,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn take_task(&mut self, at: usize, life: u64, submit: &Submit<'_>) -> Result<TaskId, String> {
+    fn take_task(&mut self, at: usize, submit: &Submit<'_>) -> Result<TaskId, String> {
         if self.is_hopeless() {
             return Err(HOPELESS.to_owned());
         }
@@ -910,19 +1133,20 @@ impl Supervisor {
             output,
         };
         self.first_accepted.get_or_insert(self.now);
-        let batch = batch_of(at, life, submit.ticket);
+        let batch = batch_of(at, submit.ticket);
         self.ledger.submit_as(spec, batch, self.now).map_err(|error| error.to_string())
     }
 
     /// A task ended; if it was a client's, the client hears of it.
     pub(super) fn on_client_task_ended(&mut self, task: TaskId, batch: u64) {
-        let Some((at, life, ticket)) = client_of(batch) else { return };
+        let Some((at, ticket)) = client_of(batch) else { return };
         let Some(member) = self.switchboard.members.get_mut(at).and_then(Option::as_mut) else { return };
         let Some(mut client) = member.client.take() else { return };
         let mut cut = None;
-        if client.life & ((1 << LIFE_BITS) - 1) == life {
-            client.ended += 1;
+        // Another task: that of an earlier client in this place.
+        if client.open.get(&ticket) == Some(&task) {
             client.open.remove(&ticket);
+            client.ended += 1;
             // In order: behind those that wait for room already.
             let told = client.unsent.is_empty().then(|| self.tell_end(&mut client, ticket, task));
             match told {
@@ -989,7 +1213,7 @@ impl Supervisor {
     }
 
     /// Connections that never introduced themselves are closed.
-    pub(super) fn close_silent_members(&mut self) {
+    fn close_silent_members(&mut self) {
         for at in self.switchboard.first_client..self.switchboard.members.len() {
             let silent = self
                 .switchboard
@@ -1016,58 +1240,50 @@ impl Supervisor {
     // Numbers.
 
     /// Every line's both directions: from, to, traffic.
-    pub(super) fn line_traffic(&self) -> Vec<(String, String, crate::messaging::link::ChannelTraffic)> {
+    pub(super) fn line_traffic(&self) -> Vec<(String, String, ChannelTraffic)> {
         let board = &self.switchboard;
         let id = |at: usize| board.member(at).map_or_else(String::new, |member| member.id.clone());
-        let mut found = Vec::new();
-        for line in board.lines.values() {
-            for (from, to) in [(0, 1), (1, 0)] {
-                let (sender, receiver) = (&line.ends[from], &line.ends[to]);
-                let sent = Meter::sender(sender.2.clone(), pages::HALF_SENT);
-                let received = Meter::receiver(receiver.2.clone(), pages::HALF_RECEIVED);
-                let sent = Lane::ALL.map(|lane| sent.read(lane as usize));
-                let depths = std::array::from_fn(|lane| {
-                    let head = receiver.2.word(pages::HEADS + lane * (HEAD_WORDS / 3));
-                    sent[lane].slots.saturating_sub(head.load(crate::base::sync::Ordering::Relaxed))
-                });
-                let traffic = crate::messaging::link::ChannelTraffic {
-                    sent,
-                    received: Lane::ALL.map(|lane| received.read(lane as usize)),
-                    depths,
-                    latencies: Lane::ALL.map(|lane| received.latencies(lane as usize)),
-                };
-                found.push((id(sender.0), id(receiver.0), traffic));
-            }
-        }
-        found
+        let lines = board.lines.values().flat_map(|line| [(line, 0), (line, 1)]);
+        lines
+            .map(|(line, from)| (id(line.ends[from].0), id(line.ends[1 - from].0), line.traffic(from)))
+            .collect()
     }
 
     /// Topics by publisher and subscriber.
     pub(super) fn topic_views(&self) -> Vec<action::TopicView> {
         let board = &self.switchboard;
         let id = |at: usize| board.member(at).map_or_else(String::new, |member| member.id.clone());
+        // Every half is read once, however many topics go over it: who counted, at whose other end, which topic.
+        let mut rows = HashMap::new();
+        for line in board.lines.values() {
+            for from in [0, 1] {
+                let (counter, other) = (line.ends[from].0, line.ends[1 - from].0);
+                for (topic, delivered, dropped) in topic_rows(&line.ends[from].2) {
+                    rows.insert((counter, other, topic), (delivered, dropped));
+                }
+            }
+        }
         let mut views = Vec::new();
         for (name, topic) in &board.topics {
             for &publisher in &topic.publishers {
                 for &(subscriber, rule) in topic.subscribers.iter().filter(|(at, _)| *at != publisher) {
-                    let line = board
-                        .lines
-                        .values()
-                        .find(|line| line.end_of(publisher).is_some() && line.end_of(subscriber).is_some());
-                    // Who decides what is lost counts it: the publisher, or with an overwriting ring the reader.
-                    let counter = if rule == Rule::DropOldest { subscriber } else { publisher };
-                    let half = line.and_then(|line| Some(&line.ends[line.end_of(counter)?].2));
-                    let row = half.and_then(|half| {
-                        topic_rows(half).into_iter().find(|(number, ..)| *number == topic.number)
-                    });
-                    let (_, delivered, dropped) = row.unwrap_or_default();
+                    let row = |counter, other| {
+                        rows.get(&(counter, other, topic.number)).copied().unwrap_or_default()
+                    };
+                    let (written, refused) = row(publisher, subscriber);
+                    // Who decides what is lost counts it: the publisher, or with an overwriting ring the reader too.
+                    let (delivered, dropped) = match rule {
+                        Rule::DropOldest => row(subscriber, publisher),
+                        Rule::DropNewest | Rule::Block { .. } => (written, 0),
+                    };
                     views.push(action::TopicView {
                         topic: name.clone(),
                         publisher: id(publisher),
                         subscriber: id(subscriber),
                         rule: rule.name().to_owned(),
+                        sent: written.saturating_add(refused),
                         delivered,
-                        dropped,
+                        dropped: dropped.saturating_add(refused),
                     });
                 }
             }
@@ -1105,7 +1321,7 @@ impl Supervisor {
     }
 
     /// Links of clients: id and traffic.
-    pub(super) fn client_traffic(&self) -> Vec<(String, crate::messaging::link::LinkTraffic)> {
+    pub(super) fn client_traffic(&self) -> Vec<(String, LinkTraffic)> {
         let traffic = self.switchboard.clients.iter().filter_map(|&at| {
             let member = self.switchboard.member(at)?;
             Some((member.id.clone(), member.client.as_ref()?.link.traffic()))
@@ -1127,10 +1343,9 @@ mod tests {
     #[test]
     fn a_batch_number_says_whose_task_it_is() {
         assert_eq!(client_of(17), None);
-        for (place, life, ticket) in [(0, 0, 0), (300, 2047, (1 << TICKET_BITS) - 1), (4095, 1, 7)] {
-            assert_eq!(client_of(batch_of(place, life, ticket)), Some((place, life, ticket)));
+        for (place, ticket) in [(0, 0), (300, (1 << TICKET_BITS) - 1), (4095, 7)] {
+            assert_eq!(client_of(batch_of(place, ticket)), Some((place, ticket)));
         }
-        assert_eq!(client_of(batch_of(1, (1 << LIFE_BITS) + 3, 9)), Some((1, 3, 9)), "lives wrap around");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::ledger::Ledger;
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Incarnation, TaskId};
 use crate::messaging::envelope::{Done, Experience, Request, Severity, Verdict};
+use crate::messaging::link::{ChannelTraffic, LinkTraffic};
 use crate::messaging::{FromAgent, Lane, ToAgent};
 use crate::shm::ring::Message;
 use hdrhistogram::Histogram;
@@ -77,6 +78,8 @@ pub struct Totals {
     pub experience_dropped: u64,
     /// Results refused because they were late, foreign or repeated.
     pub results_refused: u64,
+    /// What went over the channels of agents that are gone.
+    pub closed: ChannelTraffic,
 }
 
 impl Default for Totals {
@@ -91,6 +94,7 @@ impl Default for Totals {
             kernels: BTreeMap::new(),
             experience_dropped: 0,
             results_refused: 0,
+            closed: ChannelTraffic::default(),
         }
     }
 }
@@ -246,6 +250,9 @@ impl Dispatcher {
     ) -> Vec<TaskId> {
         self.collect_from(slot, ledger, now, signals);
         let Some(seat) = self.seats.get_mut(slot.index()).and_then(Option::take) else { return Vec::new() };
+        let LinkTraffic { down, up } = seat.link.traffic();
+        self.totals.closed.add_closed(&down);
+        self.totals.closed.add_closed(&up);
         let held: Vec<TaskId> = seat.held.iter().map(|held| held.task).collect();
         let lease = Lease { slot, incarnation: seat.incarnation };
         // What the agent said it runs counts only if it holds it; else the oldest one is as good a guess.

@@ -1,12 +1,15 @@
 //! Processes of the user's own: they attach with the library, hand in tasks, talk to agents and to each other, and
 //! die as they like. Where it matters they are real processes: this test binary started again.
 
-use crate::support::{Swarm, lives, signal, until};
+use crate::support::{Place, Swarm, lives, signal, until};
 use ai_swarm::Client;
 use ai_swarm::client::{Attach, ClientError, Mail, Rule, What};
 use ai_swarm::messaging::Lane;
+use ai_swarm::messaging::attach::{Heard, MemberTalk};
+use rustix::net::SocketType;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -177,7 +180,7 @@ fn agents_answer_requests_and_deadlines_hold() {
     let mut mail = Mail::default();
     assert!(!other.try_receive(&mut mail).expect("attached"), "a request is not handled after its deadline");
     let line = &other.statistics().lines[0];
-    assert_eq!(line.received.received[Lane::Normal as usize].expired, 1, "{line:?}");
+    assert_eq!(line.received.received[Lane::Normal as usize].dropped.expired, 1, "{line:?}");
     // In time, and answered.
     let correlation = client.port().request(silent, Lane::Normal, b"now", SOON).expect("room");
     client.flush();
@@ -421,6 +424,10 @@ fn messages_over_http_go_through_shared_memory() {
     assert!(status["reply"].as_str().is_some_and(|text| text.contains("compute-0")), "{status}");
     assert!(status["latency_us"].as_f64().is_some_and(|us| us > 0.0), "{status}");
     send(json!({"to": "nobody", "payload": "x"})).refuses(404, "no member has the id \"nobody\"");
+    send(json!({"to": "supervisor", "payload": "x"})).refuses(409, "the supervisor is no member");
+    send(json!({"to": "gateway", "payload": "x"})).refuses(409, "\"gateway\" is this door itself");
+    send(json!({"payload": "x"})).refuses(400, "missing field `to`");
+    swarm.place.cli(&["send", "supervisor", "x"]).ends(1).complains("the supervisor is no member");
     send(json!({"to": "listener", "payload": "x", "reply_within_s": 0.05})).is(504);
     let body = json!({"payload": "to all"});
     let sent = swarm.ask("POST", "/api/v1/messages/broadcast", Some(&body)).is(200).json();
@@ -512,9 +519,9 @@ fn one_receiver_serves_256_senders_fairly() {
 
 #[test]
 fn who_only_sends_gets_its_blocks_back_all_the_same() {
-    const BLOCK: usize = 200_000;
+    const BLOCK: usize = 800_000;
     // An arena for four of them.
-    let swarm = Swarm::deploy(&json!({"messaging": {"arena_bytes": 1 << 20}}));
+    let swarm = Swarm::deploy(&json!({"messaging": {"arena_bytes": 4 << 20}}));
     let mut sender = attach(&swarm, "sender");
     let mut reader = attach(&swarm, "reader");
     reader.subscribe("blocks", Rule::Block { within_ms: 10_000 }).expect("subscribed");
@@ -538,6 +545,7 @@ fn who_only_sends_gets_its_blocks_back_all_the_same() {
         }
     }
     let mut reader = reading.join().expect("every block came");
+    reader.flush();
     // Nobody reads, and nobody waits: the oldest blocks make room.
     reader.subscribe("frames", Rule::DropOldest).expect("subscribed");
     for number in 0..50u8 {
@@ -551,7 +559,261 @@ fn who_only_sends_gets_its_blocks_back_all_the_same() {
         last = Some(bytes[0]);
     }
     assert_eq!(last, Some(49), "the newest is there");
-    assert!(sender.statistics().arena.expect("used").committed <= 1 << 20);
+    assert!(sender.statistics().arena.expect("used").committed <= 4 << 20);
     drop((sender, reader));
     swarm.end();
+}
+
+#[test]
+fn what_is_said_to_a_member_that_is_busy_is_not_lost() {
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let mut busy = attach(&swarm, "busy");
+    busy.port().advertise("news").expect("a topic");
+    // Far more words than its socket takes: it does not read them, as if it were in a long computation.
+    let mut fan = attach(&swarm, "fan");
+    for _ in 0..1000 {
+        fan.subscribe("news", Rule::DropNewest).expect("subscribed");
+        fan.unsubscribe("news").expect("unsubscribed");
+    }
+    for number in 0..400 {
+        let mut guest = attach(&swarm, &format!("guest-{number}"));
+        guest.connect("busy").expect("a line");
+    }
+    fan.subscribe("news", Rule::DropNewest).expect("subscribed");
+    until(
+        "the publisher has heard of its subscriber",
+        || (busy.publish("news", b"at last").expect("attached") == 1).then_some(()),
+        || swarm.get("/api/v1/system/statistics")["topics"].to_string(),
+    );
+    let mut mail = Mail::default();
+    assert!(fan.receive(&mut mail, SOON).expect("attached") && mail.payload() == b"at last");
+    // Who leaves more unread than anybody can owe it is cut off, once, and not barred: it may have its reasons.
+    const TOPICS: usize = 250;
+    for topic in 0..TOPICS {
+        busy.port().advertise(&format!("topic-{topic}")).expect("a topic");
+    }
+    let mut fans: Vec<Client> = (0..20).map(|n| attach(&swarm, &format!("fan-{n}"))).collect();
+    for fan in &mut fans {
+        for topic in 0..TOPICS {
+            fan.subscribe(&format!("topic-{topic}"), Rule::DropNewest).expect("subscribed");
+        }
+    }
+    until(
+        "it is cut off",
+        || busy.turn().is_err().then_some(()).or(busy.has_ended().then_some(())),
+        String::new,
+    );
+    assert_eq!(swarm.events_of("member_deaf").len(), 1);
+    let closed = swarm.get("/api/v1/system/statistics")["closed_channels"].clone();
+    assert_eq!(closed["left its words unread"], json!(1), "{closed}");
+    attach(&swarm, "busy");
+    assert!(swarm.agents().iter().all(|agent| agent["restarts"] == 0));
+    swarm.end();
+}
+
+/// What a lane has counted: sent, received, and dropped after it was sent.
+fn lane_sum(lane: &Value) -> (u64, u64, u64) {
+    let number = |value: &Value| value.as_u64().expect("a number");
+    let dropped = &lane["dropped"];
+    let lost = number(&dropped["oldest"]) + number(&dropped["expired"]) + number(&dropped["gone"]);
+    (number(&lane["sent"]), number(&lane["received"]), lost)
+}
+
+#[test]
+fn every_message_is_counted_once_as_received_or_lost() {
+    const MESSAGES: u64 = 3000;
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let mut publisher = attach(&swarm, "publisher");
+    let mut reader = attach(&swarm, "reader");
+    reader.subscribe("frames", Rule::DropOldest).expect("subscribed");
+    // Two slots each, some of them blocks: slots are not messages.
+    for number in 0..MESSAGES {
+        let length = if number % 100 == 0 { 8000 } else { 90 };
+        assert_eq!(publisher.publish("frames", &vec![7; length]).expect("published"), 1);
+    }
+    let (mut mail, mut heard, mut bytes) = (Mail::default(), 0, 0);
+    while reader.receive(&mut mail, Duration::from_millis(50)).expect("attached") {
+        heard += 1;
+        bytes += mail.len() as u64;
+    }
+    assert!(heard > 10 && heard < MESSAGES, "{heard}");
+    // What its reader would not copy is refused, and not lost on the way.
+    let error = publisher.publish("frames", &vec![0; (64 << 20) + 1]).expect_err("too long").to_string();
+    assert!(error.contains("at most 67108864"), "{error}");
+    let statistics = swarm.get("/api/v1/system/statistics");
+    let topic = &statistics["topics"][0];
+    assert_eq!(
+        (&topic["sent"], &topic["delivered"], &topic["dropped"]),
+        (&json!(MESSAGES + 1), &json!(heard), &json!(MESSAGES + 1 - heard)),
+        "{topic}"
+    );
+    let channels = statistics["channels"].as_array().expect("a list").clone();
+    let channel = channels.iter().find(|channel| channel["from"] == "publisher" && channel["to"] == "reader");
+    let lane = &channel.expect("the line")["lanes"][1];
+    assert_eq!(lane_sum(lane), (MESSAGES, heard, MESSAGES - heard), "{lane}");
+    assert_eq!(
+        (&lane["dropped"]["oldest"], &lane["bytes_received"]),
+        (&json!(MESSAGES - heard), &json!(bytes))
+    );
+    assert!(lane["latency_us"]["p50"].as_f64().is_some_and(|us| us > 0.0), "{lane}");
+
+    // A receiver that dies takes with it what it had not read; the sums do not lose what was on closed lines.
+    let mut keeper = other_process(&swarm, "keeper");
+    let peer = until("the keeper attaches", || publisher.connect("keeper").ok(), String::new);
+    assert!(signal(keeper.id(), Signal::STOP));
+    for _ in 0..40 {
+        publisher.send(peer, b"to nobody").expect("room");
+    }
+    assert!(signal(keeper.id(), Signal::KILL));
+    keeper.wait().expect("reaped");
+    drop((publisher, reader));
+    until(
+        "all lines are closed",
+        || {
+            let statistics = swarm.get("/api/v1/system/statistics");
+            let lane = &statistics["closed_traffic"][1];
+            let (sent, received, lost) = lane_sum(lane);
+            let gone = lane["dropped"]["gone"].as_u64().expect("a number");
+            assert_eq!(sent, received + lost, "{lane}");
+            (sent >= MESSAGES + 40 && gone >= 40).then_some(())
+        },
+        || swarm.get("/api/v1/system/statistics")["closed_traffic"].to_string(),
+    );
+    swarm.place.cli(&["statistics"]).ends(0).says("all that are closed").says("receiver gone");
+    swarm.end();
+}
+
+#[test]
+fn a_task_of_an_earlier_client_is_never_taken_for_one_of_a_later() {
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 2}}}));
+    let long = |seconds: f64| json!({"kernel": "sleep", "params": {"seconds": seconds}});
+    let life = |name: &str| {
+        let members = swarm.get("/api/v1/system/statistics")["members"].clone();
+        let member = members.as_array().expect("a list").iter().find(|member| member["id"] == name).cloned();
+        member.expect("attached")["incarnation"].as_u64().expect("a number")
+    };
+    let mut first = attach(&swarm, "first");
+    first.submit_json(&long(4.0)).expect("taken");
+    until("it is taken", || (first.turn().is_ok() && first.accepted() == 1).then_some(()), String::new);
+    let before = life("first");
+    drop(first);
+    // As many lives as an earlier numbering could tell apart.
+    for _ in 0..2047 {
+        Attach::at(&swarm.place.socket()).as_client("not possible").attach().expect_err("refused");
+    }
+    let mut second = attach(&swarm, "second");
+    let ticket = second.submit_json(&long(30.0)).expect("taken");
+    let error = second.wait(ticket, Duration::from_secs(6)).expect_err("it goes on");
+    assert!(matches!(error, ClientError::Timeout(_)), "{error}");
+    assert_eq!(life("second"), before + 2048);
+    assert_eq!(swarm.status()["tasks"]["succeeded"], json!(1), "that of the first one has ended");
+    second.cancel(ticket).expect("room");
+    assert_eq!(second.wait(ticket, SOON).expect("ended").state, "cancelled");
+    swarm.end();
+}
+
+#[test]
+fn silent_connections_and_topics_are_bounded_and_refusals_do_not_fill_the_log() {
+    let swarm = Swarm::deploy(&json!({}));
+    let path = swarm.place.socket().with_file_name("attach.sock");
+    let mut silent: Vec<_> = (0..200)
+        .map(|_| ai_swarm::os::socket::connect(&path, SocketType::SEQPACKET).expect("the swarm listens"))
+        .map(|socket| (MemberTalk::new(socket), false))
+        .collect();
+    let mut refused = || {
+        for (talk, refused) in &mut silent {
+            *refused |= matches!(talk.hear(), Ok(Heard::Message(..)));
+        }
+        silent.iter().filter(|(_, refused)| *refused).count()
+    };
+    until("all but some are refused", || (refused() >= 168).then_some(()), String::new);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(refused(), 168, "a process may have 32");
+    let lines = swarm.running.err().lines().filter(|line| line.contains("client_refused")).count();
+    assert!((1..4).contains(&lines), "{}", swarm.running.err());
+    drop(silent);
+    let mut client = until("there is room", || Attach::at(&swarm.place.socket()).attach().ok(), String::new);
+    let most = (0..4096).find_map(|n| Some((n, client.port().advertise(&format!("t{n}")).err()?)));
+    let (topics, error) = most.expect("there is an end to it");
+    assert!(topics == 512 && error.to_string().contains("512 topics already"), "{topics}: {error}");
+    let mut other = attach(&swarm, "other");
+    other.subscribe("another", Rule::DropNewest).expect("others have their own");
+    swarm.end();
+}
+
+#[test]
+fn without_enough_open_files_a_swarm_does_not_start_and_says_so() {
+    let place = Place::new();
+    let config = place.write("config.json", r#"{"agents": {"compute": {"count": 2}}}"#);
+    let words = ["--config", config.to_str().expect("plain"), "--monitor-duration", "0.1"];
+    for limit in [32, 64] {
+        let mut command = place.command(&words);
+        limit_open_files(&mut command, limit, limit);
+        let ran = place.finish(&mut command).ends(3);
+        let refusal = format!("98 open files are needed for 7 agents, and {limit} are allowed");
+        assert!(ran.err.contains(&refusal) && ran.err.contains("ulimit -n 98"), "{}", ran.story());
+    }
+    // What may be raised is raised.
+    let mut command = place.command(&words);
+    limit_open_files(&mut command, 32, 98);
+    place.finish(&mut command).ends(0);
+}
+
+#[test]
+fn when_no_more_files_can_be_opened_the_swarm_waits_and_works_on() {
+    let place = Place::new();
+    let config = place.write("config.json", r#"{"agents": {"compute": {"count": 2}}}"#);
+    let mut command = place.command(&["--config", config.to_str().expect("plain")]);
+    limit_open_files(&mut command, 110, 110);
+    let running = place.start(&mut command);
+    let socket = place.socket();
+    let first = until("it listens", || Attach::at(&socket).attach().ok(), || running.err());
+    // Connections to the control API and to clients' take what is left, until not even one can be accepted.
+    let path = socket.with_file_name("attach.sock");
+    let (mut kept, mut waiting) = (Vec::new(), Vec::new());
+    let paused = || running.err().lines().filter(|line| line.contains("attach_paused")).count();
+    until(
+        "nobody is let in",
+        || {
+            kept.extend(UnixStream::connect(&socket));
+            waiting.extend(ai_swarm::os::socket::connect(&path, SocketType::SEQPACKET));
+            (paused() > 0).then_some(())
+        },
+        || running.err(),
+    );
+    let ticks = || cpu_ticks(running.pid());
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(1500));
+    let spent = ticks() - before;
+    assert!(spent < 40, "{spent} ticks of 10 ms in 1.5 s, and nothing to do");
+    assert_eq!(paused(), 1, "{}", running.err());
+    drop((waiting, kept));
+    let mut client = first;
+    let ticket = client.submit_json(&json!({"kernel": "noop"})).expect("taken");
+    assert!(client.wait(ticket, SOON).expect("ended").is_success());
+    let again = until("there is room again", || Attach::at(&socket).attach().ok(), || running.err());
+    drop((client, again));
+    assert!(signal(running.pid(), Signal::TERM));
+    running.finish().ends(0);
+}
+
+/// Processor time of a process, clock ticks.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
+    let fields: Vec<u64> = fields.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+    fields[11] + fields[12]
+}
+
+/// The command may have so many files open: as it starts, and at most.
+fn limit_open_files(command: &mut Command, current: u64, maximum: u64) {
+    let program = command.get_program().to_owned();
+    let words: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let environment: Vec<_> =
+        command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
+    let mut limited = Command::new("sh");
+    let script = format!("ulimit -Sn {current}; ulimit -Hn {maximum}; exec \"$0\" \"$@\"");
+    limited.arg("-c").arg(script).arg(program).args(words).envs(environment);
+    limited.current_dir(command.get_current_dir().expect("set by the place")).stdin(Stdio::null());
+    *command = limited;
 }

@@ -8,7 +8,7 @@ use crate::intruder::{
 use crate::support::{Swarm, lives, request, send, signal, until};
 use ai_swarm::Client;
 use ai_swarm::base::prng::SplitMix64;
-use ai_swarm::client::{Attach, ClientError, Mail, Peer, PortError, Rule};
+use ai_swarm::client::{Attach, ClientError, Mail, Peer, PortError, Rule, What};
 use ai_swarm::shm::{Access, SharedObject};
 use rustix::fs::{FallocateFlags, SealFlags};
 use rustix::process::Signal;
@@ -391,7 +391,7 @@ fn who_keeps_every_block_cannot_stop_the_tasks() {
     let mut hoarder = attach(&control, "hoarder");
     let agent = hoarder.connect("compute-0").expect("an agent");
     let (mut kept, mut mail) = (Vec::new(), Mail::default());
-    let mut unanswered = 0;
+    let (mut unanswered, mut refusals) = (0, 0);
     while unanswered < 2 && kept.len() < 40 {
         let asked = hoarder.port().request(
             agent,
@@ -403,8 +403,21 @@ fn who_keeps_every_block_cannot_stop_the_tasks() {
         let answered =
             asked.is_ok() && hoarder.receive(&mut mail, Duration::from_millis(200)).expect("attached");
         kept.extend(mail.parcel.take().filter(|_| answered));
-        unanswered += u32::from(!answered);
+        // Not silence: who gets no reply hears why.
+        let refused = answered && matches!(mail.what, What::Refusal(_));
+        assert!(
+            !refused || mail.payload().starts_with(b"the reply of 200000 bytes: no room"),
+            "{:?}",
+            mail.payload()
+        );
+        refusals += u32::from(refused);
+        unanswered += u32::from(!answered || refused);
     }
+    assert!(refusals > 0, "nothing was refused");
+    let line = swarm.get("/api/v1/system/statistics")["channels"].as_array().expect("a list").clone();
+    let line = line.iter().find(|line| line["from"] == "compute-0" && line["to"] == "hoarder");
+    let dropped = line.map(|line| line["lanes"][1]["dropped"]["newest"].clone());
+    assert_eq!(dropped, Some(json!(refusals)), "a reply that is refused counts as dropped");
     assert!(
         (3..40).contains(&kept.len()),
         "{} answers are kept, and there is room for more or for none",
