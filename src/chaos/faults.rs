@@ -182,10 +182,17 @@ mod tests {
         let mut luck = SplitMix64::new(1);
         let mut seen = BTreeMap::new();
         for _ in 0..10_000 {
-            *seen.entry(choose(&Fault::ALL, &mut luck)).or_insert(0) += 1;
+            *seen.entry(choose(&Fault::ALL, &mut luck)).or_insert(0u64) += 1;
         }
         assert_eq!(seen.len(), Fault::ALL.len());
-        assert!((5500..6500).contains(&seen[&Fault::Kill]), "{seen:?}");
+        let sum: u64 = Fault::ALL.iter().map(|kind| kind.weight()).sum();
+        for kind in Fault::ALL {
+            let (found, expected) = (seen[&kind], 10_000 * kind.weight() / sum);
+            assert!(
+                found > expected * 3 / 4 && found < expected * 5 / 4,
+                "{kind:?}: {found}, expected {expected}"
+            );
+        }
         assert_eq!(choose(&[Fault::Stop], &mut luck), Fault::Stop);
     }
 
