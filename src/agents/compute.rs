@@ -162,6 +162,7 @@ impl ComputeAgent {
 
     fn run(&mut self, run: &Run<'_>, context: &mut Context) {
         let started = clock::now();
+        context.board.publish_work(context.slot(), run.kernel, run.class);
         if !context.begin_task(run.task, run.attempt, started) {
             self.answer(run, started, Err(Failure(Verdict::Cancelled, "cancelled".to_owned())), context);
             return;

@@ -3,7 +3,8 @@
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation, TaskId};
 use crate::messaging::attach::MemberTalk;
-use crate::messaging::envelope::{Done, Request, Severity};
+use crate::messaging::envelope::{Done, Severity};
+use crate::messaging::failure::Failure;
 use crate::messaging::lanes::INLINE_MAX;
 use crate::messaging::link::{AgentLink, LinkNumbers, LinkPulse};
 use crate::messaging::port::{Correlation, Mail, Port, PortError, What};
@@ -84,6 +85,14 @@ pub struct Settings {
     pub snapshots: Option<PathBuf>,
     /// An agent that shows no progress for so long hangs.
     pub hang_after: Duration,
+    /// Memory that an agent may have, bytes; `None`: what the host has left.
+    pub memory_limit: Option<u64>,
+    /// Descriptors that an agent may have open; `None`: what the system allows.
+    pub descriptor_limit: Option<u64>,
+    /// Deaths in the window that are a crash loop if more come.
+    pub restart_limit: u32,
+    /// The window.
+    pub restart_window: Duration,
     /// Share of one idle core that the optimization agent may spend, percent.
     pub optimization_budget_percent: f64,
     /// Compute agents that the swarm starts with.
@@ -297,9 +306,9 @@ impl Context {
             .send(Lane::Bulk, &FromAgent::Note { severity, text: &line[..line.floor_char_boundary(4000)] });
     }
 
-    /// Asks the supervisor to act on another agent.
-    pub fn ask(&mut self, request: Request, slot: AgentSlot, incarnation: Incarnation, reason: &str) {
-        self.send_surely(Lane::Control, &FromAgent::Ask { request, slot, incarnation, reason });
+    /// Asks the supervisor to follow the plan for a failure of another agent.
+    pub fn ask(&mut self, failure: Failure, slot: AgentSlot, incarnation: Incarnation, finding: &str) {
+        self.send_surely(Lane::Control, &FromAgent::Ask { failure, slot, incarnation, finding });
     }
 
     pub(super) fn send_surely(&mut self, lane: Lane, message: &FromAgent<'_>) {

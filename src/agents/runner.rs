@@ -1,6 +1,7 @@
 //! The agent process: map, pin, say "ready", turn the cycle, end.
 
 use super::{AgentStart, Context, agent};
+use crate::base::ailment;
 use crate::base::clock::Nanos;
 use crate::base::ids::AgentKind;
 use crate::messaging::attach::MemberTalk;
@@ -78,6 +79,7 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
         work += agent.do_work(&mut context);
         context.beat();
         context.link.ring();
+        ailment::suffer(&context.start.id, context.start.incarnation, clock::now());
         if work == 0 {
             if context.stopping {
                 break;

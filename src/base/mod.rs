@@ -1,6 +1,7 @@
 //! Words that every layer shares: identities, time, randomness, numbers in sentences; the one door to
-//! atomics, and points at which tests let a process die. Imports no other folder.
+//! atomics, and the ways in which tests let a process die or fall ill. Imports no other folder.
 
+pub mod ailment;
 pub mod clock;
 pub mod crash;
 pub mod ids;

@@ -112,7 +112,11 @@ pub enum Command {
     #[command(subcommand)]
     Agent(AgentCommand),
     /// One look at the running swarm
-    Status,
+    Status {
+        /// What went wrong with agents, how that was known, and what was done about it
+        #[arg(long)]
+        incidents: bool,
+    },
     /// Numbers since the start: channels and their lanes, topics, arenas, members, the supervisor's loop
     #[command(
         long_about = "Numbers since the start of the running swarm: tasks and latencies, every channel and lane that \

@@ -14,6 +14,7 @@ use crate::base::words::things;
 use crate::gateway::client::{Client, ClientError, segment};
 use crate::supervisor::action::{AgentView, Known, StatusView, Submitted, TaskView};
 use crate::supervisor::events::Event;
+use crate::supervisor::incidents::Incident;
 use anyhow::{Context as _, Result, anyhow};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -506,11 +507,68 @@ fn status_text(status: &StatusView, output: &OutputOptions) -> String {
     text += &host_lines(status, output);
     text.push('\n');
     text += &agent_table(&status.agents, output);
+    if let Some(last) = status.incidents.last() {
+        let words =
+            format!("{}, the last: {} of {}", number(status.incidents_total), last.failure, last.agent);
+        text.push('\n');
+        line(&mut text, "incidents", &words, output);
+    }
     if !status.notes.is_empty() {
         text.push('\n');
     }
     for (at, note) in status.notes.iter().enumerate() {
         line(&mut text, if at == 0 { "notes" } else { "" }, note, output);
+    }
+    text
+}
+
+/// `status --incidents`: what went wrong with agents, how that was known, and what was done about it.
+pub fn incidents(client: &mut Client, output: &OutputOptions) -> Result<u8> {
+    let mut status = client.get("/api/v1/system/status")?;
+    let answer =
+        json!({"incidents": status["incidents"].take(), "incidents_total": status["incidents_total"]});
+    if output.json {
+        return show_json(&answer);
+    }
+    let incidents: Vec<Incident> = list(answer, "incidents")?;
+    print(&incidents_text(&incidents, output))?;
+    Ok(exit::DONE)
+}
+
+fn incidents_text(incidents: &[Incident], output: &OutputOptions) -> String {
+    if incidents.is_empty() {
+        return "no incidents\n".to_owned();
+    }
+    let mut text = String::new();
+    let span = |us: Option<f64>| us.map_or(ABSENT.to_owned(), |us| duration(us / 1e6));
+    for incident in incidents {
+        let time = incident.time.get(11..23).unwrap_or(&incident.time);
+        let _ = writeln!(
+            text,
+            "{:>5}  {}  {}  {}  life {}",
+            incident.id,
+            paint(time, Style::Dim, output.color),
+            paint(&format!("{:<10}", plain(&incident.failure)), Style::Warn, output.color),
+            plain(&incident.agent),
+            incident.incarnation,
+        );
+        line(&mut text, "cause", &incident.cause, output);
+        let figures: Vec<String> = incident
+            .evidence
+            .iter()
+            .map(|figure| format!("{} {}", plain(&figure.name), figure.value))
+            .collect();
+        if !figures.is_empty() {
+            line(&mut text, "evidence", &figures.join(", "), output);
+        }
+        let done = format!(
+            "{}; found after {}, well again after {}, {} moved",
+            incident.action,
+            span(incident.detect_us),
+            span(incident.recovery_us),
+            things(incident.tasks_moved, "task")
+        );
+        line(&mut text, "action", &done, output);
     }
     text
 }
@@ -795,7 +853,29 @@ mod tests {
                 "compute-0 shares core 0 with the supervisor, since this host has only two cores to give"
                     .into(),
             ],
+            incidents: Vec::new(),
+            incidents_total: 0,
         }
+    }
+
+    #[test]
+    fn an_incident_is_shown_with_its_evidence() {
+        let incident = json!({
+            "id": 7, "time": "2026-11-21T02:53:14.931523Z", "agent": "compute-0", "incarnation": 2,
+            "failure": "leak", "action": "drain_and_replace", "cause": "memory will reach the limit in 14 s",
+            "evidence": [{"name": "limit_bytes", "value": 5e8}], "detect_us": null, "recovery_us": 2500.0,
+            "tasks_moved": 1,
+        });
+        let text = incidents_text(&[serde_json::from_value(incident).expect("an incident")], &OUTPUT);
+        for words in [
+            "    7  02:53:14.931  leak        compute-0  life 2",
+            "memory will reach the limit in 14 s",
+            "limit_bytes 500000000",
+            "drain_and_replace; found after —, well again after 2.50 ms, 1 task",
+        ] {
+            assert!(text.contains(words), "{text}\n  should say\n{words}");
+        }
+        assert_eq!(incidents_text(&[], &OUTPUT), "no incidents\n");
     }
 
     #[test]

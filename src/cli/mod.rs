@@ -135,7 +135,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         }
         Some(Command::Task(command)) => task(command, &mut client(global)?, &output),
         Some(Command::Agent(command)) => agent(command, &mut client(global)?, &output),
-        Some(Command::Status) => inspect::status(&mut client(global)?, &output),
+        Some(Command::Status { incidents: false }) => inspect::status(&mut client(global)?, &output),
+        Some(Command::Status { incidents: true }) => inspect::incidents(&mut client(global)?, &output),
         Some(Command::Statistics { all }) => statistics::statistics(&mut client(global)?, *all, &output),
         Some(Command::Send { to, text, reply_within }) => {
             let body = messages::send_body(to, text.as_deref(), *reply_within)?;

@@ -259,8 +259,20 @@ pub const KEYS: &[Key] = &[
     key(
         "agents.fault.hang_after_s",
         from(0.01, 3600.0, "seconds"),
-        "1.0",
-        "An agent whose heartbeat stands still for so long counts as hung.",
+        "0.25",
+        "An agent that is stopped, or spins without a task, is found hung within this time. Busy and starved agents are not hung.",
+    ),
+    key(
+        "agents.fault.memory_limit_bytes",
+        whole(1 << 20, 1 << 50, "bytes"),
+        "null",
+        "An agent whose memory is on its way past this is drained and replaced before it gets there; null: what the host has left.",
+    ),
+    key(
+        "agents.fault.descriptor_limit",
+        whole(16, 1 << 30, "descriptors"),
+        "null",
+        "The same for open descriptors; null: what the system allows the process.",
     ),
     key(
         "agents.fault.restart_limit",

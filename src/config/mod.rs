@@ -454,6 +454,9 @@ impl Values {
     fn seconds_or_null(&self, path: &str) -> Option<Duration> {
         (!self.at(path).0.is_null()).then(|| self.seconds(path))
     }
+    fn integer_or_null(&self, path: &str) -> Option<u64> {
+        keys::integer(&self.at(path).0)
+    }
     fn text(&self, path: &str) -> &str {
         self.at(path).0.as_str().expect(path)
     }

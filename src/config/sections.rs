@@ -171,6 +171,10 @@ pub struct FaultConfig {
     pub cores: Option<Vec<usize>>,
     /// A heartbeat that stands still for so long means hung.
     pub hang_after: Duration,
+    /// Memory that an agent may have, bytes; `None`: what the host has left.
+    pub memory_limit: Option<u64>,
+    /// Descriptors that an agent may have open; `None`: what the system allows.
+    pub descriptor_limit: Option<u64>,
     /// Restarts of one agent allowed within `restart_window`.
     pub restart_limit: u32,
     /// Window in which `restart_limit` counts.
@@ -307,6 +311,8 @@ impl SwarmConfig {
                     count: v.count("agents.fault.count"),
                     cores: v.cores("agents.fault.cores"),
                     hang_after: v.seconds("agents.fault.hang_after_s"),
+                    memory_limit: v.integer_or_null("agents.fault.memory_limit_bytes"),
+                    descriptor_limit: v.integer_or_null("agents.fault.descriptor_limit"),
                     restart_limit: v.small("agents.fault.restart_limit"),
                     restart_window: v.seconds("agents.fault.restart_window_s"),
                     backoff_max: v.seconds("agents.fault.backoff_max_s"),

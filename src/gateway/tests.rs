@@ -163,6 +163,8 @@ impl Ask for Paper {
                 agents: agents(),
                 host: BTreeMap::new(),
                 notes: Vec::new(),
+                incidents: Vec::new(),
+                incidents_total: 0,
             })),
             Action::Statistics => Reply::Statistics(Box::new(StatisticsView {
                 tasks: TaskCounts::default(),
@@ -192,6 +194,7 @@ impl Ask for Paper {
                 agents: Vec::new(),
                 kernels: Vec::new(),
                 recoveries: Vec::new(),
+                incidents: Vec::new(),
                 tasks_detail: all_tasks.then(Vec::new),
             })),
             Action::Events(after) => Reply::Events(state.events.since(after)),

@@ -3,6 +3,7 @@
 //! `decode` is given a private copy and trusts nothing in it: unknown kinds, short records and codes
 //! outside their range are [`BadMessage`].
 
+use super::failure::Failure;
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
 
@@ -134,16 +135,6 @@ pub struct Done<'a> {
     pub body: &'a [u8],
 }
 
-/// What an agent asks of the supervisor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Request {
-    /// Kill and replace the agent: it hangs or is sick.
-    Restart = 1,
-    /// Let the agent finish what it has, then replace it.
-    Drain = 2,
-}
-
 /// How much a note matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -166,16 +157,16 @@ pub enum FromAgent<'a> {
     },
     /// A task ended.
     Done(Done<'a>),
-    /// Please act on another agent.
+    /// Another agent has failed or is about to: please follow the plan.
     Ask {
-        /// What to do.
-        request: Request,
+        /// What is wrong.
+        failure: Failure,
         /// With whom.
         slot: AgentSlot,
         /// And with which life of it; an older one is ignored.
         incarnation: Incarnation,
-        /// Why, in words.
-        reason: &'a str,
+        /// How that is known: see [`failure::encode_finding`](super::failure::encode_finding).
+        finding: &'a str,
     },
     /// For the event log.
     Note {
@@ -362,11 +353,11 @@ impl Encode for FromAgent<'_> {
                 buffer.extend_from_slice(done.body);
                 kind::DONE
             }
-            FromAgent::Ask { request, slot, incarnation, reason } => {
-                buffer.push(*request as u8);
+            FromAgent::Ask { failure, slot, incarnation, finding } => {
+                buffer.push(*failure as u8);
                 buffer.extend_from_slice(&slot.0.to_le_bytes());
                 buffer.extend_from_slice(&incarnation.0.to_le_bytes());
-                buffer.extend_from_slice(reason.as_bytes());
+                buffer.extend_from_slice(finding.as_bytes());
                 kind::ASK
             }
             FromAgent::Note { severity, text } => {
@@ -398,14 +389,13 @@ impl<'a> FromAgent<'a> {
                 body: fields.rest,
             }),
             kind::ASK => FromAgent::Ask {
-                request: match fields.u8()? {
-                    1 => Request::Restart,
-                    2 => Request::Drain,
-                    other => return Err(code(other)),
+                failure: {
+                    let found = fields.u8()?;
+                    Failure::from_code(found).ok_or(code(found))?
                 },
                 slot: AgentSlot(fields.u16()?),
                 incarnation: Incarnation(fields.u32()?),
-                reason: fields.text(),
+                finding: fields.text(),
             },
             kind::NOTE => FromAgent::Note {
                 severity: match fields.u8()? {
@@ -675,10 +665,10 @@ mod tests {
             FromAgent::Ready { core: 3 },
             FromAgent::Done(done()),
             FromAgent::Ask {
-                request: Request::Drain,
+                failure: Failure::Leak,
                 slot: AgentSlot(4),
                 incarnation: Incarnation(5),
-                reason: "memory grows",
+                finding: "memory grows\nleft_s 12",
             },
             FromAgent::Note { severity: Severity::Alert, text: "cpu\n99%" },
         ];

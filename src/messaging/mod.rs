@@ -1,17 +1,19 @@
 //! What is said between supervisor and agents, and how it travels.
 //!
 //! 1. `envelope` turns words into bytes and refuses bytes that are none.
-//! 2. `lanes` carries them in three priorities over shared rings; `meters` is what both ends count.
-//! 3. `store` carries what does not fit into slots: blocks of an arena, on their way out and in.
-//! 4. `wire` is both directions between two processes: lanes and store together.
-//! 5. `link` is the wire between the supervisor and one member, with its pages and doorbells.
-//! 6. `port` is a member's wires to other members: direct, broadcast, topics, requests.
-//! 7. `attach` is what is said over a socket, so that descriptors find their way.
+//! 2. `failure` is what can go wrong with an agent, and the plan for it.
+//! 3. `lanes` carries them in three priorities over shared rings; `meters` is what both ends count.
+//! 4. `store` carries what does not fit into slots: blocks of an arena, on their way out and in.
+//! 5. `wire` is both directions between two processes: lanes and store together.
+//! 6. `link` is the wire between the supervisor and one member, with its pages and doorbells.
+//! 7. `port` is a member's wires to other members: direct, broadcast, topics, requests.
+//! 8. `attach` is what is said over a socket, so that descriptors find their way.
 //!
 //! Invariant: nothing in here allocates or makes a system call while both sides are awake.
 
 pub mod attach;
 pub mod envelope;
+pub mod failure;
 pub mod lanes;
 pub mod link;
 pub mod meters;

@@ -54,6 +54,8 @@ pub struct Life {
     pub tasks: u64,
     /// Tasks that failed on it for reasons that may be its own, in this life.
     pub failures: u64,
+    /// Kernel and size class of the task that it began last.
+    pub work: Option<(u8, u8)>,
 }
 
 /// Everything on the board, mapped.
@@ -192,12 +194,21 @@ impl Board {
         }
     }
 
+    /// An agent says what kind of task it begins.
+    #[inline]
+    pub fn publish_work(&self, slot: AgentSlot, kernel: u8, class: u8) {
+        if let Some(word) = self.life_word(slot, 4) {
+            word.store(1 << 16 | u64::from(kernel) << 8 | u64::from(class), Ordering::Relaxed);
+        }
+    }
+
     /// What an agent last showed of itself.
     pub fn life(&self, slot: AgentSlot) -> Option<Life> {
         let word = |at| self.life_word(slot, at).map(|word| word.load(Ordering::Relaxed));
         let since = word(1)?;
         let running_since_ns = (since != 0).then_some(since);
-        Some(Life { beat: word(0)?, running_since_ns, tasks: word(2)?, failures: word(3)? })
+        let work = Some(word(4)?).filter(|work| work >> 16 == 1).map(|work| ((work >> 8) as u8, work as u8));
+        Some(Life { beat: word(0)?, running_since_ns, tasks: word(2)?, failures: word(3)?, work })
     }
 
     fn cost_word(&self, kernel: u8, class: u8, column: usize) -> Option<&AtomicU64> {
@@ -380,7 +391,8 @@ mod tests {
         guest.publish_cost(200, 7, None, Cost { mean_ns: 1.0, samples: 1 });
         guest.beat(AgentSlot(3));
         guest.publish_life(AgentSlot(3), Some(8), 2, 1);
-        let life = Life { beat: 1, running_since_ns: Some(8), tasks: 2, failures: 1 };
+        guest.publish_work(AgentSlot(3), 7, 255);
+        let life = Life { beat: 1, running_since_ns: Some(8), tasks: 2, failures: 1, work: Some((7, 255)) };
         assert_eq!((board.life(AgentSlot(3)), board.life(AgentSlot(4))), (Some(life), None));
         board.publish_backlog(70_000, 3);
         assert_eq!(board.host().expect("readable").cpu_percent, 12.5);

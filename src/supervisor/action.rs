@@ -4,6 +4,7 @@
 //! whoever asked turns them into JSON.
 
 use super::events::Event;
+use super::incidents::Incident;
 use crate::base::ids::AgentKind;
 pub use crate::messaging::meters::Drops as DropsView;
 use crate::shm::doorbell::HubBell;
@@ -262,6 +263,12 @@ pub struct StatusView {
     pub host: BTreeMap<String, Known>,
     /// Notes about the core plan.
     pub notes: Vec<String>,
+    /// What went wrong with agents and what was done about it, the newest last.
+    #[serde(default)]
+    pub incidents: Vec<Incident>,
+    /// How many there were.
+    #[serde(default)]
+    pub incidents_total: u64,
 }
 
 /// Numbers of tasks.
@@ -462,6 +469,9 @@ pub struct ReportView {
     pub kernels: Vec<ReportKernel>,
     /// Deaths of agents and what followed.
     pub recoveries: Vec<Recovery>,
+    /// What went wrong with agents and what was done about it, the newest last.
+    #[serde(default)]
+    pub incidents: Vec<Incident>,
     /// Every task, unless there are too many.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tasks_detail: Option<Vec<TaskView>>,

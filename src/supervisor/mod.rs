@@ -17,6 +17,7 @@
 pub mod action;
 pub mod events;
 pub mod home;
+pub mod incidents;
 mod report;
 pub mod restart;
 mod roster;
@@ -36,7 +37,8 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation, TaskId};
 use crate::base::prng::SplitMix64;
 use crate::config::SwarmConfig;
-use crate::messaging::envelope::{Request, Severity};
+use crate::messaging::envelope::Severity;
+use crate::messaging::failure::{self, Act, Failure, Figure};
 use crate::messaging::{Lane, ToAgent};
 use crate::os::affinity::CoreMask;
 use crate::os::clock;
@@ -52,6 +54,7 @@ use crate::tasks::{CostModel, Dispatcher, Lease, Ledger, TaskSpec, TaskState};
 use action::{Answer, Recovery, Requests, Submitted};
 use events::EventLog;
 use home::HomeError;
+use incidents::IncidentLog;
 use restart::{Decision, RestartLimits};
 use roster::Record;
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -181,6 +184,7 @@ pub struct Supervisor {
     dispatcher: Dispatcher,
     events: EventLog,
     recoveries: Vec<Recovery>,
+    incidents: IncidentLog,
     waiters: HashMap<u64, Waiter>,
     giving_up: Vec<GivingUp>,
     heard: Vec<Signal>,
@@ -279,6 +283,10 @@ impl Supervisor {
             state_dir: home.path().to_owned(),
             snapshots: home.snapshots(),
             hang_after: config.agents.fault.hang_after,
+            memory_limit: config.agents.fault.memory_limit,
+            descriptor_limit: config.agents.fault.descriptor_limit,
+            restart_limit: config.agents.fault.restart_limit,
+            restart_window: config.agents.fault.restart_window,
             optimization_budget_percent: config.agents.optimization.budget_percent,
             compute_agents: plan.compute_count(),
         };
@@ -340,6 +348,7 @@ impl Supervisor {
             dispatcher: Dispatcher::new(slots, placer, windows),
             events: EventLog::default(),
             recoveries: Vec::new(),
+            incidents: IncidentLog::default(),
             waiters: HashMap::new(),
             giving_up: Vec::new(),
             heard: Vec::new(),
@@ -575,8 +584,8 @@ impl Supervisor {
         for signal in heard.drain(..) {
             match signal {
                 Signal::Ready(slot, incarnation, core) => self.on_ready(slot, incarnation, core),
-                Signal::Ask { from, request, slot, incarnation, reason } => {
-                    self.on_ask(from, request, slot, incarnation, &reason);
+                Signal::Ask { from, failure, slot, incarnation, finding } => {
+                    self.on_ask(from, failure, slot, incarnation, &finding);
                 }
                 Signal::Note { from, severity, kind, text } => {
                     let id = self.id_of(from);
@@ -673,6 +682,7 @@ impl Supervisor {
                 .map_or_else(|| giving_up.task.to_string(), crate::tasks::Task::label);
             let text =
                 format!("killed: it did not give up task {task} within {} ms", GIVE_UP_LIMIT.as_millis());
+            self.open_incident(giving_up.lease.slot, Failure::Hang, &text, Vec::new());
             self.kill(giving_up.lease.slot, "task_not_given_up", text);
         }
     }

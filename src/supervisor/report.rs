@@ -16,6 +16,8 @@ use crate::tasks::Task;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 
+/// Incidents that a look at everything shows, the newest; the report has more.
+const INCIDENTS_SHOWN: usize = 100;
 /// Tasks that a report shows one by one unless asked for more.
 const DETAIL_MAX: usize = 10_000;
 
@@ -162,6 +164,8 @@ impl Supervisor {
             agents: self.agent_views(),
             host: self.host_view(),
             notes: self.plan.notes.clone(),
+            incidents: self.incidents.latest(INCIDENTS_SHOWN),
+            incidents_total: self.incidents.total(),
         }
     }
 
@@ -308,6 +312,7 @@ impl Supervisor {
                 .collect(),
             kernels: self.kernel_rows(),
             recoveries: self.recoveries.clone(),
+            incidents: self.incidents.latest(usize::MAX),
             tasks_detail: detail.then(|| self.ledger.tasks().map(|task| self.task_view(task)).collect()),
         }
     }

@@ -12,8 +12,10 @@ use crate::os::process::{ChildProcess, Exit};
 use crate::shm::board::{Host, Thermal};
 use crate::tasks::attempt_tag;
 
-/// How long the fault agent may be silent, in units of `agents.fault.hang_after_s`.
+/// How long the fault agent may be silent, in units of `agents.fault.hang_after_s`, and at least. Nobody looks whether it is
+/// starved, so it gets more time than it gives others.
 const WATCHER_PATIENCE: u32 = 5;
+const WATCHER_PATIENCE_MIN: Duration = Duration::from_secs(2);
 
 /// State of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub(super) struct Record {
     history: RestartRecord,
     /// We killed it ourselves, then.
     killed: Option<Nanos>,
+    /// It was killed for what its running task did.
+    blames_task: bool,
     /// The death that the next readiness ends.
     recovering: Option<(usize, Nanos)>,
     /// It shall not live again.
@@ -114,6 +118,7 @@ impl Supervisor {
             past_busy_ns: 0,
             history,
             killed: None,
+            blames_task: false,
             recovering: None,
             unwanted: false,
         });
@@ -177,6 +182,7 @@ impl Supervisor {
         record.incarnation.0 += 1;
         record.born = now;
         record.killed = None;
+        record.blames_task = false;
         let newborn = Newborn {
             kind: record.kind,
             id: &record.id,
@@ -230,6 +236,7 @@ impl Supervisor {
             None => format!("not pinned: core {wanted} was refused"),
         };
         let recovering = record.recovering.take();
+        self.close_incidents(&id, now);
         if let Some((at, died)) = recovering {
             self.recoveries[at].ready_us = Some(now.since(died).as_nanos() as f64 / 1000.0);
         }
@@ -285,8 +292,9 @@ impl Supervisor {
             return;
         };
         let now = self.now;
+        let blames_task = self.record(slot).is_some_and(|record| record.blames_task);
         let crashed = match exit {
-            Exit::Signal(signal) => signal != libc::SIGKILL && signal != libc::SIGTERM,
+            Exit::Signal(signal) => blames_task || signal != libc::SIGKILL && signal != libc::SIGTERM,
             Exit::Code(code) => code != 0,
         };
         let cause = exit.describe();
@@ -306,8 +314,8 @@ impl Supervisor {
         record.past_tasks += tasks;
         record.past_failures += failures;
         record.past_busy_ns += busy_ns;
-        let (id, kind, incarnation, killed) =
-            (record.id.clone(), record.kind, record.incarnation, record.killed.take());
+        let (id, kind, incarnation, born, killed) =
+            (record.id.clone(), record.kind, record.incarnation, record.born, record.killed.take());
         self.close_member(slot.index(), "died");
         self.board.publish_life(slot, None, 0, 0);
         self.past_lives[slot.index()] = incarnation;
@@ -322,16 +330,19 @@ impl Supervisor {
             self.roster[slot.index()].as_mut().expect("just seen").state = AgentState::Stopped;
             return;
         }
+        let detect_us = killed.map(|then| now.since(then).as_nanos() as f64 / 1000.0);
+        self.note_death(slot, exit, born, tasks, detect_us, &moved);
         let recovery = Recovery {
             agent: id.clone(),
             cause: cause.clone(),
-            detect_us: killed.map(|then| now.since(then).as_nanos() as f64 / 1000.0),
+            detect_us,
             ready_us: None,
             tasks_moved: moved.len(),
         };
         let text = format!("{cause} in life {incarnation}; {} moved to others", things(moved.len(), "task"));
         if self.roster[slot.index()].as_ref().is_some_and(|record| record.unwanted) {
             self.roster[slot.index()] = None;
+            self.close_incidents(&id, now);
             self.recompute_sharing();
             self.events.add(
                 Severity::Info,
@@ -379,6 +390,7 @@ impl Supervisor {
                     limits.window.as_secs(),
                     restart::BENCH.as_secs()
                 );
+                self.open_incident(slot, Failure::CrashLoop, &text, Vec::new());
                 self.events.add(Severity::Warning, "agent_benched", Some(&id), text);
             }
         }
@@ -416,6 +428,7 @@ impl Supervisor {
             .is_some_and(|record| record.incarnation == incarnation && record.killed.is_none());
         if lives {
             *self.switchboard.closed.entry(switchboard::reason_class(what)).or_default() += 1;
+            self.open_incident(slot, Failure::Garbage, what, Vec::new());
             self.kill(slot, "channel_corrupt", format!("killed: its channel carries nonsense: {what}"));
         }
     }
@@ -423,10 +436,10 @@ impl Supervisor {
     pub(super) fn on_ask(
         &mut self,
         from: AgentSlot,
-        request: Request,
+        failure: Failure,
         slot: AgentSlot,
         incarnation: Incarnation,
-        reason: &str,
+        finding: &str,
     ) {
         let is_fault_agent = self.record(from).is_some_and(|record| record.kind == AgentKind::Fault);
         let lives = self
@@ -435,11 +448,20 @@ impl Supervisor {
         if !is_fault_agent || !lives {
             return;
         }
-        match request {
-            Request::Restart => {
-                self.kill(slot, "agent_restarted", format!("killed on the fault agent's word: {reason}"))
+        let (words, figures) = failure::decode_finding(finding);
+        self.open_incident(slot, failure, words, figures);
+        let text = |done: &str| format!("{done} on the fault agent's word: {words}");
+        match failure.plan().act {
+            Act::Kill => {
+                if let Some(record) = self.record_mut(slot) {
+                    record.blames_task = failure.plan().blames_task;
+                }
+                self.kill(slot, "agent_restarted", text("killed"));
             }
-            Request::Drain => self.drain(slot, format!("drained on the fault agent's word: {reason}")),
+            // Without a successor it would only be gone sooner.
+            Act::Drain if self.config.fault_tolerance => self.drain(slot, text("drained")),
+            // The others are not the fault agent's to find.
+            Act::None | Act::Drain | Act::Bench | Act::FailTask => {}
         }
     }
 
@@ -485,6 +507,8 @@ impl Supervisor {
                     && self.now.since(record.born) > READY_LIMIT
             });
             if late {
+                let figures = vec![Figure::new("limit_s", READY_LIMIT.as_secs_f64())];
+                self.open_incident(slot, Failure::Hang, "it does not become ready, or does not end", figures);
                 self.kill(
                     slot,
                     "agent_not_ready",
@@ -503,9 +527,14 @@ impl Supervisor {
         };
         if beat != self.watcher.0 {
             self.watcher = (beat, self.now);
-        } else if self.now.since(self.watcher.1) > self.config.agents.fault.hang_after * WATCHER_PATIENCE {
+        } else if self.now.since(self.watcher.1)
+            > (self.config.agents.fault.hang_after * WATCHER_PATIENCE).max(WATCHER_PATIENCE_MIN)
+        {
+            let silent_s = self.now.since(self.watcher.1).as_secs_f64();
             self.watcher = (beat, self.now);
-            self.kill(slot, "agent_restarted", "killed: the fault agent itself shows no progress".to_owned());
+            let text = "the fault agent itself shows no progress";
+            self.open_incident(slot, Failure::Hang, text, vec![Figure::new("silent_s", silent_s)]);
+            self.kill(slot, "agent_restarted", format!("killed: {text}"));
         }
     }
 

@@ -823,6 +823,7 @@ impl Supervisor {
     fn quarantine(&mut self, at: usize, reason: &str) {
         let Some(member) = self.switchboard.member(at) else { return };
         if at < self.switchboard.first_client {
+            self.open_incident(AgentSlot(at as u16), Failure::Garbage, reason, Vec::new());
             self.kill(AgentSlot(at as u16), "channel_corrupt", format!("killed: {reason}"));
             return;
         }

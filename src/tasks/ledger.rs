@@ -18,6 +18,8 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A task whose agents were killed from outside this often while running it is given up.
 /// A crash is more likely the task's own doing; its limit is `tasks.poison_deaths`.
 const KILL_LIMIT: u32 = 10;
+/// How the error of such a task begins.
+pub const POISON: &str = "given up as poison";
 /// Ended tasks that are remembered.
 const REMEMBERED: usize = 200_000;
 
@@ -556,7 +558,7 @@ impl Ledger {
             let (deaths, cancelling) = (task.deaths, task.cancelling);
             if deaths.0 >= poison_deaths || deaths.1 >= KILL_LIMIT {
                 let error = format!(
-                    "given up as poison: {} agents died while running it, the last by {cause}",
+                    "{POISON}: {} agents died while running it, the last by {cause}",
                     deaths.0 + deaths.1
                 );
                 self.end(id, TaskState::Failed, Some(&error), now);

@@ -5,7 +5,8 @@ use super::dispatch::{Dispatcher, Seat};
 use super::ledger::Ledger;
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Incarnation, TaskId};
-use crate::messaging::envelope::{Done, Experience, Request, Severity, Verdict};
+use crate::messaging::envelope::{Done, Experience, Severity, Verdict};
+use crate::messaging::failure::Failure;
 use crate::messaging::link::{ChannelTraffic, LinkTraffic};
 use crate::messaging::{FromAgent, Lane, ToAgent};
 use crate::shm::ring::Message;
@@ -24,14 +25,14 @@ pub enum Signal {
     Ask {
         /// Who asks.
         from: AgentSlot,
-        /// For what.
-        request: Request,
+        /// What is wrong.
+        failure: Failure,
         /// With whom.
         slot: AgentSlot,
         /// And which life of it.
         incarnation: Incarnation,
-        /// Why.
-        reason: String,
+        /// How that is known.
+        finding: String,
     },
     /// For the event log.
     Note {
@@ -147,9 +148,9 @@ impl Dispatcher {
                     (core != u32::MAX).then_some(core as usize),
                 ));
             }
-            FromAgent::Ask { request, slot, incarnation, reason } => {
-                let (from, reason) = (seat.slot, reason.to_owned());
-                signals.push(Signal::Ask { from, request, slot, incarnation, reason });
+            FromAgent::Ask { failure, slot, incarnation, finding } => {
+                let (from, finding) = (seat.slot, finding.to_owned());
+                signals.push(Signal::Ask { from, failure, slot, incarnation, finding });
             }
             FromAgent::Note { severity, text } => {
                 let (kind, text) = text.split_once('\n').unwrap_or(("note", text));

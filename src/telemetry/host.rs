@@ -447,6 +447,29 @@ impl Process {
     }
 }
 
+/// Descriptors that a process has open.
+pub fn open_descriptors(procfs: &Path, pid: u32) -> Reading<u64> {
+    let folder = procfs.join(pid.to_string()).join("fd");
+    let counted = std::fs::metadata(&folder).and_then(|metadata| match metadata.len() {
+        // Before Linux 6.2 the folder has no size, and its entries must be counted.
+        0 => std::fs::read_dir(&folder).map(|entries| entries.count() as u64),
+        open => Ok(open),
+    });
+    counted.map_err(|error| Missing::from_io(folder.display(), &error)).into()
+}
+
+/// Descriptors that a process may have open.
+pub fn descriptor_limit(procfs: &Path, pid: u32) -> Reading<u64> {
+    let path = procfs.join(pid.to_string()).join("limits");
+    let text = crate::os::sysfs::read_text(&path);
+    text.and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let limit = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
+        limit.ok_or_else(|| Missing::new(Reason::Implausible, format!("{}: not understood", path.display())))
+    })
+    .into()
+}
+
 /// Space in the file system of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Space {

@@ -6,6 +6,7 @@ mod chaos;
 mod cli;
 mod clients;
 mod death;
+mod foresight;
 mod hostile;
 mod intruder;
 mod killing;

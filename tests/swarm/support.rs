@@ -443,12 +443,18 @@ impl Swarm {
     /// Deploys one with more words and waits until all its agents are ready.
     #[track_caller]
     pub fn deploy_in(place: Place, config: &Value, words: &[&str]) -> Swarm {
+        Swarm::deploy_with(place, config, words, &[])
+    }
+
+    /// Deploys one with more words and variables and waits until all its agents are ready.
+    #[track_caller]
+    pub fn deploy_with(place: Place, config: &Value, words: &[&str], variables: &[(&str, &str)]) -> Swarm {
         let file = place.write("config.json", &config.to_string());
         let report = place.path("report.json");
         let mut all =
             vec!["--config", file.to_str().expect("text"), "--report", report.to_str().expect("text")];
         all.extend(words);
-        let running = place.start(place.command(&all).stdin(Stdio::null()));
+        let running = place.start(place.command(&all).envs(variables.iter().copied()).stdin(Stdio::null()));
         let mut swarm = Swarm { place, running, report };
         swarm.wait_ready();
         swarm

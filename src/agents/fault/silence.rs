@@ -1,0 +1,206 @@
+//! Silence: is an agent that shows no progress busy, starved, or hung? Pure.
+//!
+//! Time that the watcher itself did not run is nobody's silence: a paused machine and a starved watcher make no agent
+//! look hung. An agent that is silent for two fifths of `hang_after` is looked at in the process file system, and again
+//! in every look after that; what it did between two looks decides.
+//!
+//! | what the kernel says | hung after |
+//! | --- | --- |
+//! | stopped, twice in a row | three fifths of `hang_after` |
+//! | a compute agent that burns its processor and has no task | `hang_after` |
+//! | any other agent that does | `LONG` |
+//! | burns its processor in a task of known cost, for `OVERRUN` times that cost and more | `LONG` |
+//! | sleeps or is blocked all the time, with a task or past its own alarm clock | `LONG` |
+//! | ready, and gets no processor | never: it is starved |
+//! | computes in a task | never: it is busy; `timeout_s` is for that |
+
+use crate::messaging::failure::{Failure, Figure};
+use std::time::Duration;
+
+/// Patience with what may yet come to an end by itself: a slow disk, a long call.
+const LONG: Duration = Duration::from_secs(5);
+/// A task that shows no progress for so many times its known cost spins.
+const OVERRUN: f64 = 50.0;
+
+/// A process as the kernel shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    /// The letter of its state.
+    pub(super) state: u8,
+    /// Time on processors, all threads, since its start.
+    pub(super) ran: Duration,
+    /// Time ready without a processor, since its start.
+    pub(super) waited: Duration,
+}
+
+/// What the agent says that it does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Doing {
+    /// It works for tasks only.
+    pub(super) is_compute: bool,
+    /// It runs a task, for so long; and what such a task is known to take.
+    pub(super) task: Option<(Duration, Option<Duration>)>,
+}
+
+/// An agent that shows no progress.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Silence {
+    beat: u64,
+    lasted: Duration,
+    longest: Duration,
+    /// The first look, and how long it had been silent then.
+    first: Option<(Look, Duration)>,
+}
+
+impl Silence {
+    /// Hears the beat, `gap` after the last time; the watcher means to listen every `tick`.
+    pub(super) fn hear(&mut self, beat: u64, gap: Duration, tick: Duration) {
+        if beat != self.beat {
+            *self = Self { beat, longest: self.longest.max(self.lasted), ..Self::default() };
+        } else {
+            self.lasted += gap.min(tick * 2);
+        }
+    }
+
+    /// How long it has shown no progress.
+    pub(super) fn lasted(&self) -> Duration {
+        self.lasted
+    }
+
+    /// The longest silence since the last call.
+    pub(super) fn take_longest(&mut self) -> Duration {
+        std::mem::take(&mut self.longest).max(self.lasted)
+    }
+
+    /// Whether it is worth a look at the process.
+    pub(super) fn is_suspicious(&self, hang_after: Duration) -> bool {
+        self.lasted >= hang_after * 2 / 5
+    }
+
+    /// Judges by one more look.
+    pub(super) fn judge(
+        &mut self,
+        look: Look,
+        doing: &Doing,
+        hang_after: Duration,
+    ) -> Option<(Failure, &'static str, Vec<Figure>)> {
+        let Some((first, since)) = self.first else {
+            self.first = Some((look, self.lasted));
+            return None;
+        };
+        let span = self.lasted - since;
+        let ran = look.ran.saturating_sub(first.ran);
+        let waited = look.waited.saturating_sub(first.waited);
+        let both = |states: &[u8]| states.contains(&first.state) && states.contains(&look.state);
+        let long = LONG.max(hang_after * 5);
+        // The beat that was heard last can be a tick older than its hearing.
+        let soon = self.lasted >= hang_after * 4 / 5;
+        let late = self.lasted >= long;
+        // Most of the time in which it could run, and more than waking up and going to sleep take.
+        let burns = ran * 2 > span.saturating_sub(waited) && ran >= hang_after / 4;
+        let rests = (ran + waited) * 4 < span;
+        let overran = |(took, known): (Duration, Option<Duration>)| {
+            known.is_some_and(|known| took > known.mul_f64(OVERRUN))
+        };
+        let failure = if both(b"Tt") {
+            Some((Failure::Frozen, "it is stopped"))
+        } else if burns && doing.task.is_none() && if doing.is_compute { soon } else { late } {
+            Some((Failure::Hang, "it spins without a task"))
+        } else if burns && late && doing.task.is_some_and(overran) {
+            Some((Failure::Hang, "it spins: its task takes many times what it is known to take"))
+        } else if rests && late && both(b"S") {
+            Some((Failure::Hang, "it waits for something that does not come"))
+        } else if rests && late && both(b"D") {
+            Some((Failure::Hang, "it is blocked in the kernel"))
+        } else {
+            None
+        };
+        failure.map(|(failure, why)| {
+            let figures = vec![
+                Figure::new("silent_s", self.lasted.as_secs_f64()),
+                Figure::new("watched_s", span.as_secs_f64()),
+                Figure::new("ran_s", ran.as_secs_f64()),
+                Figure::new("starved_s", waited.as_secs_f64()),
+                Figure::new("hang_after_s", hang_after.as_secs_f64()),
+            ];
+            (failure, why, figures)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HANG: Duration = Duration::from_millis(250);
+    const TICK: Duration = Duration::from_millis(50);
+    const IDLE: Doing = Doing { is_compute: true, task: None };
+    const BUSY: Doing = Doing { is_compute: true, task: Some((Duration::from_secs(600), None)) };
+
+    /// How long an agent was silent when it was found, if it was within a minute. It runs and waits for these shares
+    /// of the time.
+    fn found(doing: Doing, state: u8, ran: f64, waited: f64) -> Option<(Failure, Duration)> {
+        let mut silence = Silence::default();
+        silence.hear(1, TICK, TICK);
+        (1..1200).find_map(|tick| {
+            silence.hear(1, TICK, TICK);
+            let now = TICK * tick;
+            let look = Look { state, ran: now.mul_f64(ran), waited: now.mul_f64(waited) };
+            let found = silence.is_suspicious(HANG).then(|| silence.judge(look, &doing, HANG)).flatten()?;
+            Some((found.0, silence.lasted()))
+        })
+    }
+
+    #[test]
+    fn frozen_and_spinning_agents_are_found_within_the_limit() {
+        for state in [b'T', b't'] {
+            for doing in [IDLE, BUSY] {
+                let (failure, after) = found(doing, state, 0.0, 0.0).expect("found");
+                assert!(failure == Failure::Frozen && after + TICK <= HANG, "{after:?}");
+            }
+        }
+        let (failure, after) = found(IDLE, b'R', 1.0, 0.0).expect("found");
+        assert!(failure == Failure::Hang && after + TICK <= HANG, "{after:?}");
+    }
+
+    #[test]
+    fn busy_is_not_hung() {
+        assert_eq!(found(BUSY, b'R', 1.0, 0.0), None);
+        assert_eq!(found(BUSY, b'R', 0.03, 0.97), None, "one of 32 on its core");
+        let woken = found(IDLE, b'R', 0.001, 0.999);
+        assert_eq!(woken, None, "woken, and hardly ever on a core");
+        assert_eq!(found(IDLE, b'R', 0.0, 1.0), None);
+        let (failure, after) = found(IDLE, b'R', 0.1, 0.9).expect("a starved one that spins, later");
+        assert!(failure == Failure::Hang && after < HANG * 4, "{after:?}");
+        assert_eq!(found(BUSY, b'S', 0.3, 0.0), None, "it waits for its own threads");
+        let known = Doing { task: Some((Duration::from_secs(3), Some(Duration::from_secs(1)))), ..BUSY };
+        assert_eq!(found(known, b'R', 1.0, 0.0), None, "three times what it is known to take");
+    }
+
+    #[test]
+    fn what_may_end_by_itself_gets_more_time() {
+        let known = Doing { task: Some((Duration::from_secs(600), Some(Duration::from_secs(1)))), ..BUSY };
+        let watcher = Doing { is_compute: false, task: None };
+        for (doing, state, ran) in [
+            (BUSY, b'S', 0.0),
+            (IDLE, b'S', 0.0),
+            (BUSY, b'D', 0.0),
+            (known, b'R', 1.0),
+            (watcher, b'R', 1.0),
+        ] {
+            let (failure, after) = found(doing, state, ran, 0.0).expect("found");
+            assert!(failure == Failure::Hang && after >= LONG && after < LONG * 2, "{doing:?} {after:?}");
+        }
+    }
+
+    #[test]
+    fn time_that_the_watcher_missed_is_nobodys_silence() {
+        let mut silence = Silence::default();
+        silence.hear(1, TICK, TICK);
+        silence.hear(1, Duration::from_secs(3600), TICK);
+        assert_eq!(silence.lasted(), TICK * 2);
+        silence.hear(2, TICK, TICK);
+        assert_eq!((silence.lasted(), silence.take_longest()), (Duration::ZERO, TICK * 2));
+        assert_eq!(silence.take_longest(), Duration::ZERO);
+    }
+}
