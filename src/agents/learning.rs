@@ -32,9 +32,12 @@ const KEEP_AFTER: Duration = Duration::from_secs(10);
 /// Longest mean that is believed: a month.
 const MEAN_MAX_NS: f32 = 2.6e15;
 
+/// Kernel, size class, and place of the agent or, for any, none.
+type Cell = (u8, u8, Option<u16>);
+
 #[derive(Debug, Default)]
 pub(super) struct LearningAgent {
-    model: HashMap<(u8, u8, Option<u16>), Cost>,
+    model: HashMap<Cell, Cost>,
     memory: Memory,
     /// When to write down what is new; `None` when nothing is.
     keep_at: Option<Nanos>,
@@ -53,7 +56,7 @@ struct KeptCost {
 
 impl KeptCost {
     /// Where it belongs, with little weight; `None` for what makes no sense here.
-    fn check(&self) -> Option<((u8, u8, Option<u16>), Cost)> {
+    fn check(&self) -> Option<(Cell, Cost)> {
         let kernel = KernelId::from_name(&self.kernel)?;
         let plausible = usize::from(self.class) < CLASSES && (0.0..MEAN_MAX_NS).contains(&self.mean_ns);
         let cost = Cost { mean_ns: self.mean_ns, samples: self.samples.min(DOUBTED) };
