@@ -384,6 +384,7 @@ impl Client {
             retries: spec.retries,
             timeout_ns: spec.timeout.map_or(0, |timeout| timeout.as_nanos().min(u128::from(u64::MAX)) as u64),
             name: spec.name.as_deref().unwrap_or(""),
+            key: spec.key.as_deref().unwrap_or(""),
             output: spec.output.as_deref().map_or(&[], |path| path.as_os_str().as_bytes()),
             after: Names(&self.after),
             body: &spec.body,

@@ -43,6 +43,7 @@ pub mod client;
 pub mod config;
 pub mod gateway;
 pub mod jobs;
+pub mod journal;
 pub mod kernels;
 pub mod messaging;
 pub mod os;

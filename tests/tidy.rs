@@ -13,6 +13,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("kernels", &["base", "os", "arrays"]),
     ("messaging", &["base", "shm", "os"]),
     ("tasks", &["base", "messaging", "shm", "os"]),
+    ("journal", &["base", "os", "kernels", "tasks"]),
     ("balancer", &["base", "tasks", "telemetry"]),
 ];
 /// All that the supervisor may know of agents.

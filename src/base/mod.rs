@@ -1,5 +1,5 @@
 //! Words that every layer shares: identities, time, randomness, numbers in sentences; the one door to
-//! atomics, and the ways in which tests let a process die or fall ill. Imports no other folder.
+//! atomics, and the ways in which tests let a process die or fall ill, or a disk fail. Imports no other folder.
 
 pub mod ailment;
 pub mod clock;
@@ -7,4 +7,5 @@ pub mod crash;
 pub mod ids;
 pub mod prng;
 pub mod sync;
+pub mod trouble;
 pub mod words;

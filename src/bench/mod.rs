@@ -6,6 +6,7 @@
 mod dispatch;
 mod idle;
 pub(crate) mod ipc;
+mod journal;
 mod recovery;
 mod startup;
 
@@ -110,6 +111,10 @@ pub(crate) fn main(
     if wanted(Bench::Recovery) {
         steps.begin("recovery: agents are killed and replaced");
         figures.extend(recovery::measure(quick, config)?);
+    }
+    if wanted(Bench::Journal) {
+        steps.begin("journal: what keeping tasks costs");
+        figures.extend(journal::measure(quick, config)?);
     }
     if wanted(Bench::Idle) {
         steps.begin("idle: a swarm that is left alone for a while");
@@ -225,6 +230,7 @@ fn swarm(config: &SwarmConfig) -> anyhow::Result<Supervisor> {
     let options = Options {
         private: true,
         state_dir: None,
+        salvage: false,
         log_filter: "error".to_owned(),
         log_json: false,
         agent_log: None,

@@ -54,6 +54,9 @@ pub struct Global {
     /// State directory [default: $XDG_STATE_HOME/ai_swarm/NAME or ~/.local/state/ai_swarm/NAME]
     #[arg(long, value_name = "DIR", global = true)]
     pub state_dir: Option<PathBuf>,
+    /// When the journal is damaged: set the damaged files aside and go on with what is readable
+    #[arg(long)]
+    pub salvage_journal: bool,
     /// Write the JSON report at the end; `-` is standard output
     #[arg(long, value_name = "FILE", global = true)]
     pub report: Option<PathBuf>,
@@ -340,6 +343,8 @@ pub enum Bench {
     Startup,
     /// Processor share and memory of an idle swarm
     Idle,
+    /// What keeping tasks costs: rate, wait for the disk, restart
+    Journal,
     /// All of them
     All,
 }

@@ -36,6 +36,7 @@ pub(super) fn deploy(global: &Global, config: &SwarmConfig, output: &OutputOptio
             None => session.supervisor.run_until(|_| false),
         }
     }
+    let journal_failed = session.supervisor.journal_failure().is_some();
     let report = session.end(OnEnd::Drain, global.report_tasks);
     if output.json && !global.demo {
         super::output::print(&serde_json::to_string_pretty(&report)?)?;
@@ -43,7 +44,7 @@ pub(super) fn deploy(global: &Global, config: &SwarmConfig, output: &OutputOptio
         say(output, &summary(&report, output));
     }
     write_report(global, &report)?;
-    Ok(if demo_failed || report.tasks.lost > 0 || report.tasks.duplicated > 0 {
+    Ok(if demo_failed || journal_failed || report.tasks.lost > 0 || report.tasks.duplicated > 0 {
         exit::FAILED
     } else {
         exit::DONE

@@ -504,6 +504,9 @@ fn status_text(status: &StatusView, output: &OutputOptions) -> String {
         heading("queue", output),
         number(status.queued as u64)
     );
+    if let Some(why) = &status.durability.why {
+        line(&mut text, "journal", &paint(why, Style::Bad, output.color), output);
+    }
     text += &host_lines(status, output);
     text.push('\n');
     text += &agent_table(&status.agents, output);
@@ -831,6 +834,7 @@ mod tests {
             pid: 4242,
             uptime_s: 125.0,
             policy: "ect".into(),
+            durability: Default::default(),
             tasks: TaskCounts { total: 1_234_567, succeeded: 1_234_000, failed: 3, ..TaskCounts::default() },
             queued: 12,
             in_flight: 4,

@@ -7,6 +7,7 @@ use super::{Failure, exit, pasted};
 use crate::config::SwarmConfig;
 use crate::gateway::{self, Gateway};
 use crate::jobs::Defaults;
+use crate::journal::JournalError;
 use crate::supervisor::action::ReportView;
 use crate::supervisor::{OnEnd, Options, StartError, Supervisor};
 use std::io::IsTerminal as _;
@@ -46,6 +47,7 @@ impl Session {
         let options = Options {
             private,
             state_dir: global.state_dir.clone(),
+            salvage: global.salvage_journal,
             log_filter: level.to_owned(),
             log_json: json,
             agent_log: Some(sink.pipe()?),
@@ -95,6 +97,15 @@ fn start_failure(error: StartError, global: &Global, config: &SwarmConfig) -> Fa
         }
         StartError::Home(_) => Failure::new(exit::CANNOT, error.to_string())
             .hint("name a folder that can be written with --state-dir"),
+        StartError::Journal(JournalError::Damaged { .. }) => Failure::new(exit::CANNOT, error.to_string())
+            .hint(format!(
+                "nothing was changed. Put a good copy of the file back; or go on without what is lost: `{}` sets the \
+                 damaged files aside and keeps what is readable",
+                pasted(global, config, "--salvage-journal")
+            )),
+        StartError::Journal(_) => Failure::new(exit::CANNOT, error.to_string()).hint(
+            "free some space or name another folder with --state-dir; `durability.level` \"none\" needs no journal",
+        ),
         StartError::Board(_) => Failure::new(exit::CANNOT, error.to_string())
             .hint("free some shared memory: `df /dev/shm` shows what is there"),
         StartError::OpenFiles { needed, .. } => Failure::new(exit::CANNOT, error.to_string()).hint(format!(

@@ -95,6 +95,7 @@ pub const SECTIONS: &[(&str, &str)] = &[
     ("agents.fault", "The agent that suspects, drains and restarts."),
     ("agents.learning", "The agent that learns where tasks run best."),
     ("tasks", "How tasks wait, travel, time out and are tried again."),
+    ("durability", "What outlives the supervisor, and what is kept of it."),
     ("balancer", "Which agent gets a task."),
     ("messaging", "Memory for what processes say to each other."),
     ("telemetry", "Logs and what is kept of them."),
@@ -151,12 +152,6 @@ pub const KEYS: &[Key] = &[
         switch(),
         "true",
         "Add and remove compute agents by load, never beyond max_agents. Read and checked; this version keeps the planned agents.",
-    ),
-    key(
-        "durability",
-        Kind::Word(&["none"]),
-        r#""none""#,
-        "What survives the supervisor. `none`: accepted tasks live in memory and end with the swarm.",
     ),
     key(
         "performance_thresholds.cpu_critical",
@@ -351,6 +346,25 @@ pub const KEYS: &[Key] = &[
         whole(1, 100, "deaths"),
         "3",
         "A task during which so many agents died is failed and not tried again.",
+    ),
+    key(
+        "durability.level",
+        Kind::Word(&["process", "power", "none"]),
+        r#""process""#,
+        "What accepted tasks survive. `process`: the death of every process; `power`: a power cut too, and what is \
+         acknowledged was on the disk before; `none`: nothing. A private swarm (`run`, `bench`) keeps none.",
+    ),
+    key(
+        "durability.keep_tasks",
+        whole(0, 100_000_000, "tasks"),
+        "100000",
+        "Ended tasks that the journal keeps at most. Tasks that have not ended are always kept.",
+    ),
+    key(
+        "durability.keep_days",
+        above(0.0, 36500.0, "days"),
+        "30.0",
+        "How long the journal keeps an ended task at most.",
     ),
     key(
         "balancer.policy",

@@ -34,9 +34,9 @@ use serde_json::Value;
 
 use keys::{KEYS, Key, SECTIONS};
 pub use sections::{
-    AgentsConfig, BalancerConfig, ComputeConfig, Count, Durability, FaultConfig, GatewayConfig,
-    LearningConfig, OptimizationConfig, Policy, ResourceConfig, SwarmConfig, TasksConfig, TelemetryConfig,
-    ThermalConfig, Thresholds,
+    AgentsConfig, BalancerConfig, ComputeConfig, Count, Durability, DurabilityConfig, FaultConfig,
+    GatewayConfig, LearningConfig, OptimizationConfig, Policy, ResourceConfig, SwarmConfig, TasksConfig,
+    TelemetryConfig, ThermalConfig, Thresholds,
 };
 use source::{Content, Entry, Node, Place};
 pub use text::{ExplainRow, ShowRow, explain, explain_text, is_within, show, show_text};

@@ -25,14 +25,14 @@ pub struct SwarmConfig {
     pub load_balancing: bool,
     /// Add and remove compute agents by load.
     pub auto_scaling: bool,
-    /// What survives the supervisor.
-    pub durability: Durability,
     /// Levels that raise a `performance_alert`.
     pub performance_thresholds: Thresholds,
     /// One section per kind of agent.
     pub agents: AgentsConfig,
     /// How tasks wait, travel and are tried again.
     pub tasks: TasksConfig,
+    /// What outlives the supervisor.
+    pub durability: DurabilityConfig,
     /// Which agent gets a task.
     pub balancer: BalancerConfig,
     /// Logs.
@@ -45,11 +45,37 @@ pub struct SwarmConfig {
     pub(super) values: Values,
 }
 
-/// What survives the supervisor.
+/// What accepted tasks survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Nothing: accepted tasks live in memory.
+    /// Nothing: they live in memory.
     None,
+    /// The death of every process.
+    Process,
+    /// A power cut as well.
+    Power,
+}
+
+impl Durability {
+    /// The word in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Durability::None => "none",
+            Durability::Process => "process",
+            Durability::Power => "power",
+        }
+    }
+}
+
+/// What outlives the supervisor, and what is kept of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DurabilityConfig {
+    /// What accepted tasks survive.
+    pub level: Durability,
+    /// Ended tasks that are kept at most.
+    pub keep_tasks: u64,
+    /// How long they are kept at most.
+    pub keep: Duration,
 }
 
 /// Alert levels.
@@ -277,10 +303,6 @@ impl SwarmConfig {
             fault_tolerance: v.switch("fault_tolerance"),
             load_balancing,
             auto_scaling: v.switch("auto_scaling"),
-            durability: match v.text("durability") {
-                "none" => Durability::None,
-                other => unreachable!("the table allows no durability `{other}`"),
-            },
             performance_thresholds: Thresholds {
                 cpu_critical: v.number("performance_thresholds.cpu_critical"),
                 memory_critical: v.number("performance_thresholds.memory_critical"),
@@ -331,6 +353,15 @@ impl SwarmConfig {
                 drain: v.seconds("tasks.drain_s"),
                 ageing: v.seconds("tasks.ageing_s"),
                 poison_deaths: v.small("tasks.poison_deaths"),
+            },
+            durability: DurabilityConfig {
+                level: match v.text("durability.level") {
+                    "none" => Durability::None,
+                    "power" => Durability::Power,
+                    _ => Durability::Process,
+                },
+                keep_tasks: v.integer("durability.keep_tasks"),
+                keep: Duration::from_secs_f64(v.number("durability.keep_days") * 86_400.0),
             },
             balancer: BalancerConfig {
                 policy: match v.text_or_null("balancer.policy") {

@@ -117,6 +117,7 @@ impl Gate {
         match reply {
             Some(Reply::Refused(Refused::NotFound(words))) => Err(Problem::not_found(words)),
             Some(Reply::Refused(Refused::Conflict(words))) => Err(Problem::conflict(words)),
+            Some(Reply::Refused(Refused::Unavailable(words))) => Err(Problem::unavailable(words)),
             Some(reply) => Ok(reply),
             None => Err(Problem::unavailable("the swarm is stopping or has ended")),
         }

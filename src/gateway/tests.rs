@@ -157,6 +157,7 @@ impl Ask for Paper {
                 pid: 0,
                 uptime_s: 1.0,
                 policy: "ect".into(),
+                durability: Default::default(),
                 tasks: TaskCounts::default(),
                 queued: 0,
                 in_flight: 0,

@@ -19,9 +19,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The fields of a task.
-const FIELDS: [&str; 10] =
-    ["id", "kernel", "inputs", "output", "params", "priority", "timeout_s", "retries", "after", "backend"];
-/// Longest name of a task.
+const FIELDS: [&str; 11] = [
+    "id",
+    "kernel",
+    "inputs",
+    "output",
+    "params",
+    "priority",
+    "timeout_s",
+    "retries",
+    "after",
+    "backend",
+    "idempotency_key",
+];
+/// Longest name of a task, and longest idempotency key.
 pub const NAME_BYTES: usize = 200;
 /// Most retries.
 pub const RETRIES_MAX: u64 = 1000;
@@ -180,6 +191,12 @@ fn fill(spec: &mut TaskSpec, value: &Value, base: &Path) -> Result<(), String> {
                 None => format!("unknown field `{key}`; allowed are {}", FIELDS.join(", ")),
             });
         }
+    }
+    if let Some(key) = task.get("idempotency_key").filter(|key| !key.is_null()) {
+        let text = key.as_str().filter(|key| !key.is_empty() && key.len() <= NAME_BYTES);
+        let text =
+            text.ok_or_else(|| bad("idempotency_key", key, &format!("a string of 1 to {NAME_BYTES} bytes")))?;
+        spec.key = Some(text.into());
     }
     let kernel = parse_kernel(task)?;
     (spec.kernel, spec.kernel_name) = (kernel.code(), kernel.name());
@@ -396,6 +413,10 @@ mod tests {
                 "task \"a\": field `kernel`: no kernel is called \"matmull\"; did you mean \"matmul\"?",
             ),
             (r#"{"tasks":[{"id":"a"}]}"#, "task \"a\": field `kernel` is missing"),
+            (
+                r#"{"tasks":[{"kernel":"noop","idempotency_key":""}]}"#,
+                "field `idempotency_key` is \"\", needs a string of 1 to 200 bytes",
+            ),
             (
                 r#"{"tasks":[{"kernel":"noop","priorty":"low"}]}"#,
                 "task #1: unknown field `priorty`; did you mean `priority`?",

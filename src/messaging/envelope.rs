@@ -250,6 +250,10 @@ impl<'a> Fields<'a> {
         self.rest = rest;
         Ok(part)
     }
+    fn name(&mut self) -> Result<&'a str, BadMessage> {
+        let kind = self.kind;
+        std::str::from_utf8(self.part()?).map_err(|_| BadMessage::Code { kind, code: 0 })
+    }
     /// The rest as text; bytes that are no UTF-8 are cut off, they are for people only.
     fn text(self) -> &'a str {
         match std::str::from_utf8(self.rest) {
@@ -430,6 +434,8 @@ pub struct Submit<'a> {
     pub timeout_ns: u64,
     /// The submitter's name for it; empty for none.
     pub name: &'a str,
+    /// The idempotency key; empty for none.
+    pub key: &'a str,
     /// Where the output goes; empty for none.
     pub output: &'a [u8],
     /// Names of tasks that must have succeeded before.
@@ -520,7 +526,8 @@ impl Encode for FromClient<'_> {
                 buffer.extend_from_slice(&[submit.kernel, submit.class, submit.level, submit.priority]);
                 buffer.extend_from_slice(&submit.retries.to_le_bytes());
                 buffer.extend_from_slice(&submit.timeout_ns.to_le_bytes());
-                for part in [submit.name.as_bytes(), submit.output, submit.after.0] {
+                let texts = [submit.name.as_bytes(), submit.key.as_bytes()];
+                for part in texts.into_iter().chain([submit.output, submit.after.0]) {
                     buffer.extend_from_slice(&(part.len() as u32).to_le_bytes());
                     buffer.extend_from_slice(part);
                 }
@@ -548,8 +555,8 @@ impl<'a> FromClient<'a> {
                 priority: fields.u8()?,
                 retries: fields.u32()?,
                 timeout_ns: fields.u64()?,
-                name: std::str::from_utf8(fields.part()?)
-                    .map_err(|_| BadMessage::Code { kind: message_kind, code: 0 })?,
+                name: fields.name()?,
+                key: fields.name()?,
                 output: fields.part()?,
                 after: Names(fields.part()?),
                 body: fields.rest,

@@ -5,6 +5,7 @@
 
 pub mod affinity;
 pub mod clock;
+pub mod filemap;
 pub mod futex;
 pub mod kernel_config;
 pub mod map;

@@ -139,6 +139,8 @@ pub enum Refused {
     NotFound(String),
     /// It cannot be done now or at all.
     Conflict(String),
+    /// What it needs is not there at the moment: space, or a disk that works.
+    Unavailable(String),
 }
 
 /// Answer to one submitted task.
@@ -251,6 +253,9 @@ pub struct StatusView {
     pub uptime_s: f64,
     /// Placement policy in force.
     pub policy: String,
+    /// What accepted tasks survive.
+    #[serde(default)]
+    pub durability: DurabilityView,
     /// Numbers of tasks.
     pub tasks: TaskCounts,
     /// Tasks waiting for an agent, and at agents.
@@ -269,6 +274,22 @@ pub struct StatusView {
     /// How many there were.
     #[serde(default)]
     pub incidents_total: u64,
+}
+
+/// What accepted tasks survive, and whether the journal can keep that.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DurabilityView {
+    /// `none`, `process`, `power`.
+    pub level: String,
+    /// `ok`; `full` while there is no space; `failed` after a failed write, until a new start.
+    pub state: String,
+    /// Why nothing is accepted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
+    /// Records of this and earlier lives.
+    pub records: u64,
+    /// Bytes on their way into the store.
+    pub backlog_bytes: u64,
 }
 
 /// Numbers of tasks.
@@ -558,6 +579,11 @@ impl Handle {
     pub(super) fn new(bell: HubBell) -> (Self, Requests) {
         let (sender, receiver) = unbounded();
         (Self { sender, bell: Arc::new(bell) }, receiver)
+    }
+
+    /// The supervisor's bell, for threads of its own.
+    pub(super) fn bell(&self) -> Arc<HubBell> {
+        self.bell.clone()
     }
 
     /// Asks, and calls `answer` from the supervisor's thread with the reply. Nothing is called when

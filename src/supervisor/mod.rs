@@ -18,6 +18,7 @@ pub mod action;
 pub mod events;
 pub mod home;
 pub mod incidents;
+mod keeping;
 mod report;
 pub mod restart;
 mod roster;
@@ -93,6 +94,8 @@ pub struct Options {
     pub private: bool,
     /// State directory, when it was named.
     pub state_dir: Option<PathBuf>,
+    /// Go on with what is readable of a damaged journal.
+    pub salvage: bool,
     /// `tracing` filter for the agents.
     pub log_filter: String,
     /// Log lines as JSON.
@@ -109,6 +112,9 @@ pub enum StartError {
     /// The state directory is taken or cannot be made.
     #[error(transparent)]
     Home(#[from] HomeError),
+    /// The journal is damaged, or there is no room for it.
+    #[error(transparent)]
+    Journal(#[from] crate::journal::JournalError),
     /// No room for the board.
     #[error(transparent)]
     Board(#[from] crate::shm::segment::SegmentError),
@@ -186,6 +192,8 @@ pub struct Supervisor {
     recoveries: Vec<Recovery>,
     incidents: IncidentLog,
     waiters: HashMap<u64, Waiter>,
+    /// Answers that wait for the journal.
+    kept: keeping::KeptBack,
     giving_up: Vec<GivingUp>,
     heard: Vec<Signal>,
     /// Room for what epoll finds, kept so that a look allocates nothing.
@@ -242,7 +250,6 @@ impl Supervisor {
         let started = clock::now();
         let token = token();
         let open_files = crate::os::process::raise_open_files();
-        let signals = options.signals;
         let state_dir = options.state_dir.as_deref();
         let home = if options.private {
             Home::private(state_dir, &format!("{}-{token}", std::process::id()))?
@@ -267,6 +274,15 @@ impl Supervisor {
         let (handle, requests) =
             Handle::new(HubBell::new((hub_words.clone(), pages::HUB_ASLEEP), copy(&event)?));
         let sleeper = HubSleeper::new((hub_words, pages::HUB_ASLEEP), copy(&event)?);
+        let limits = LedgerLimits {
+            queue: config.tasks.queue_limit,
+            poison_deaths: config.tasks.poison_deaths,
+            ageing: config.tasks.ageing,
+        };
+        let mut ledger = Ledger::new(limits);
+        // Before this thread is pinned: the journal's own shall run where there is room.
+        let kept_notes = keeping::open(&config, &options, &home, &handle, &token, &mut ledger)?;
+        let signals = options.signals;
         let log = match options.agent_log {
             Some(log) => log,
             None => io::stderr().as_fd().try_clone_to_owned().map_err(system("copy a descriptor"))?,
@@ -323,11 +339,6 @@ impl Supervisor {
         let placer =
             balancer::placer(config.balancer.policy.as_str()).expect("the configuration knows the policies");
         let windows = Windows { window: config.tasks.window, batch: config.tasks.batch };
-        let limits = LedgerLimits {
-            queue: config.tasks.queue_limit,
-            poison_deaths: config.tasks.poison_deaths,
-            ageing: config.tasks.ageing,
-        };
         let computes_beside =
             plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == plan.supervisor);
         let cores_before = CoreMask::current();
@@ -344,12 +355,13 @@ impl Supervisor {
             handle,
             requests,
             roster: (0..slots).map(|_| None).collect(),
-            ledger: Ledger::new(limits),
+            ledger,
             dispatcher: Dispatcher::new(slots, placer, windows),
             events: EventLog::default(),
             recoveries: Vec::new(),
             incidents: IncidentLog::default(),
             waiters: HashMap::new(),
+            kept: keeping::KeptBack::new(),
             giving_up: Vec::new(),
             heard: Vec::new(),
             found: Vec::with_capacity(64),
@@ -379,6 +391,9 @@ impl Supervisor {
             plan,
         };
         supervisor.expect_load(options.private);
+        for note in kept_notes {
+            supervisor.events.add(Severity::Info, "journal", None, note);
+        }
         supervisor.enrol_planned();
         Ok(supervisor)
     }
@@ -495,7 +510,10 @@ impl Supervisor {
         }
         self.wakes += self.dispatcher.ring_bells() as u64;
         self.ledger.take_ended(&mut self.ended);
-        if !self.ended.is_empty() {
+        if self.has_settled() || self.keeps_back() {
+            self.settle();
+        }
+        if !self.ended.is_empty() || self.keeps_back() {
             self.on_ended();
         }
         self.ring_clients();
@@ -544,7 +562,10 @@ impl Supervisor {
     }
 
     fn is_ready(&self) -> bool {
-        self.dispatcher.is_ready() || !self.requests.is_empty() || self.has_client_messages()
+        self.dispatcher.is_ready()
+            || !self.requests.is_empty()
+            || self.has_client_messages()
+            || self.has_settled()
     }
 
     /// Asks the kernel for dead children, signals and the bell; waits for them up to `timeout`.
@@ -648,6 +669,7 @@ impl Supervisor {
         self.replace_never_ready();
         self.watch_the_watcher();
         self.tidy_members();
+        self.settle();
     }
 
     fn enforce_giving_up(&mut self) {
@@ -767,7 +789,10 @@ impl Supervisor {
 
     fn on_ended(&mut self) {
         let mut ended = std::mem::take(&mut self.ended);
-        self.last_ended = self.now;
+        if !ended.is_empty() {
+            self.last_ended = self.now;
+        }
+        self.keep_back(&mut ended);
         for &(task, batch) in &ended {
             self.on_client_task_ended(task, batch);
         }
@@ -804,18 +829,17 @@ impl Supervisor {
                 Reply::Refused(Refused::Conflict(HOPELESS.to_owned()))
             }
             Action::Submit { tasks, record_refused, wait } => {
+                if let Some(why) = self.refuses_for() {
+                    return answer(Reply::Refused(Refused::Unavailable(why)));
+                }
                 let (batch, tasks) = self.accept(tasks, record_refused);
-                let is_open = |task: &&Result<TaskId, Submitted>| {
-                    task.as_ref()
-                        .is_ok_and(|id| self.ledger.get(*id).is_some_and(|task| !task.state.is_final()))
-                };
-                let open = tasks.iter().filter(is_open).count();
-                if wait && open > 0 {
+                let open = if wait { self.follow_all(&tasks, batch) } else { 0 };
+                if open > 0 {
                     self.ledger.hold_batch(batch);
                     self.waiters.insert(batch, Waiter { tasks, open, answer });
                     return;
                 }
-                Reply::Submitted(tasks.iter().map(|task| self.submitted(task)).collect())
+                return self.acknowledge(tasks, answer);
             }
             Action::Tasks { state, limit } => self.task_list(state.as_deref(), limit),
             Action::Task(name) => match self.ledger.find(&name) {
@@ -855,6 +879,19 @@ impl Supervisor {
             }
         };
         answer(reply);
+    }
+
+    /// Sees to it that `batch` hears of the end of all these tasks, some of which may have been there before it. Returns of how many.
+    fn follow_all(&mut self, tasks: &[Result<TaskId, Submitted>], batch: u64) -> usize {
+        let mut ids: Vec<TaskId> = tasks.iter().filter_map(|task| task.as_ref().ok()).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut hears = |id: &TaskId| match self.ledger.get(*id) {
+            Some(task) if task.state.is_final() => false,
+            Some(task) if task.batch == batch => true,
+            _ => self.ledger.follow(*id, batch),
+        };
+        ids.iter().filter(|id| hears(id)).count()
     }
 
     fn cancel_task(&mut self, name: &str) -> Reply {

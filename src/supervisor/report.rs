@@ -158,6 +158,7 @@ impl Supervisor {
             pid: std::process::id(),
             uptime_s: clock::now().since(self.started).as_secs_f64(),
             policy: self.dispatcher.policy().to_owned(),
+            durability: self.durability_view(),
             tasks: self.task_counts(),
             queued: self.ledger.queued(),
             in_flight: self.dispatcher.in_flight(),
@@ -279,7 +280,8 @@ impl Supervisor {
             ),
             Err(missing) => (Vec::new(), Some(format!("{}: {}", missing.reason.code(), missing.detail))),
         };
-        let detail = all_tasks || self.ledger.tasks().count() <= DETAIL_MAX;
+        let own = || self.ledger.tasks().filter(|task| !task.earlier);
+        let detail = all_tasks || own().count() <= DETAIL_MAX;
         ReportView {
             schema: 1,
             swarm: self.config.name.clone(),
@@ -313,7 +315,7 @@ impl Supervisor {
             kernels: self.kernel_rows(),
             recoveries: self.recoveries.clone(),
             incidents: self.incidents.latest(usize::MAX),
-            tasks_detail: detail.then(|| self.ledger.tasks().map(|task| self.task_view(task)).collect()),
+            tasks_detail: detail.then(|| own().map(|task| self.task_view(task)).collect()),
         }
     }
 

@@ -4,6 +4,8 @@ use super::*;
 
 /// Why tasks are cancelled at the end.
 const STOPPED: &str = "the swarm stopped";
+/// Longest wait for the journal to have what was said last.
+const JOURNAL_END: Duration = Duration::from_secs(5);
 /// Longest wait for agents to end by themselves.
 const AGENTS_END: Duration = Duration::from_secs(2);
 
@@ -60,6 +62,8 @@ impl Supervisor {
         self.turn_until(AGENTS_END, Self::is_alone);
         self.ledger.cancel_waiting(STOPPED, clock::now());
         self.turn();
+        self.turn_until(JOURNAL_END, |this| !this.keeps_back());
+        self.close_journal();
         self.state = "stopped";
         ending
     }

@@ -121,6 +121,8 @@ struct Client {
     /// Submissions taken, and of how many of them it was told.
     taken: u64,
     told: u64,
+    /// Numbers of submissions that it is told once the journal has this record.
+    untold: VecDeque<(u64, u64)>,
     ended: u64,
     /// Ends of tasks that found no room yet: ticket and task.
     unsent: VecDeque<(u64, TaskId)>,
@@ -673,6 +675,7 @@ impl Supervisor {
             event,
             taken: 0,
             told: 0,
+            untold: VecDeque::new(),
             ended: 0,
             unsent: VecDeque::new(),
             open: HashMap::new(),
@@ -1057,7 +1060,7 @@ impl Supervisor {
                 FromClient::Submit(submit) => {
                     client.taken += 1;
                     match self.take_task(at, &submit) {
-                        Ok(id) => drop(client.open.insert(submit.ticket, id)),
+                        Ok(id) => self.note_taken(at, client, submit.ticket, id),
                         Err(why) => {
                             let why = &why[..why.floor_char_boundary(1000)];
                             send_surely(client, &ToClient::Refused(submit.ticket, why))?;
@@ -1074,16 +1077,39 @@ impl Supervisor {
                 }
             }
         }
-        if client.told < client.taken
-            && client.link.send(Lane::Normal, &ToClient::Accepted(client.taken)).is_ok()
+        if client.taken > client.untold.back().map_or(client.told, |last| last.1) {
+            let count = (self.written(), client.taken);
+            match client.untold.back_mut() {
+                // One that does not listen is owed the last number only.
+                Some(last) if count.0 <= self.safe() => *last = count,
+                _ => client.untold.push_back(count),
+            }
+        }
+        let safe = self.safe();
+        let is_safe = |untold: &(u64, u64)| untold.0 <= safe;
+        if let Some(count) =
+            client.untold.iter().take_while(|untold| is_safe(untold)).last().map(|last| last.1)
+            && client.link.send(Lane::Normal, &ToClient::Accepted(count)).is_ok()
         {
-            client.told = client.taken;
+            client.untold.retain(|untold| !is_safe(untold));
+            client.told = count;
             client.touched = true;
         }
         if std::mem::take(&mut client.touched) || client.link.owes_blocks() {
             client.link.ring();
         }
         Ok(())
+    }
+
+    /// A submission was taken; its task may be one that was there before, under the same key.
+    fn note_taken(&mut self, at: usize, client: &mut Client, ticket: u64, id: TaskId) {
+        let batch = batch_of(at, ticket);
+        if self.ledger.get(id).is_some_and(|task| task.batch == batch) || self.ledger.follow(id, batch) {
+            client.open.insert(ticket, id);
+        } else {
+            client.ended += 1;
+            client.unsent.push_back((ticket, id));
+        }
     }
 
     fn take_task(&mut self, at: usize, submit: &Submit<'_>) -> Result<TaskId, String> {
@@ -1111,6 +1137,13 @@ impl Supervisor {
                 crate::jobs::NAME_BYTES
             ));
         }
+        if submit.key.len() > crate::jobs::NAME_BYTES {
+            return Err(format!(
+                "field `idempotency_key`: {} bytes, at most {} are allowed",
+                submit.key.len(),
+                crate::jobs::NAME_BYTES
+            ));
+        }
         let output =
             (!submit.output.is_empty()).then(|| PathBuf::from(std::ffi::OsStr::from_bytes(submit.output)));
         if let Some(path) = output.as_ref().filter(|path| !path.is_absolute()) {
@@ -1122,6 +1155,7 @@ impl Supervisor {
         };
         let spec = TaskSpec {
             name: (!submit.name.is_empty()).then(|| submit.name.into()),
+            key: (!submit.key.is_empty()).then(|| submit.key.into()),
             kernel: kernel.code(),
             kernel_name: kernel.name(),
             class: submit.class,

@@ -3,7 +3,7 @@
 //! Names of dependencies are resolved when tasks are accepted; a batch may refer forwards inside
 //! itself. A batch's cycle refuses exactly the tasks on it and behind it.
 
-use super::{Lease, Task, TaskSpec, TaskState};
+use super::{Book, Event, Lease, Task, TaskSpec, TaskState};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
 use std::cmp::Reverse;
@@ -68,6 +68,21 @@ pub enum SubmitError {
         /// The limit.
         limit: usize,
     },
+    /// The idempotency key belongs to another task.
+    #[error(
+        "task {task:?}: field `idempotency_key`: {key:?} was given with task {other:?} before, and that one asks for something else"
+    )]
+    KeyTaken {
+        /// Who asked.
+        task: String,
+        /// The key.
+        key: String,
+        /// Whose it is.
+        other: String,
+    },
+    /// It could not be kept.
+    #[error("{0}")]
+    NotKept(String),
     /// The swarm is ending.
     #[error("the swarm is stopping and takes no more tasks")]
     Stopping,
@@ -170,6 +185,10 @@ pub struct Ledger {
     held: HashSet<u64>,
     first: u64,
     names: HashMap<Box<str>, TaskId>,
+    keys: HashMap<Box<str>, TaskId>,
+    /// Batches, beside its own, that wait for a task to end.
+    followers: HashMap<TaskId, Vec<u64>>,
+    book: Option<Box<dyn Book>>,
     /// Queued tasks per priority. Entries whose task is no longer queued are skipped.
     queues: [VecDeque<(TaskId, Nanos)>; 3],
     queued: usize,
@@ -190,6 +209,9 @@ impl Ledger {
             held: HashSet::new(),
             first: 1,
             names: HashMap::new(),
+            keys: HashMap::new(),
+            followers: HashMap::new(),
+            book: None,
             queues: Default::default(),
             queued: 0,
             timers: BinaryHeap::new(),
@@ -198,6 +220,118 @@ impl Ledger {
             stopping: false,
             next_batch: 0,
         }
+    }
+
+    /// From now on everything that happens to a task is noted in `book`.
+    pub fn keep_in(&mut self, book: Box<dyn Book>) {
+        self.book = Some(book);
+    }
+
+    /// Where it is noted.
+    pub fn book(&self) -> Option<&dyn Book> {
+        self.book.as_deref()
+    }
+
+    /// Where it is noted, to have it catch up.
+    pub fn book_mut(&mut self) -> Option<&mut (dyn Book + 'static)> {
+        self.book.as_deref_mut()
+    }
+
+    /// From now on nothing is noted.
+    pub fn close_book(&mut self) {
+        self.book = None;
+    }
+
+    fn note(&mut self, event: Event, id: TaskId) {
+        let Some(book) = &mut self.book else { return };
+        let at = id.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        if let Some(task) = at.and_then(|at| self.tasks.get(at)).and_then(Option::as_deref) {
+            book.note(event, task);
+        }
+    }
+
+    /// Takes over the tasks of an earlier life, `tasks[0]` having the number `first`, before any other is accepted. Those
+    /// that have not ended are queued again in the order in which they were accepted; nobody waits for them here.
+    pub fn restore(&mut self, tasks: VecDeque<Option<Box<Task>>>, first: u64, now: Nanos) {
+        assert!(self.tasks.is_empty(), "only an empty ledger takes over another one's tasks");
+        (self.tasks, self.first) = (tasks, first);
+        let mut hopeless: Vec<(TaskId, TaskState, String)> = Vec::new();
+        for at in 0..self.tasks.len() {
+            let Some(mut task) = self.tasks[at].take() else { continue };
+            let id = task.id;
+            if let Some(name) = &task.spec.name {
+                self.names.insert(name.clone(), id);
+            }
+            if let Some(key) = &task.spec.key {
+                self.keys.insert(key.clone(), id);
+            }
+            if task.state.is_final() {
+                task.earlier = true;
+                self.remembered.push_back(id);
+                self.tasks[at] = Some(task);
+                continue;
+            }
+            self.counts.total += 1;
+            // Another run of the host has another clock.
+            task.submitted = task.submitted.min(now);
+            task.queued = now;
+            for name in &task.spec.after {
+                // One that is not known any more succeeded: else this task had ended with it.
+                let Some(&other) = self.names.get(name).filter(|other| **other != id) else { continue };
+                match self.get(other).map(|other| other.state) {
+                    None | Some(TaskState::Succeeded) => {}
+                    Some(state) if state.is_final() => {
+                        let error = format!("not run: task {name:?}, which it comes after, {}", state.name());
+                        hopeless.push((id, TaskState::Cancelled, error));
+                    }
+                    Some(_) => {
+                        task.missing += 1;
+                        self.get_mut(other).expect("just seen").dependents.push(id);
+                    }
+                }
+            }
+            if task.deaths.0 >= self.limits.poison_deaths || task.deaths.1 >= KILL_LIMIT {
+                let deaths = task.deaths.0 + task.deaths.1;
+                let error = format!("given up as poison: {deaths} agents died while running it");
+                hopeless.push((id, TaskState::Failed, error));
+            }
+            let priority = task.spec.priority as usize;
+            task.state = if task.missing == 0 { TaskState::Queued } else { TaskState::Waiting };
+            if task.state == TaskState::Queued {
+                self.queues[priority].push_back((id, now));
+                self.queued += 1;
+            }
+            self.tasks[at] = Some(task);
+        }
+        for (id, state, error) in hopeless {
+            if self.get(id).is_some_and(|task| !task.state.is_final()) {
+                self.end(id, state, Some(&error), now);
+            }
+        }
+    }
+
+    /// `batch` wants to hear of the end of this task, which is another batch's. False when it has ended.
+    pub fn follow(&mut self, id: TaskId, batch: u64) -> bool {
+        let is_open = self.get(id).is_some_and(|task| !task.state.is_final());
+        if is_open {
+            self.followers.entry(id).or_default().push(batch);
+        }
+        is_open
+    }
+
+    /// The task that was accepted under the key of `spec`, if there is one.
+    fn under_key(&self, spec: &TaskSpec) -> Option<Result<TaskId, SubmitError>> {
+        let key = spec.key.as_ref()?;
+        let task = self.get(*self.keys.get(key)?)?;
+        Some(if task.spec.asks_the_same(spec) {
+            Ok(task.id)
+        } else {
+            Err(SubmitError::KeyTaken {
+                task: spec.name.as_deref().unwrap_or("(unnamed)").to_owned(),
+                key: key.to_string(),
+                other: task.label(),
+            })
+        })
     }
 
     /// The task with this number.
@@ -240,7 +374,7 @@ impl Ledger {
 
     /// Accepts one task without dependencies; the cheap path for tiny tasks.
     pub fn submit(&mut self, spec: TaskSpec, now: Nanos) -> Result<TaskId, SubmitError> {
-        if !spec.after.is_empty() {
+        if !spec.after.is_empty() || spec.key.is_some() {
             return self.submit_batch(vec![spec], now).1.pop().expect("one in, one out");
         }
         self.check_acceptable(&spec)?;
@@ -248,8 +382,12 @@ impl Ledger {
         Ok(self.accept(spec, now, self.next_batch, TaskState::Queued))
     }
 
-    /// Accepts one task under a batch number of the caller's own, of which this ledger hands out none.
+    /// Accepts one task under a batch number of the caller's own, of which this ledger hands out none. One whose key is
+    /// known gets the number of the task that has it, which is of another batch.
     pub fn submit_as(&mut self, spec: TaskSpec, batch: u64, now: Nanos) -> Result<TaskId, SubmitError> {
+        if let Some(known) = self.under_key(&spec) {
+            return known;
+        }
         if !spec.after.is_empty() {
             return self.accept_after(spec, now, batch);
         }
@@ -258,7 +396,7 @@ impl Ledger {
     }
 
     /// Accepts tasks that may wait for each other, in any order. The answers stand in the order of the
-    /// tasks; the number names the batch.
+    /// tasks; the number names the batch. One whose key is known gets the number of the task that has it.
     pub fn submit_batch(
         &mut self,
         specs: Vec<TaskSpec>,
@@ -266,6 +404,38 @@ impl Ledger {
     ) -> (u64, Vec<Result<TaskId, SubmitError>>) {
         self.next_batch += 1;
         let batch = self.next_batch;
+        if specs.iter().all(|spec| spec.key.is_none()) {
+            return (batch, self.accept_batch(specs, batch, now));
+        }
+        let mut answers: Vec<Option<Result<TaskId, SubmitError>>> = specs.iter().map(|_| None).collect();
+        let (mut places, mut fresh, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
+        let mut keys = HashSet::new();
+        for (at, spec) in specs.into_iter().enumerate() {
+            let is_known = |key: &str| self.keys.contains_key(key);
+            if spec.key.as_ref().is_some_and(|key| is_known(key) || !keys.insert(key.clone())) {
+                repeated.push((at, spec));
+            } else {
+                places.push(at);
+                fresh.push(spec);
+            }
+        }
+        for (at, answer) in places.into_iter().zip(self.accept_batch(fresh, batch, now)) {
+            answers[at] = Some(answer);
+        }
+        for (at, spec) in repeated {
+            // Not known after all when the first one with this key was refused.
+            let known = self.under_key(&spec);
+            answers[at] = Some(known.unwrap_or_else(|| self.accept_after(spec, now, batch)));
+        }
+        (batch, answers.into_iter().map(|answer| answer.expect("fresh or repeated")).collect())
+    }
+
+    fn accept_batch(
+        &mut self,
+        specs: Vec<TaskSpec>,
+        batch: u64,
+        now: Nanos,
+    ) -> Vec<Result<TaskId, SubmitError>> {
         let plan = plan_batch(&specs, |name| {
             self.names.get(name).and_then(|&id| self.get(id)).map(|task| task.state)
         });
@@ -279,7 +449,7 @@ impl Ledger {
             let spec = specs[at].take().expect("planned once");
             answers[at] = Some(self.accept_after(spec, now, batch));
         }
-        (batch, answers.into_iter().map(|answer| answer.expect("planned or refused")).collect())
+        answers.into_iter().map(|answer| answer.expect("planned or refused")).collect()
     }
 
     fn accept_after(&mut self, spec: TaskSpec, now: Nanos, batch: u64) -> Result<TaskId, SubmitError> {
@@ -318,10 +488,12 @@ impl Ledger {
                 limit: self.limits.queue,
             });
         }
-        match &spec.name {
-            Some(name) if self.names.contains_key(name) => Err(SubmitError::DuplicateName { name: label() }),
-            _ => Ok(()),
+        if let Some(name) = &spec.name
+            && self.names.contains_key(name)
+        {
+            return Err(SubmitError::DuplicateName { name: label() });
         }
+        self.book.as_ref().map_or(Ok(()), |book| book.admit(spec)).map_err(SubmitError::NotKept)
     }
 
     fn accept(&mut self, spec: TaskSpec, now: Nanos, batch: u64, state: TaskState) -> TaskId {
@@ -332,29 +504,11 @@ impl Ledger {
         }
         self.counts.total += 1;
         let priority = spec.priority;
-        self.tasks.push_back(Some(Box::new(Task {
-            id,
-            retries_left: spec.retries,
-            spec,
-            state,
-            attempt: Attempt(0),
-            lease: None,
-            deaths: (0, 0),
-            missing: 0,
-            dependents: Vec::new(),
-            batch,
-            submitted: now,
-            queued: now,
-            dispatched: Nanos(0),
-            started: Nanos(0),
-            finished: Nanos(0),
-            service_ns: 0,
-            agent: None,
-            ran_level: None,
-            result: None,
-            error: None,
-            cancelling: None,
-        })));
+        if let Some(key) = &spec.key {
+            self.keys.insert(key.clone(), id);
+        }
+        self.tasks.push_back(Some(Box::new(Task::new(id, spec, state, batch, now))));
+        self.note(Event::Accepted, id);
         if state == TaskState::Queued {
             self.queues[priority as usize].push_back((id, now));
             self.queued += 1;
@@ -366,7 +520,8 @@ impl Ledger {
     pub fn record_refused(&mut self, spec: TaskSpec, error: &str, now: Nanos) -> TaskId {
         // A second task of the same name stays visible under its number only.
         let name = spec.name.clone().filter(|name| !self.names.contains_key(name));
-        let id = self.accept(TaskSpec { name, ..spec }, now, 0, TaskState::Waiting);
+        // Nor does a wrong task keep a right one from using its key.
+        let id = self.accept(TaskSpec { name, key: None, ..spec }, now, 0, TaskState::Waiting);
         self.end(id, TaskState::Failed, Some(error), now);
         id
     }
@@ -397,8 +552,12 @@ impl Ledger {
                 self.remembered.push_back(id);
                 continue;
             }
-            if let Some(name) = place.take().and_then(|task| task.spec.name) {
+            let Some(task) = place.take() else { continue };
+            if let Some(name) = task.spec.name {
                 self.names.remove(&name);
+            }
+            if let Some(key) = task.spec.key {
+                self.keys.remove(&key);
             }
         }
         while self.tasks.front().is_some_and(Option::is_none) {
@@ -466,6 +625,7 @@ impl Ledger {
         if self.queues[priority].front().is_some_and(|&(front, _)| front == id) {
             self.queues[priority].pop_front();
         }
+        self.note(Event::Dispatched, id);
         attempt
     }
 
@@ -513,6 +673,7 @@ impl Ledger {
             let tried = task.spec.retries - task.retries_left;
             let pause = RETRY_PAUSE.saturating_mul(1 << (tried - 1).min(20)).min(RETRY_PAUSE_MAX);
             self.set_timer(now.plus(pause), id, Timer::Retry);
+            self.note(Event::Retrying, id);
             return Transition::Again;
         }
         self.end(id, TaskState::Failed, Some(error), now)
@@ -556,6 +717,9 @@ impl Ledger {
                 }
             }
             let (deaths, cancelling) = (task.deaths, task.cancelling);
+            if running == Some(id) {
+                self.note(Event::Died, id);
+            }
             if deaths.0 >= poison_deaths || deaths.1 >= KILL_LIMIT {
                 let error = format!(
                     "{POISON}: {} agents died while running it, the last by {cause}",
@@ -706,7 +870,9 @@ impl Ledger {
                 TaskState::Cancelled => self.counts.cancelled += 1,
                 _ => self.counts.failed += 1,
             }
+            self.note(Event::Ended, id);
             self.ended.push((id, batch));
+            self.ended.extend(self.followers.remove(&id).into_iter().flatten().map(|batch| (id, batch)));
             self.remembered.push_back(id);
             for dependent in dependents {
                 if state == TaskState::Succeeded {
@@ -1139,5 +1305,67 @@ mod tests {
                 assert_eq!(ledger.counts().duplicated, 0, "seed {seed} step {step}");
             }
         }
+    }
+
+    #[test]
+    fn a_key_is_one_task_and_its_followers_hear_of_its_end() {
+        let mut ledger = ledger();
+        let keyed = |key: &str, kernel| TaskSpec { key: Some(key.into()), kernel, ..spec("", &[]) };
+        let (batch, answers) =
+            ledger.submit_batch(vec![keyed("k", 1), keyed("k", 1), keyed("k", 2)], Nanos(0));
+        let id = *answers[0].as_ref().expect("accepted");
+        assert_eq!(answers[1], Ok(id));
+        assert!(matches!(answers[2], Err(SubmitError::KeyTaken { .. })), "{:?}", answers[2]);
+        assert_eq!(ledger.submit_as(keyed("k", 1), 1 << 40, Nanos(1)), Ok(id));
+        assert!(ledger.follow(id, 1 << 40));
+        run_next(&mut ledger, Nanos(2));
+        ledger.on_success(id, None, Nanos(3));
+        let mut ended = Vec::new();
+        ledger.take_ended(&mut ended);
+        assert_eq!(ended, [(id, batch), (id, 1 << 40)]);
+        assert_eq!(ledger.submit(keyed("k", 1), Nanos(4)), Ok(id), "after its end, too");
+        assert_eq!((ledger.counts().total, ledger.follow(id, 7)), (1, false));
+    }
+
+    #[test]
+    fn tasks_of_an_earlier_life_go_on_in_their_order() {
+        let task = |id, name: &str, after: &[&str], state| {
+            Some(Box::new(Task::new(TaskId(id), spec(name, after), state, 9, Nanos(99))))
+        };
+        let mut poison = task(9, "poison", &[], TaskState::Queued);
+        poison.as_mut().expect("made").deaths = (3, 0);
+        let tasks = [
+            task(5, "good", &[], TaskState::Succeeded),
+            None,
+            task(7, "bad", &[], TaskState::Failed),
+            task(8, "first", &["good", "forgotten"], TaskState::Queued),
+            poison,
+            task(10, "second", &["first"], TaskState::Queued),
+            task(11, "hopeless", &["bad"], TaskState::Queued),
+        ];
+        let mut ledger = ledger();
+        ledger.restore(tasks.into_iter().collect(), 5, Nanos(10));
+        let state = |ledger: &Ledger, name: &str| ledger.find(name).expect("known").state;
+        assert_eq!(
+            ["good", "bad", "first", "second", "poison", "hopeless"].map(|name| state(&ledger, name)),
+            [
+                TaskState::Succeeded,
+                TaskState::Failed,
+                TaskState::Queued,
+                TaskState::Waiting,
+                TaskState::Failed,
+                TaskState::Cancelled
+            ]
+        );
+        assert_eq!((ledger.counts().total, ledger.counts().open()), (4, 2), "what had ended is history");
+        let first = run_next(&mut ledger, Nanos(11));
+        assert_eq!(first, TaskId(8));
+        ledger.on_success(first, None, Nanos(12));
+        assert_eq!(run_next(&mut ledger, Nanos(13)), TaskId(10));
+        assert_eq!(ledger.submit(spec("new", &[]), Nanos(14)), Ok(TaskId(12)));
+        assert!(matches!(
+            ledger.submit(spec("good", &[]), Nanos(14)),
+            Err(SubmitError::DuplicateName { .. })
+        ));
     }
 }

@@ -8,11 +8,13 @@
 //! 1. `ledger` owns every task and its state; events in, transitions out.
 //! 2. `dispatch` takes a queued task, asks a [`Placer`] for a place and writes the envelope.
 //! 3. `results` matches what comes back to its attempt and counts.
+//! 4. `book` is how the ledger tells whoever keeps tasks beyond this process what happened to them.
 //!
 //! Invariants
 //! 1. A task is in exactly one state and ends exactly once.
 //! 2. A result counts only for the attempt that the task is leased to, from the incarnation that holds the lease.
 
+pub mod book;
 pub mod dispatch;
 pub mod ledger;
 pub mod results;
@@ -22,6 +24,7 @@ use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use book::{Book, Event};
 pub use dispatch::{Candidate, CostModel, Dispatcher, Placer};
 pub use ledger::Ledger;
 pub use results::Totals;
@@ -59,6 +62,8 @@ impl Priority {
 pub struct TaskSpec {
     /// The submitter's name for it, unique among the tasks the swarm still knows.
     pub name: Option<Box<str>>,
+    /// The submitter's idempotency key: what comes a second time under it is the first task, not another one.
+    pub key: Option<Box<str>>,
     /// Code of the kernel.
     pub kernel: u8,
     /// Its name, for reports.
@@ -79,6 +84,17 @@ pub struct TaskSpec {
     pub body: Box<[u8]>,
     /// Where the output goes, so that leftovers of a killed attempt can be removed.
     pub output: Option<PathBuf>,
+}
+
+impl TaskSpec {
+    /// Whether the same was asked for: what to compute, from what, under which name, behind which tasks. How urgent it is, how
+    /// long it may take and how often it is tried is not part of that, nor is the size class, which comes from files that change.
+    pub fn asks_the_same(&self, other: &TaskSpec) -> bool {
+        let what = |spec: &TaskSpec| (spec.kernel, spec.level);
+        what(self) == what(other)
+            && (&self.name, &self.after, &self.body, &self.output)
+                == (&other.name, &other.after, &other.body, &other.output)
+    }
 }
 
 /// Where a task is in its life.
@@ -174,9 +190,39 @@ pub struct Task {
     pub error: Option<Box<str>>,
     /// The supervisor asked its agent to give it up: on request (`true`) or because of its time limit.
     pub cancelling: Option<bool>,
+    /// It ended in an earlier life of the swarm, and is known from its journal.
+    pub earlier: bool,
 }
 
 impl Task {
+    /// A task that was just accepted.
+    pub fn new(id: TaskId, spec: TaskSpec, state: TaskState, batch: u64, now: Nanos) -> Self {
+        Self {
+            id,
+            retries_left: spec.retries,
+            spec,
+            state,
+            attempt: Attempt(0),
+            lease: None,
+            deaths: (0, 0),
+            missing: 0,
+            dependents: Vec::new(),
+            batch,
+            submitted: now,
+            queued: now,
+            dispatched: Nanos(0),
+            started: Nanos(0),
+            finished: Nanos(0),
+            service_ns: 0,
+            agent: None,
+            ran_level: None,
+            result: None,
+            error: None,
+            cancelling: None,
+            earlier: false,
+        }
+    }
+
     /// The submitter's name, or the number when there is none.
     pub fn label(&self) -> String {
         self.spec.name.as_deref().map_or_else(|| self.id.to_string(), str::to_owned)

@@ -9,6 +9,7 @@ mod death;
 mod foresight;
 mod hostile;
 mod intruder;
+mod journal;
 mod killing;
 mod lifecycle;
 mod mistakes;

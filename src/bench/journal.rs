@@ -1,0 +1,246 @@
+//! What keeping tasks costs: throughput with and without the journal, the wait for the disk, the way back after a death.
+
+use super::dispatch::{noop, wait_ready};
+use super::{Figure, Limit, quantile, sorted};
+use crate::base::clock::Nanos;
+use crate::config::{Count, Durability, SwarmConfig};
+use crate::jobs::{self, Defaults};
+use crate::os::clock;
+use crate::os::signals::StopSignals;
+use crate::supervisor::{OnEnd, Options, Supervisor};
+use crate::tasks::TaskSpec;
+use anyhow::{Context as _, ensure};
+use serde_json::json;
+use std::collections::VecDeque;
+use std::io::{Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Submissions per second while the wait for the disk is measured.
+const RATE: f64 = 100_000.0;
+
+/// A folder of its own, gone at the end. Below the state directory, whose disk is the one in question.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> anyhow::Result<Self> {
+        let root = crate::supervisor::home::state_root();
+        let path = root.join(format!("bench-{}-{}", std::process::id(), clock::now().0));
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn swarm(config: &SwarmConfig, level: Durability, folder: &Path) -> anyhow::Result<Supervisor> {
+    let mut config = config.clone();
+    config.durability.level = level;
+    config.gateway.enabled = false;
+    config.agents.compute.count = Count::Exactly(1);
+    let options = Options {
+        private: false,
+        state_dir: Some(folder.to_owned()),
+        salvage: false,
+        log_filter: "error".to_owned(),
+        log_json: false,
+        agent_log: None,
+        signals: StopSignals::listen()?,
+    };
+    let mut supervisor = Supervisor::start(config, options)?;
+    wait_ready(&mut supervisor, 1)?;
+    Ok(supervisor)
+}
+
+pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<Figure>> {
+    let mut figures = vec![throughput(quick, config)?];
+    figures.push(wait_for_disk(quick, config)?);
+    figures.push(way_back(quick, config)?);
+    Ok(figures)
+}
+
+/// A task that computes for ten microseconds or a little more.
+fn ten_microseconds(supervisor: &mut Supervisor) -> anyhow::Result<(TaskSpec, f64)> {
+    let mut paths = 64;
+    loop {
+        let task = json!({"kernel": "monte_carlo", "params": {"paths": paths}});
+        let spec = jobs::parse_task(&task, 1, Path::new("/"), &Defaults { timeout: None, retries: 0 })
+            .map_err(|refused| anyhow::anyhow!(refused.error))?;
+        let mut times = Vec::new();
+        for _ in 0..50 {
+            let id = supervisor.submit_one(spec.clone())?;
+            let deadline = clock::now().plus(Duration::from_secs(10));
+            supervisor.run_until_deadline(deadline, |supervisor| supervisor.ledger().counts().open() == 0);
+            times.push(supervisor.ledger().get(id).map_or(0, |task| task.service_ns) as f64 / 1000.0);
+        }
+        let median = quantile(&sorted(times), 0.5);
+        if median >= 10.0 {
+            return Ok((spec, median));
+        }
+        paths += 1 + paths / 8;
+    }
+}
+
+fn rate(supervisor: &mut Supervisor, spec: &TaskSpec, total: usize) -> anyhow::Result<f64> {
+    let before = supervisor.ledger().counts().succeeded;
+    let began = clock::now();
+    let mut submitted = 0;
+    while supervisor.ledger().counts().succeeded - before < total as u64 {
+        while submitted < total && supervisor.ledger().queued() < 1024 {
+            supervisor.submit_one(spec.clone())?;
+            submitted += 1;
+        }
+        supervisor.turn();
+        ensure!(clock::now().since(began) < Duration::from_secs(120), "the tasks do not end");
+    }
+    Ok(total as f64 / clock::now().since(began).as_secs_f64())
+}
+
+/// Both levels side by side, in turns, so that a busy host disturbs both.
+fn throughput(quick: bool, config: &SwarmConfig) -> anyhow::Result<Figure> {
+    let (kept_in, unused) = (Folder::new()?, Folder::new()?);
+    let mut kept = swarm(config, Durability::Process, &kept_in.0)?;
+    let (spec, service) = ten_microseconds(&mut kept)?;
+    kept.shut_down(OnEnd::Drain);
+    drop(kept);
+    let (total, rounds) = if quick { (40_000, 3) } else { (200_000, 5) };
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        for (level, folder, rates) in
+            [(Durability::Process, &kept_in, &mut with), (Durability::None, &unused, &mut without)]
+        {
+            let mut supervisor = swarm(config, level, &folder.0)?;
+            rate(&mut supervisor, &spec, total / 10)?;
+            rates.push(rate(&mut supervisor, &spec, total)?);
+            supervisor.shut_down(OnEnd::Drain);
+        }
+    }
+    let (with, without) = (quantile(&sorted(with), 0.5), quantile(&sorted(without), 0.5));
+    Ok(Figure {
+        bench: "journal",
+        name: "process_rate".to_owned(),
+        value: with,
+        unit: "tasks/s",
+        floor: Some(without),
+        limit: Some(Limit::AtLeast(0.85 * without)),
+        note: format!(
+            "tasks of {service:.1} us at level `process`; the floor is level `none`, in turns with it"
+        ),
+        ..Figure::default()
+    })
+}
+
+/// From submitting to being told that the disk has it, at a fixed rate.
+fn wait_for_disk(quick: bool, config: &SwarmConfig) -> anyhow::Result<Figure> {
+    let folder = Folder::new()?;
+    let sync = sync_time(&folder.0)?;
+    let mut supervisor = swarm(config, Durability::Power, &folder.0)?;
+    let total = if quick { 100_000 } else { 500_000 };
+    let mut waiting: VecDeque<(u64, Nanos)> = VecDeque::new();
+    let mut times = Vec::with_capacity(total);
+    let began = clock::now();
+    let mut submitted = 0;
+    while times.len() < total {
+        let due = (clock::now().since(began).as_secs_f64() * RATE) as usize;
+        while submitted < due.min(total) {
+            supervisor.submit_one(noop())?;
+            // From when it was due, not from when there was time for it.
+            let since = began.plus(Duration::from_secs_f64(submitted as f64 / RATE));
+            waiting.push_back((supervisor.written(), since));
+            submitted += 1;
+        }
+        supervisor.turn();
+        let (safe, now) = (supervisor.safe(), clock::now());
+        while let Some(&(record, since)) = waiting.front()
+            && record <= safe
+        {
+            waiting.pop_front();
+            times.push(now.since(since).as_nanos() as f64 / 1000.0);
+        }
+        ensure!(now.since(began) < Duration::from_secs(120), "the disk is too slow for this");
+        ensure!(supervisor.journal_failure().is_none(), "the journal failed");
+    }
+    supervisor.shut_down(OnEnd::Drain);
+    let times = sorted(times);
+    Ok(Figure {
+        bench: "journal",
+        name: "power_submit".to_owned(),
+        value: quantile(&times, 0.99),
+        unit: "us",
+        floor: Some(quantile(&sync, 0.5)),
+        limit: Some(Limit::AtMost(1000.0)),
+        p50: Some(quantile(&times, 0.5)),
+        p99: Some(quantile(&times, 0.99)),
+        p999: Some(quantile(&times, 0.999)),
+        note: format!(
+            "p99 from submit to acknowledgement at {RATE:.0} tasks/s, level `power`; the floor is one fdatasync of 4 KiB \
+             here (p99 {:.0} us)",
+            quantile(&sync, 0.99)
+        ),
+        ..Figure::default()
+    })
+}
+
+/// Times of fdatasync after one page was rewritten, us, in order.
+fn sync_time(folder: &Path) -> anyhow::Result<Vec<f64>> {
+    let mut file = std::fs::File::create(folder.join("sync"))?;
+    file.write_all(&vec![1; 1 << 20])?;
+    file.sync_all()?;
+    let mut times = Vec::new();
+    for round in 0..300u64 {
+        file.seek(std::io::SeekFrom::Start(round % 256 * 4096))?;
+        file.write_all(&[round as u8; 4096])?;
+        let began = clock::now();
+        file.sync_data()?;
+        times.push(clock::now().since(began).as_nanos() as f64 / 1000.0);
+    }
+    Ok(sorted(times))
+}
+
+/// From the start of a supervisor to its first result, with a full journal behind it.
+fn way_back(quick: bool, config: &SwarmConfig) -> anyhow::Result<Figure> {
+    let folder = Folder::new()?;
+    let tasks = if quick { 33_334 } else { 100_000 };
+    let mut supervisor = swarm(config, Durability::Process, &folder.0)?;
+    rate(&mut supervisor, &noop(), tasks)?;
+    let records = supervisor.written();
+    supervisor.shut_down(OnEnd::Drain);
+    drop(supervisor);
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let began = clock::now();
+        let mut config = config.clone();
+        config.gateway.enabled = false;
+        config.agents.compute.count = Count::Exactly(1);
+        let options = Options {
+            private: false,
+            state_dir: Some(folder.0.clone()),
+            salvage: false,
+            log_filter: "error".to_owned(),
+            log_json: false,
+            agent_log: None,
+            signals: StopSignals::listen()?,
+        };
+        let mut supervisor = Supervisor::start(config, options)?;
+        supervisor.submit_one(noop())?;
+        let deadline = began.plus(Duration::from_secs(20));
+        supervisor.run_until_deadline(deadline, |supervisor| supervisor.ledger().counts().open() == 0);
+        ensure!(supervisor.ledger().counts().succeeded == 1, "the first task after the start did not end");
+        times.push(clock::now().since(began).as_nanos() as f64 / 1e6);
+        supervisor.shut_down(OnEnd::Drain);
+    }
+    let limit = 50.0 + 15.0 * records as f64 / 100_000.0;
+    Ok(Figure {
+        bench: "journal",
+        name: "restart_first_result".to_owned(),
+        value: quantile(&sorted(times), 0.5),
+        unit: "ms",
+        limit: Some(Limit::AtMost(limit)),
+        note: format!("from the start to its first result, {records} records of earlier lives behind it"),
+        ..Figure::default()
+    })
+}

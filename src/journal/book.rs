@@ -1,0 +1,365 @@
+//! Tasks as records, and back: how the ledger writes into the journal, and what a new life reads from it.
+
+use super::{Frame, Journal, Kind, Reader, Trouble};
+use crate::base::clock::Nanos;
+use crate::base::ids::{AgentSlot, Attempt, TaskId};
+use crate::kernels::KernelId;
+use crate::tasks::{Book, Event, Priority, Task, TaskSpec, TaskState};
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Places that are empty.
+const NO_AGENT: u16 = u16::MAX;
+const NO_LEVEL: u8 = u8::MAX;
+
+/// Writes what the ledger says into the journal.
+#[derive(Debug)]
+pub struct Recorder {
+    journal: Journal,
+    /// Names this run of the swarm; stands in the names of temporary files.
+    run: u64,
+    buffer: Vec<u8>,
+}
+
+impl Recorder {
+    /// `run` names this run of the swarm.
+    pub fn new(journal: Journal, run: u64) -> Self {
+        Self { journal, run, buffer: Vec::new() }
+    }
+}
+
+fn put_part(buffer: &mut Vec<u8>, part: &[u8]) {
+    buffer.extend_from_slice(&(part.len() as u32).to_le_bytes());
+    buffer.extend_from_slice(part);
+}
+
+/// A text that may be absent, which is not the same as empty.
+fn put_text(buffer: &mut Vec<u8>, text: Option<&str>) {
+    buffer.push(u8::from(text.is_some()));
+    put_part(buffer, text.unwrap_or("").as_bytes());
+}
+
+fn text(reader: &mut Reader<'_>) -> Option<Option<Box<str>>> {
+    let is_there = reader.u8()? == 1;
+    let text = std::str::from_utf8(reader.part()?).ok()?;
+    Some(is_there.then(|| text.into()))
+}
+
+fn put_spec(buffer: &mut Vec<u8>, task: &Task) {
+    let spec = &task.spec;
+    buffer.extend_from_slice(&[spec.kernel, spec.class, spec.level, spec.priority as u8]);
+    buffer.extend_from_slice(&spec.retries.to_le_bytes());
+    let timeout = spec.timeout.map_or(0, |timeout| timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
+    buffer.extend_from_slice(&timeout.to_le_bytes());
+    buffer.extend_from_slice(&task.submitted.0.to_le_bytes());
+    put_text(buffer, spec.name.as_deref());
+    put_text(buffer, spec.key.as_deref());
+    put_part(buffer, spec.output.as_deref().map_or(&[], |path| path.as_os_str().as_bytes()));
+    buffer.extend_from_slice(&(spec.after.len() as u32).to_le_bytes());
+    for name in &spec.after {
+        put_part(buffer, name.as_bytes());
+    }
+    buffer.extend_from_slice(&spec.body);
+}
+
+/// Bytes that [`put_spec`] needs, from above.
+fn spec_bytes(spec: &TaskSpec) -> usize {
+    let text = |text: &Option<Box<str>>| text.as_deref().map_or(0, str::len);
+    let after: usize = spec.after.iter().map(|name| name.len() + 4).sum();
+    let output = spec.output.as_deref().map_or(0, |path| path.as_os_str().len());
+    64 + text(&spec.name) + text(&spec.key) + output + after + spec.body.len()
+}
+
+fn read_task(frame: &Frame<'_>) -> Option<Task> {
+    let mut reader = Reader(frame.payload);
+    let (kernel, class, level) = (KernelId::from_code(reader.u8()?)?, reader.u8()?, reader.u8()?);
+    let priority = *Priority::ALL.get(usize::from(reader.u8()?))?;
+    let (retries, timeout, submitted) = (reader.u32()?, reader.u64()?, Nanos(reader.u64()?));
+    let (name, key) = (text(&mut reader)?, text(&mut reader)?);
+    let output = reader.part()?;
+    let mut after = Vec::new();
+    for _ in 0..reader.u32()? {
+        after.push(std::str::from_utf8(reader.part()?).ok()?.into());
+    }
+    let spec = TaskSpec {
+        name,
+        key,
+        kernel: kernel.code(),
+        kernel_name: kernel.name(),
+        class,
+        level,
+        priority,
+        timeout: (timeout > 0).then(|| Duration::from_nanos(timeout)),
+        retries,
+        after,
+        body: reader.0.into(),
+        output: (!output.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(output))),
+    };
+    Some(Task::new(TaskId(frame.task), spec, TaskState::Queued, 0, submitted))
+}
+
+fn put_end(buffer: &mut Vec<u8>, task: &Task, with_result: bool) {
+    buffer.push(task.state as u8);
+    buffer.push(task.ran_level.unwrap_or(NO_LEVEL));
+    buffer.extend_from_slice(&task.agent.map_or(NO_AGENT, |slot| slot.0).to_le_bytes());
+    buffer.extend_from_slice(&task.retries_left.to_le_bytes());
+    for time in [task.submitted, task.queued, task.dispatched, task.started, task.finished] {
+        buffer.extend_from_slice(&time.0.to_le_bytes());
+    }
+    buffer.extend_from_slice(&task.service_ns.to_le_bytes());
+    put_text(buffer, task.result.as_deref().filter(|_| with_result));
+    put_text(buffer, task.error.as_deref());
+}
+
+fn read_end(task: &mut Task, frame: &Frame<'_>) -> Option<()> {
+    let mut reader = Reader(frame.payload);
+    let state = reader.u8()?;
+    task.state = [TaskState::Succeeded, TaskState::Failed, TaskState::Cancelled]
+        .into_iter()
+        .find(|known| *known as u8 == state)?;
+    task.ran_level = Some(reader.u8()?).filter(|level| *level != NO_LEVEL);
+    let agent = u16::from(reader.u8()?) | u16::from(reader.u8()?) << 8;
+    task.agent = (agent != NO_AGENT).then_some(AgentSlot(agent));
+    task.attempt = Attempt(frame.value);
+    task.retries_left = reader.u32()?;
+    let mut time = || reader.u64().map(Nanos);
+    (task.submitted, task.queued, task.dispatched) = (time()?, time()?, time()?);
+    (task.started, task.finished) = (time()?, time()?);
+    task.service_ns = reader.u64()?;
+    (task.result, task.error) = (text(&mut reader)?, text(&mut reader)?);
+    Some(())
+}
+
+impl Book for Recorder {
+    fn admit(&self, spec: &TaskSpec) -> Result<(), String> {
+        if let Some((why, _)) = self.trouble() {
+            return Err(why);
+        }
+        let (needed, most) = (spec_bytes(spec), self.journal.payload_bytes_max());
+        if needed > most {
+            return Err(format!(
+                "the task's description has {needed} bytes, the journal takes at most {most}; \
+                 put what is large into an input file"
+            ));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, event: Event, task: &Task) {
+        let buffer = &mut self.buffer;
+        buffer.clear();
+        let (kind, value) = match event {
+            Event::Accepted => {
+                put_spec(buffer, task);
+                (Kind::Accepted, 0)
+            }
+            Event::Dispatched => {
+                buffer.extend_from_slice(&self.run.to_le_bytes());
+                (Kind::Dispatched, task.attempt.0)
+            }
+            Event::Died => {
+                buffer.extend_from_slice(&task.deaths.0.to_le_bytes());
+                buffer.extend_from_slice(&task.deaths.1.to_le_bytes());
+                (Kind::Died, 0)
+            }
+            Event::Retrying => {
+                buffer.extend_from_slice(task.error.as_deref().unwrap_or("").as_bytes());
+                (Kind::Retrying, task.retries_left)
+            }
+            Event::Ended => {
+                put_end(buffer, task, true);
+                (Kind::Ended, task.attempt.0)
+            }
+        };
+        let most = self.journal.payload_bytes_max();
+        if buffer.len() > most && event == Event::Ended {
+            // It has ended all the same; only its result is not for later lives.
+            buffer.clear();
+            put_end(buffer, task, false);
+        }
+        buffer.truncate(most);
+        self.journal.write(kind, value, task.id.0, buffer);
+    }
+
+    fn written(&self) -> u64 {
+        self.journal.written()
+    }
+
+    fn safe(&self) -> u64 {
+        self.journal.safe()
+    }
+
+    fn catch_up(&mut self) {
+        self.journal.push_waiting();
+    }
+
+    fn trouble(&self) -> Option<(String, bool)> {
+        match self.journal.trouble()? {
+            Trouble::Full(why) => Some((format!("nothing is accepted until there is space: {why}"), false)),
+            Trouble::Failed(why) => Some((format!("nothing is accepted until a new start: {why}"), true)),
+        }
+    }
+
+    fn is_fine(&self) -> bool {
+        self.journal.is_fine()
+    }
+
+    fn backlog_bytes(&self) -> u64 {
+        self.journal.backlog_bytes()
+    }
+}
+
+/// The tasks of earlier lives, built from records.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Number of the first task.
+    pub first: u64,
+    /// Tasks from that number on.
+    pub tasks: VecDeque<Option<Box<Task>>>,
+    /// The highest number of a task, forgotten ones included.
+    pub highest: u64,
+    /// Open tasks that were with an agent when their supervisor died: which attempt, of which run.
+    in_flight: Vec<(u64, u32, u64)>,
+    /// A record that cannot be understood, though its checksum is right.
+    pub strange: Option<u64>,
+}
+
+impl Restored {
+    /// Takes in one record.
+    pub fn take(&mut self, frame: &Frame<'_>) {
+        self.highest = self.highest.max(frame.task);
+        if self.take_known(frame).is_none() {
+            self.strange.get_or_insert(frame.seq);
+        }
+    }
+
+    fn take_known(&mut self, frame: &Frame<'_>) -> Option<()> {
+        if frame.kind == Kind::Accepted {
+            let task = read_task(frame)?;
+            if self.tasks.is_empty() {
+                self.first = frame.task;
+            }
+            let at = usize::try_from(frame.task.checked_sub(self.first)?).ok()?;
+            // Numbers are dense but for what was forgotten; a leap into nowhere is no number of ours.
+            if at < self.tasks.len() || at - self.tasks.len() > 1 << 28 {
+                return None;
+            }
+            self.tasks.resize_with(at, || None);
+            self.tasks.push_back(Some(Box::new(task)));
+            return Some(());
+        }
+        // A task that was forgotten: its last records go later than its first one.
+        let at = frame.task.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        let Some(task) = at.and_then(|at| self.tasks.get_mut(at)).and_then(Option::as_deref_mut) else {
+            return Some(());
+        };
+        let mut reader = Reader(frame.payload);
+        match frame.kind {
+            Kind::Dispatched => {
+                task.attempt = Attempt(frame.value);
+                if task.spec.output.is_some() {
+                    self.in_flight.push((frame.task, frame.value, reader.u64()?));
+                }
+            }
+            Kind::Died => task.deaths = (reader.u32()?, reader.u32()?),
+            Kind::Retrying => {
+                task.retries_left = frame.value;
+                task.error = Some(String::from_utf8_lossy(frame.payload).into());
+            }
+            Kind::Ended => read_end(task, frame)?,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Attempts that may have left temporary files: task, attempt, the run's name, the output.
+    pub fn leftovers(&self) -> impl Iterator<Item = (TaskId, Attempt, u64, &std::path::Path)> {
+        self.in_flight.iter().filter_map(|&(id, attempt, run)| {
+            let task = self.tasks.get((id - self.first) as usize)?.as_deref()?;
+            let is_last = !task.state.is_final() && task.attempt.0 == attempt;
+            is_last.then_some((task.id, task.attempt, run, task.spec.output.as_deref()?))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Options, RING_BYTES, Retention};
+    use super::*;
+    use crate::tasks::Lease;
+    use crate::tasks::ledger::{Ledger, LedgerLimits};
+    use std::path::Path;
+
+    fn open(folder: &Path) -> Ledger {
+        let retention = Retention { tasks: 1000, age: Duration::from_secs(3600) };
+        let options = Options { synced: false, retention, salvage: false, ring: RING_BYTES };
+        let mut restored = Restored::default();
+        let (journal, _) =
+            Journal::open(folder, options, Box::new(|| {}), |frame| restored.take(&frame)).expect("opened");
+        assert_eq!(restored.strange, None);
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        ledger.keep_in(Box::new(Recorder::new(journal, 7)));
+        let first = if restored.tasks.is_empty() { restored.highest + 1 } else { restored.first };
+        ledger.restore(restored.tasks, first, Nanos(1000));
+        ledger
+    }
+
+    #[test]
+    fn a_task_comes_back_with_all_that_was_known_of_it() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut ledger = open(folder.path());
+        let spec = TaskSpec {
+            name: Some("name".into()),
+            key: Some("key".into()),
+            kernel: KernelId::Sleep.code(),
+            kernel_name: KernelId::Sleep.name(),
+            class: 3,
+            level: 1,
+            priority: Priority::Low,
+            timeout: Some(Duration::from_millis(7)),
+            retries: 5,
+            after: Vec::new(),
+            body: b"body"[..].into(),
+            output: Some("/out/put.npy".into()),
+        };
+        let lease = Lease { slot: AgentSlot(2), incarnation: crate::base::ids::Incarnation(1) };
+        let ended = ledger.submit(spec.clone(), Nanos(1)).expect("accepted");
+        ledger.dispatch(ended, lease, Nanos(2));
+        ledger.on_success(ended, Some("[1,2]".into()), Nanos(3));
+        let open_spec = TaskSpec { name: None, key: None, after: vec!["name".into()], ..spec };
+        let tried = ledger.submit(open_spec, Nanos(4)).expect("accepted");
+        ledger.dispatch(tried, lease, Nanos(5));
+        ledger.on_agent_gone(&[tried], lease, Some(tried), "signal 11", true, Nanos(6));
+        ledger.dispatch(tried, lease, Nanos(7));
+        ledger.on_failure(tried, "why", true, Nanos(8));
+        let before: Vec<Task> = ledger.tasks().cloned().collect();
+        drop(ledger);
+
+        let ledger = open(folder.path());
+        let after: Vec<&Task> = ledger.tasks().collect();
+        assert_eq!(after.len(), 2);
+        for (before, after) in before.iter().zip(&after) {
+            assert!(before.spec.asks_the_same(&after.spec));
+            let words = |task: &Task| {
+                let spec = &task.spec;
+                (spec.key.clone(), spec.class, spec.priority, spec.timeout, spec.retries, spec.kernel_name)
+            };
+            assert_eq!(words(before), words(after));
+            let numbers =
+                |task: &Task| (task.id, task.attempt, task.retries_left, task.deaths, task.service_ns);
+            assert_eq!(numbers(before), numbers(after));
+            assert_eq!((&before.result, &before.error), (&after.result, &after.error));
+        }
+        assert_eq!(
+            (after[0].state, after[0].finished, after[0].agent),
+            (TaskState::Succeeded, Nanos(3), Some(AgentSlot(2)))
+        );
+        assert_eq!(
+            (after[1].state, after[1].attempt, after[1].deaths),
+            (TaskState::Queued, Attempt(2), (1, 0))
+        );
+    }
+}

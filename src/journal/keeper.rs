@@ -1,0 +1,306 @@
+//! The threads of the journal: one takes records over from the front into the store, and at level `power` another one brings the
+//! front to the disk. The supervisor's loop waits for neither.
+
+use super::front::{self, Place};
+use super::store::{Retention, Store, StoreError};
+use crate::base::sync::{AtomicU64, Ordering, fence};
+use crate::base::trouble;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// Bytes that go into the store as one group, at most but for the last record.
+const GROUP_BYTES: u64 = 4 << 20;
+/// Records gather for so long before they are taken over, unless there are many: a group costs more than its records.
+const GATHER: Duration = Duration::from_millis(20);
+/// After a full disk was met, the next try.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// Longest sleep without work. Only at level `power` is a wake-up never missed; elsewhere nobody waits.
+const SLEEP: Duration = Duration::from_millis(500);
+/// Between two looks for what is to be forgotten.
+const RETAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// What keeps the journal from taking more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The disk is full; it goes on by itself when there is space.
+    Full(String),
+    /// A write or a sync failed: what the disk holds is not known any more, so nothing is accepted until a new start.
+    Failed(String),
+}
+
+const FINE: u64 = 0;
+const FULL: u64 = 1;
+const FAILED: u64 = 2;
+
+/// What writer and threads tell each other. Each word has one writer, but for the state.
+pub(super) struct Shared {
+    /// Where the front ends; by the writer.
+    tail: AtomicU64,
+    /// Last record in the front; by the writer, after the tail.
+    written: AtomicU64,
+    /// Up to here the store has it; by the keeper.
+    head: AtomicU64,
+    /// Last record that the disk has for certain; by the sync thread.
+    synced: AtomicU64,
+    state: AtomicU64,
+    why: Mutex<String>,
+    stop: AtomicU64,
+    keeper_sleeps: AtomicU64,
+    syncer_sleeps: AtomicU64,
+    /// Tells the writer's loop that there is news.
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn new(last: u64, wake: Box<dyn Fn() + Send + Sync>) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            tail: zero(),
+            written: AtomicU64::new(last),
+            head: zero(),
+            synced: AtomicU64::new(last),
+            state: zero(),
+            why: Mutex::default(),
+            stop: zero(),
+            keeper_sleeps: zero(),
+            syncer_sleeps: zero(),
+            wake,
+        }
+    }
+
+    pub(super) fn head(&self) -> u64 {
+        self.head.load(Ordering::Acquire)
+    }
+
+    pub(super) fn synced(&self) -> u64 {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        let why = || self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match self.state.load(Ordering::Acquire) {
+            FULL => Some(Trouble::Full(why())),
+            FAILED => Some(Trouble::Failed(why())),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_fine(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == FINE
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == FAILED
+    }
+
+    /// A failure is for good; whatever comes after it changes nothing.
+    fn set_state(&self, state: u64, why: String) {
+        let mut words = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.state.load(Ordering::Relaxed) == FAILED {
+            return;
+        }
+        *words = why;
+        self.state.store(state, Ordering::Release);
+        drop(words);
+        (self.wake)();
+    }
+
+    fn stops(&self) -> bool {
+        self.stop.load(Ordering::Acquire) != 0
+    }
+
+    /// Sleeps until there is news, if `nothing_new`.
+    fn sleep(&self, flag: &AtomicU64, nothing_new: impl Fn() -> bool) {
+        flag.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if nothing_new() && !self.stops() {
+            thread::park_timeout(SLEEP);
+        }
+        flag.store(0, Ordering::Relaxed);
+    }
+}
+
+/// The running threads.
+#[derive(Debug)]
+pub(super) struct Threads {
+    pub(super) shared: Arc<Shared>,
+    keeper: Option<JoinHandle<()>>,
+    syncer: Option<JoinHandle<()>>,
+}
+
+/// What the threads need of the files.
+pub(super) struct Files {
+    pub(super) front: File,
+    pub(super) front_path: PathBuf,
+    pub(super) ring: u64,
+    pub(super) start: Place,
+    pub(super) store: Store,
+}
+
+impl Threads {
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        files: Files,
+        synced: bool,
+        retention: Retention,
+    ) -> io::Result<Self> {
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(name.to_owned()).spawn(work)
+        };
+        let syncer = if synced {
+            let (shared, front, start) = (shared.clone(), files.front.try_clone()?, files.start);
+            Some(spawn("journal-sync", Box::new(move || sync(&shared, &front, start)))?)
+        } else {
+            None
+        };
+        let keeper = {
+            let shared = shared.clone();
+            Some(spawn("journal", Box::new(move || keep(&shared, files, retention)))?)
+        };
+        Ok(Self { shared, keeper, syncer })
+    }
+
+    /// The writer has put records up to `written` into the front, which ends at `tail` now.
+    pub(super) fn on_written(&self, tail: u64, written: u64) {
+        self.shared.tail.store(tail, Ordering::Release);
+        self.shared.written.store(written, Ordering::Release);
+        let wake = |sleeps: &AtomicU64, thread: &Option<JoinHandle<()>>| {
+            if sleeps.load(Ordering::Relaxed) != 0
+                && let Some(thread) = thread
+            {
+                // Told once: a thread that was woken looks before it sleeps again.
+                sleeps.store(0, Ordering::Relaxed);
+                Thread::unpark(thread.thread());
+            }
+        };
+        if self.syncer.is_some() {
+            fence(Ordering::SeqCst);
+            wake(&self.shared.syncer_sleeps, &self.syncer);
+        }
+        wake(&self.shared.keeper_sleeps, &self.keeper);
+    }
+
+    /// Lets the threads do what is left, and waits for them.
+    pub(super) fn stop(&mut self) {
+        self.shared.stop.store(1, Ordering::Release);
+        for thread in [self.syncer.take(), self.keeper.take()].into_iter().flatten() {
+            thread.thread().unpark();
+            // A thread that panicked has nothing to hand in; the files say how far it came.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn sync(shared: &Shared, front: &File, start: Place) {
+    let mut done = start.seq;
+    loop {
+        let stops = shared.stops();
+        let written = shared.written.load(Ordering::Acquire);
+        if written == done {
+            if stops || shared.has_failed() {
+                return;
+            }
+            shared.sleep(&shared.syncer_sleeps, || shared.written.load(Ordering::Acquire) == done);
+            continue;
+        }
+        let outcome = trouble::check("journal.sync").and_then(|()| front.sync_data()).and_then(|()| {
+            // On the disk with the next sync, so it speaks of one group less than is there.
+            front::note_synced(front, Place { position: 0, seq: written })
+        });
+        if let Err(error) = outcome {
+            // The kernel may have thrown away what it could not write: a second try would report success for nothing.
+            return shared
+                .set_state(FAILED, format!("the journal could not be brought to the disk: {error}"));
+        }
+        done = written;
+        shared.synced.store(done, Ordering::Release);
+        (shared.wake)();
+    }
+}
+
+fn keep(shared: &Shared, files: Files, retention: Retention) {
+    let Files { front, front_path, ring, start, mut store } = files;
+    let mut head = start;
+    let mut group = Vec::new();
+    let mut next_look = Instant::now();
+    let mut forget = |store: &mut Store| {
+        if Instant::now() >= next_look {
+            next_look = Instant::now() + RETAIN_EVERY;
+            if let Err(error) = store.retain(retention) {
+                give_up(shared, &error);
+            }
+        }
+    };
+    loop {
+        if shared.has_failed() {
+            return;
+        }
+        let stops = shared.stops();
+        let tail = shared.tail.load(Ordering::Acquire);
+        if tail == head.position {
+            if stops {
+                break;
+            }
+            forget(&mut store);
+            shared.sleep(&shared.keeper_sleeps, || shared.tail.load(Ordering::Acquire) == head.position);
+            continue;
+        }
+        if !stops && tail - head.position < ring / 8 {
+            thread::park_timeout(GATHER);
+        }
+        let tail = shared.tail.load(Ordering::Acquire);
+        group.clear();
+        let taken = front::take(&front, ring, head, tail, GROUP_BYTES, &mut group).map_err(StoreError::from);
+        let outcome = taken.and_then(|place| store.append(&group, head.seq, place.seq).map(|()| place));
+        let outcome = outcome.and_then(|place| {
+            trouble::check("journal.head").and_then(|()| front::note_head(&front, place))?;
+            Ok(place)
+        });
+        match outcome {
+            Ok(place) => {
+                head = place;
+                shared.head.store(head.position, Ordering::Release);
+                if !shared.is_fine() {
+                    shared.set_state(FINE, String::new());
+                }
+                if group.capacity() as u64 > 2 * GROUP_BYTES {
+                    group = Vec::new();
+                }
+                forget(&mut store);
+            }
+            Err(error) => {
+                give_up(shared, &error);
+                if stops {
+                    // The front keeps what is left for the next start.
+                    return;
+                }
+                if error.is_full() {
+                    thread::park_timeout(TRY_AGAIN);
+                }
+            }
+        }
+    }
+    match store.close() {
+        // All is in the store: the front is of no more use.
+        Ok(()) => drop(std::fs::remove_file(front_path)),
+        Err(error) => give_up(shared, &error),
+    }
+}
+
+fn give_up(shared: &Shared, error: &StoreError) {
+    if error.is_full() {
+        shared.set_state(FULL, format!("the disk is full: {error}"));
+    } else {
+        shared.set_state(FAILED, format!("the journal could not be written: {error}"));
+    }
+}

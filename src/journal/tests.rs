@@ -1,0 +1,307 @@
+//! The journal against kills, cuts, flipped bits and its own retention.
+
+use super::*;
+use crate::base::prng::SplitMix64;
+use std::time::Duration;
+
+type Record = (u64, Kind, u32, u64, Vec<u8>);
+
+const KEEP: Retention = Retention { tasks: u64::MAX, age: Duration::from_secs(1 << 40) };
+const OPTIONS: Options = Options { synced: false, retention: KEEP, salvage: false, ring: 1 << 16 };
+
+fn owned(frame: Frame<'_>) -> Record {
+    (frame.seq, frame.kind, frame.value, frame.task, frame.payload.to_vec())
+}
+
+fn open(folder: &Path, options: Options) -> Result<(Journal, Vec<Record>, Found), JournalError> {
+    let mut records = Vec::new();
+    let (journal, found) =
+        Journal::open(folder, options, Box::new(|| {}), |frame| records.push(owned(frame)))?;
+    Ok((journal, records, found))
+}
+
+/// A folder in memory: these tests open and close thousands of journals, and no disk has to hear of it.
+fn quick_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").expect("shared memory")
+}
+
+/// A task's life: accepted, dispatched, ended.
+fn live(journal: &mut Journal, task: u64, ends: bool) {
+    journal.write(Kind::Accepted, 0, task, &vec![task as u8; (task * 13 % 90) as usize]);
+    journal.write(Kind::Dispatched, 1, task, &7u64.to_le_bytes());
+    if ends {
+        journal.write(Kind::Ended, 1, task, b"result");
+    }
+}
+
+fn drain(journal: &Journal) {
+    let began = std::time::Instant::now();
+    while journal.backlog_bytes() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", journal.trouble());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Copies the files as a kill would leave them: what goes into the store later is in the front.
+fn copy(from: &Path, to: &Path) {
+    for name in ["journal.front", "journal.db", "journal.db-wal"] {
+        match std::fs::read(from.join(name)) {
+            Ok(bytes) => std::fs::write(to.join(name), bytes).expect("written"),
+            Err(_) => drop(std::fs::remove_file(to.join(name))),
+        }
+    }
+}
+
+/// A small journal with some groups in the store and some records in the front only; with its records.
+fn small(folder: &Path) -> Vec<Record> {
+    let inside = folder.join("inside");
+    std::fs::create_dir(&inside).expect("folder");
+    let (mut journal, none, _) = open(&inside, Options { ring: 4096, ..OPTIONS }).expect("new");
+    assert!(none.is_empty());
+    for task in 1..=3 {
+        live(&mut journal, task, task != 2);
+        drain(&journal);
+    }
+    live(&mut journal, 4, true);
+    copy(&inside, folder);
+    drop(journal);
+    let (_, records, _) = open(&inside, OPTIONS).expect("closed well");
+    assert_eq!(records.len(), 11);
+    records
+}
+
+/// What is there after a change to one file: all of it, or a part from the beginning and words about the rest.
+fn look(folder: &Path, whole: &[Record], what: &str) -> bool {
+    let mut seen = 0;
+    let outcome = survey(&Paths::new(folder), |frame| {
+        assert_eq!(Some(&owned(frame)), whole.get(seen), "invented or out of order: {what}");
+        seen += 1;
+    });
+    match outcome.map(|survey| survey.damage) {
+        Ok(None) => {
+            assert_eq!(seen, whole.len(), "records are missing in silence: {what}");
+            true
+        }
+        Ok(Some(damage @ JournalError::Damaged { .. })) | Err(damage @ JournalError::Damaged { .. }) => {
+            assert!(damage.to_string().contains("journal."), "{damage}");
+            false
+        }
+        Ok(Some(error)) | Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+#[test]
+fn what_was_written_is_there_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut expected = Vec::new();
+    for life in 0..4u64 {
+        let (mut journal, records, _) = open(folder.path(), OPTIONS).expect("opened");
+        assert_eq!(records, expected, "life {life}");
+        for task in life * 1000..life * 1000 + 700 {
+            live(&mut journal, task, task % 3 > 0);
+        }
+        drop(journal);
+        let survey = survey(&Paths::new(folder.path()), |frame| {
+            if frame.seq > expected.last().map_or(0, |record: &Record| record.0) {
+                expected.push(owned(frame));
+            }
+        });
+        assert!(survey.expect("readable").damage.is_none());
+        assert!(!folder.path().join("journal.front").exists(), "it ended in order");
+    }
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_all_that_was_written() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (inside, copied) = (folder.path().join("inside"), folder.path().join("copied"));
+    std::fs::create_dir(&inside).expect("folder");
+    std::fs::create_dir(&copied).expect("folder");
+    let (mut journal, ..) = open(&inside, OPTIONS).expect("new");
+    let mut written = 0;
+    let seed = 7;
+    println!("seed {seed}");
+    let mut random = SplitMix64::new(seed);
+    for task in 1..1500 {
+        live(&mut journal, task, task % 5 > 0);
+        written += if task % 5 > 0 { 3 } else { 2 };
+        if random.next_u64().is_multiple_of(97) {
+            let safe = journal.safe();
+            copy(&inside, &copied);
+            let (next, records, _) = open(&copied, OPTIONS).expect("no damage");
+            let numbers: Vec<u64> = records.iter().map(|record| record.0).collect();
+            assert!(numbers.iter().copied().eq(1..=numbers.len() as u64));
+            assert!(
+                safe <= numbers.len() as u64 && numbers.len() as u64 <= written,
+                "{safe} {}",
+                numbers.len()
+            );
+            drop(next);
+        }
+        if random.next_u64().is_multiple_of(11) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn a_cut_at_any_byte_is_noticed_or_costs_nothing() {
+    let folder = quick_folder();
+    let whole = small(folder.path());
+    let place = folder.path().join("cut");
+    std::fs::create_dir(&place).expect("folder");
+    copy(folder.path(), &place);
+    assert!(look(&place, &whole, "nothing was cut"));
+    for name in ["journal.front", "journal.db", "journal.db-wal"] {
+        let bytes = std::fs::read(folder.path().join(name)).expect("there");
+        let mut noticed = 0;
+        for end in 0..bytes.len() {
+            copy(folder.path(), &place);
+            std::fs::write(place.join(name), &bytes[..end]).expect("written");
+            noticed += usize::from(!look(&place, &whole, &format!("{name} cut at {end}")));
+        }
+        println!("{name}: {noticed} of {} cuts were damage", bytes.len());
+        assert!(noticed > bytes.len() / 4, "{name}: {noticed} of {}", bytes.len());
+    }
+}
+
+#[test]
+fn flipped_bits_are_noticed_or_cost_nothing() {
+    let folder = quick_folder();
+    let whole = small(folder.path());
+    let place = folder.path().join("flipped");
+    std::fs::create_dir(&place).expect("folder");
+    let seed = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(1, |now| now.as_nanos() as u64);
+    println!("seed {seed}");
+    let mut random = SplitMix64::new(seed);
+    for name in ["journal.front", "journal.db", "journal.db-wal"] {
+        let bytes = std::fs::read(folder.path().join(name)).expect("there");
+        let mut noticed = 0;
+        for _ in 0..3000 {
+            let mut copied = bytes.clone();
+            let flips = 1 + random.next_u64() % 3;
+            let mut at = Vec::new();
+            for _ in 0..flips {
+                let bit = (random.next_u64() % (bytes.len() as u64 * 8)) as usize;
+                copied[bit / 8] ^= 1 << (bit % 8);
+                at.push(bit);
+            }
+            copy(folder.path(), &place);
+            std::fs::write(place.join(name), &copied).expect("written");
+            noticed += usize::from(!look(&place, &whole, &format!("{name} bits {at:?} seed {seed}")));
+        }
+        println!("{name}: {noticed} of 3000 were damage");
+        assert!(noticed > 10, "{name}: {noticed}");
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_is_noticed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let whole = small(folder.path());
+    let place = folder.path().join("less");
+    std::fs::create_dir(&place).expect("folder");
+    for name in ["journal.front", "journal.db", "journal.db-wal"] {
+        copy(folder.path(), &place);
+        std::fs::remove_file(place.join(name)).expect("there");
+        assert!(!look(&place, &whole, name), "{name}");
+    }
+}
+
+#[test]
+fn a_damaged_journal_is_refused_and_salvaged_when_asked() {
+    let folder = tempfile::tempdir().expect("folder");
+    let whole = small(folder.path());
+    let front = folder.path().join("journal.front");
+    let mut bytes = std::fs::read(&front).expect("there");
+    let last = bytes.iter().rposition(|byte| *byte != 0).expect("records");
+    bytes[last] ^= 1;
+    std::fs::write(&front, &bytes).expect("written");
+    let refused = open(folder.path(), OPTIONS).expect_err("damaged").to_string();
+    assert!(refused.contains("journal.front, offset ") && refused.contains("checksum"), "{refused}");
+    assert_eq!(std::fs::read(&front).expect("there"), bytes, "nothing was touched");
+
+    let (mut journal, records, found) =
+        open(folder.path(), Options { salvage: true, ..OPTIONS }).expect("as asked");
+    assert!(records.len() < whole.len() && whole.starts_with(&records), "{records:?}");
+    assert!(found.notes.iter().any(|note| note.contains("journal.front.damaged-")), "{:?}", found.notes);
+    live(&mut journal, 50, true);
+    drop(journal);
+    let (_, again, found) = open(folder.path(), OPTIONS).expect("whole again");
+    assert!(again.starts_with(&records) && again.len() == records.len() + 3 && found.notes.is_empty());
+}
+
+#[test]
+fn what_a_restarted_host_lost_is_said_aloud() {
+    for synced in [false, true] {
+        let folder = tempfile::tempdir().expect("folder");
+        let (mut journal, ..) = open(folder.path(), Options { synced, ..OPTIONS }).expect("new");
+        live(&mut journal, 1, true);
+        drain(&journal);
+        while journal.safe() < journal.written() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let place = tempfile::tempdir().expect("folder");
+        copy(folder.path(), place.path());
+        // A front of another run of the host, whose ring never reached the disk: the ids have one length.
+        let path = place.path().join("journal.front");
+        let other = Identity { boot: "another-run".to_owned(), synced };
+        let (mut front, file) = Front::create(&path, 1 << 16, &other, 3).expect("made");
+        let mut bytes = Vec::new();
+        frame::encode(&mut bytes, 4, Kind::Accepted, 0, 2, &[b"lost"]);
+        assert!(front.append(&bytes, 0, &mut Vec::new()));
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0; 8], 4096).expect("written");
+        let (_, records, found) = open(place.path(), OPTIONS).expect("no damage");
+        assert_eq!(records.len(), 3);
+        assert_eq!(
+            found.notes.iter().any(|note| note.contains("host was restarted")),
+            !synced,
+            "{:?}",
+            found.notes
+        );
+    }
+}
+
+#[test]
+fn retention_forgets_ended_tasks_and_never_an_open_one() {
+    let folder = tempfile::tempdir().expect("folder");
+    let retention = Retention { tasks: 20, age: Duration::from_secs(3600) };
+    let (journal, ..) = open(folder.path(), OPTIONS).expect("new");
+    drop(journal);
+    let mut store = Store::open(&Paths::new(folder.path()).store).expect("opened");
+    store.load(|_| {}).expect("whole");
+    let (mut seq, mut frames) = (0, Vec::new());
+    let mut group = |store: &mut Store, records: &[(Kind, u64)]| {
+        frames.clear();
+        let after = seq;
+        for &(kind, task) in records {
+            seq += 1;
+            frame::encode(&mut frames, seq, kind, 1, task, &[b"payload"]);
+        }
+        store.append(&frames, after, seq).expect("written");
+    };
+    // Task 1 stays open; 2 ends long after it began; the others end at once.
+    group(&mut store, &[(Kind::Accepted, 1), (Kind::Accepted, 2), (Kind::Dispatched, 2)]);
+    for task in 3..200 {
+        group(&mut store, &[(Kind::Accepted, task), (Kind::Dispatched, task), (Kind::Ended, task)]);
+        store.retain(retention).expect("retained");
+    }
+    group(&mut store, &[(Kind::Ended, 2)]);
+    for task in 200..240 {
+        group(&mut store, &[(Kind::Accepted, task), (Kind::Ended, task)]);
+        store.retain(retention).expect("retained");
+    }
+    drop(store);
+    let mut store = Store::open(&Paths::new(folder.path()).store).expect("opened");
+    let mut records = Vec::new();
+    store.load(|frame| records.push((frame.kind, frame.task))).expect("whole");
+    let accepted = |task| records.contains(&(Kind::Accepted, task));
+    let ended: Vec<u64> =
+        records.iter().filter(|(kind, _)| *kind == Kind::Ended).map(|(_, task)| *task).collect();
+    assert!(accepted(1), "the open one stays: {records:?}");
+    assert!(!records.iter().any(|(_, task)| *task == 2), "{records:?}");
+    assert!((20..=22).contains(&ended.len()), "{ended:?}");
+    assert!(ended.iter().all(|&task| accepted(task) && task > 210), "{records:?}");
+}

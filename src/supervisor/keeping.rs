@@ -1,0 +1,236 @@
+//! What the supervisor does for its journal: opens it, takes over the tasks of earlier lives, and holds answers back until what
+//! they say is as safe as `durability.level` promises.
+
+use super::*;
+use crate::arrays::temporary_name;
+use crate::base::words::things;
+use crate::config::Durability;
+use crate::journal::book::{Recorder, Restored};
+use crate::journal::{self, Journal, JournalError};
+use crate::kernels::{SCORES_SUFFIX, extra_path};
+use crate::tasks::attempt_tag;
+use action::DurabilityView;
+use std::collections::VecDeque;
+
+/// An answer to a submitter that waits for the journal.
+struct Unanswered {
+    /// The record that has to be safe.
+    record: u64,
+    tasks: Vec<Result<TaskId, Submitted>>,
+    answer: Answer,
+}
+
+/// What waits for the journal, oldest first.
+#[derive(Default)]
+pub(super) struct KeptBack {
+    accepted: VecDeque<Unanswered>,
+    /// Ends of tasks and their batches, with the record that has to be safe.
+    ended: VecDeque<(u64, TaskId, u64)>,
+    /// What was known to be safe in the last turn.
+    seen: u64,
+    /// Whether there was no trouble, when last looked at.
+    was_fine: bool,
+    /// Why writing failed, if it did.
+    failure: Option<String>,
+}
+
+impl KeptBack {
+    pub(super) fn new() -> Self {
+        Self { was_fine: true, ..Self::default() }
+    }
+}
+
+/// Opens the journal, if there is to be one, and puts what it holds into the ledger. Returns what is worth telling.
+pub(super) fn open(
+    config: &SwarmConfig,
+    options: &Options,
+    home: &Home,
+    handle: &Handle,
+    token: &str,
+    ledger: &mut Ledger,
+) -> Result<Vec<String>, JournalError> {
+    // A private swarm ends with the command that started it, and nobody else was promised anything.
+    if options.private {
+        return Ok(Vec::new());
+    }
+    if config.durability.level == Durability::None {
+        let left = journal::Paths::new(home.path()).front;
+        let note = format!(
+            "{} is left of an earlier life; its tasks rest until `durability.level` is another than \"none\"",
+            left.display()
+        );
+        return Ok(if left.exists() { vec![note] } else { Vec::new() });
+    }
+    let bell = handle.bell();
+    let journal_options = journal::Options {
+        synced: config.durability.level == Durability::Power,
+        retention: journal::Retention { tasks: config.durability.keep_tasks, age: config.durability.keep },
+        salvage: options.salvage,
+        ring: journal::RING_BYTES,
+    };
+    let mut restored = Restored::default();
+    let (journal, found) =
+        Journal::open(home.path(), journal_options, Box::new(move || _ = bell.ring()), |frame| {
+            restored.take(&frame)
+        })?;
+    if let Some(record) = restored.strange {
+        return Err(JournalError::Damaged {
+            path: journal::Paths::new(home.path()).store,
+            place: format!("record {record}"),
+            what: "it cannot be understood: was it written by another version?".to_owned(),
+            readable: found.records,
+        });
+    }
+    for (task, attempt, run, output) in restored.leftovers() {
+        let tag = attempt_tag(&format!("{run:016x}"), task, attempt);
+        let _ = std::fs::remove_file(temporary_name(output, &tag));
+        let _ = std::fs::remove_file(temporary_name(&extra_path(output, SCORES_SUFFIX), &tag));
+    }
+    let run = u64::from_str_radix(token, 16).unwrap_or(0);
+    ledger.keep_in(Box::new(Recorder::new(journal, run)));
+    let first = if restored.tasks.is_empty() { restored.highest + 1 } else { restored.first };
+    ledger.restore(restored.tasks, first, clock::now());
+    let mut notes = found.notes;
+    let open = ledger.counts().open();
+    if found.records > 0 {
+        notes.push(format!(
+            "{} records of earlier lives were read; {} go on",
+            found.records,
+            things(open as usize, "task")
+        ));
+    }
+    Ok(notes)
+}
+
+impl Supervisor {
+    /// Number of the last record.
+    pub fn written(&self) -> u64 {
+        self.ledger.book().map_or(0, |book| book.written())
+    }
+
+    /// Records up to this one are as safe as was promised.
+    pub fn safe(&self) -> u64 {
+        self.ledger.book().map_or(0, |book| book.safe())
+    }
+
+    /// Whether the journal has said something since the last turn.
+    pub(super) fn has_settled(&self) -> bool {
+        self.safe() != self.kept.seen
+    }
+
+    /// Why nothing is accepted at the moment.
+    pub(super) fn refuses_for(&self) -> Option<String> {
+        let book = self.ledger.book().filter(|book| !book.is_fine())?;
+        book.trouble().map(|(why, _)| why)
+    }
+
+    /// Why what was accepted could not be kept, if so.
+    pub fn journal_failure(&self) -> Option<&str> {
+        self.kept.failure.as_deref()
+    }
+
+    /// Answers a submitter, once what was accepted is safe.
+    pub(super) fn acknowledge(&mut self, tasks: Vec<Result<TaskId, Submitted>>, answer: Answer) {
+        let written = self.written();
+        if written <= self.safe() {
+            return answer(Reply::Submitted(tasks.iter().map(|task| self.submitted(task)).collect()));
+        }
+        self.kept.accepted.push_back(Unanswered { record: written, tasks, answer });
+    }
+
+    /// Keeps back the ends of tasks that are not safe yet; `ended` is left with those that may be told.
+    pub(super) fn keep_back(&mut self, ended: &mut Vec<(TaskId, u64)>) {
+        let (written, safe) = (self.written(), self.safe());
+        if written <= safe && self.kept.ended.is_empty() {
+            return;
+        }
+        self.kept.ended.extend(ended.drain(..).map(|(task, batch)| (written, task, batch)));
+        // After a failure nothing becomes safe any more: work that was under way ends in memory.
+        let failed = self.kept.failure.is_some();
+        while let Some(&(record, task, batch)) = self.kept.ended.front()
+            && (record <= safe || failed)
+        {
+            self.kept.ended.pop_front();
+            ended.push((task, batch));
+        }
+    }
+
+    /// Whether somebody waits for the journal.
+    pub(super) fn keeps_back(&self) -> bool {
+        !self.kept.ended.is_empty() || !self.kept.accepted.is_empty()
+    }
+
+    /// What became safe is acknowledged.
+    pub(super) fn settle(&mut self) {
+        let Some(book) = self.ledger.book_mut() else { return };
+        book.catch_up();
+        let (safe, is_fine) = (book.safe(), book.is_fine());
+        self.kept.seen = safe;
+        if !is_fine || !self.kept.was_fine {
+            self.on_trouble();
+        }
+        while let Some(first) = self.kept.accepted.front()
+            && (first.record <= safe || self.kept.failure.is_some())
+        {
+            let Unanswered { record, tasks, answer } = self.kept.accepted.pop_front().expect("just seen");
+            match &self.kept.failure {
+                Some(why) if record > safe => answer(Reply::Refused(Refused::Unavailable(format!(
+                    "the tasks were taken but could not be kept, and are lost if the swarm dies: {why}"
+                )))),
+                _ => answer(Reply::Submitted(tasks.iter().map(|task| self.submitted(task)).collect())),
+            }
+        }
+    }
+
+    /// Says once what is the matter.
+    fn on_trouble(&mut self) {
+        let trouble = self.ledger.book().and_then(|book| book.trouble());
+        let was_fine = std::mem::replace(&mut self.kept.was_fine, trouble.is_none());
+        match trouble {
+            None => {
+                let text = "the journal is written again".to_owned();
+                self.events.add(Severity::Info, "journal_ok", None, text);
+            }
+            Some((why, false)) if was_fine => {
+                self.events.add(Severity::Alert, "journal_full", None, why);
+            }
+            Some((why, true)) if self.kept.failure.is_none() => {
+                self.events.add(Severity::Alert, "journal_failed", None, why.clone());
+                self.kept.failure = Some(why);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The end: what was written goes to its place.
+    pub(super) fn close_journal(&mut self) {
+        self.settle();
+        self.ledger.close_book();
+        self.kept.seen = 0;
+    }
+
+    pub(super) fn durability_view(&self) -> DurabilityView {
+        let Some(book) = self.ledger.book() else {
+            let state = if self.kept.failure.is_some() { "failed" } else { "ok" };
+            return DurabilityView {
+                level: Durability::None.as_str().to_owned(),
+                state: state.to_owned(),
+                why: self.kept.failure.clone(),
+                ..DurabilityView::default()
+            };
+        };
+        let trouble = book.trouble();
+        let state = match &trouble {
+            None => "ok",
+            Some((_, false)) => "full",
+            Some((_, true)) => "failed",
+        };
+        DurabilityView {
+            level: self.config.durability.level.as_str().to_owned(),
+            state: state.to_owned(),
+            why: trouble.map(|(why, _)| why),
+            records: book.written(),
+            backlog_bytes: book.backlog_bytes(),
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! What was accepted outlives the supervisor: kills at any moment, damaged files, disks that fail and disks that are full.
+
+use crate::support::{Place, Swarm, read_array, request, send};
+use ai_swarm::base::prng::SplitMix64;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+fn config(level: &str) -> Value {
+    json!({
+        "durability": {"level": level},
+        "agents": {"compute": {"count": 2}},
+        "tasks": {"drain_s": 5},
+    })
+}
+
+/// Names of a task that is known by now, however it ended.
+fn states(swarm: &Swarm) -> BTreeMap<String, Value> {
+    let tasks = swarm.get("/api/v1/tasks?limit=10000")["tasks"].as_array().expect("a list").clone();
+    tasks.into_iter().map(|task| (task["id"].as_str().expect("a name").to_owned(), task)).collect()
+}
+
+fn count(tasks: &BTreeMap<String, Value>, state: &str) -> usize {
+    tasks.values().filter(|task| task["state"] == state).count()
+}
+
+fn folder(place: &Place) -> PathBuf {
+    place.beside("state/ai_swarm").join(place.name())
+}
+
+/// The answer to a submission, whatever it is.
+fn try_submit(swarm: &Swarm, tasks: &Value) -> (u16, String) {
+    let job = json!({"tasks": tasks, "base_dir": swarm.place.path("")});
+    let answer = swarm.ask("POST", "/api/v1/tasks/submit", Some(&job));
+    (answer.status, answer.body.clone())
+}
+
+/// Kill -9 of the supervisor at random moments, while tasks wait, run and end; then a new start on the same folder.
+#[test]
+fn accepted_tasks_survive_kills_of_the_supervisor_and_ended_ones_stay_ended() {
+    let seed =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos()
+            as u64;
+    println!("seed {seed}");
+    let mut random = SplitMix64::new(seed);
+    let mut place = Place::new();
+    place.write_array("ones.npy", &[40, 40], &vec![1.0f64; 1600]);
+    let mut accepted = Vec::new();
+    let mut ended: BTreeMap<String, Value> = BTreeMap::new();
+    let rounds = 12;
+    for round in 0..rounds {
+        let level = if round % 3 == 2 { "power" } else { "process" };
+        let swarm = Swarm::deploy_in(place, &config(level), &[]);
+        let now = states(&swarm);
+        for (name, before) in &ended {
+            let after = now.get(name).unwrap_or_else(|| panic!("{name} is forgotten; seed {seed}"));
+            assert_eq!(
+                [&after["state"], &after["attempts"], &after["result"], &after["finished_ns"]],
+                [&before["state"], &before["attempts"], &before["result"], &before["finished_ns"]],
+                "{name} ended once already; seed {seed}"
+            );
+        }
+        for name in &accepted {
+            assert!(now.contains_key(name), "{name} was accepted and is lost; seed {seed}");
+        }
+        let names: Vec<String> = (0..12).map(|task| format!("r{round}-{task}")).collect();
+        let tasks: Vec<Value> = (0..12)
+            .map(|task| match task % 4 {
+                0 => json!({"id": names[task], "kernel": "matmul", "inputs": ["ones.npy", "ones.npy"],
+                            "output": format!("{}.npy", names[task])}),
+                1 => json!({"id": names[task], "kernel": "sleep", "params": {"seconds": 0.02}}),
+                2 => json!({"id": names[task], "kernel": "reduce", "inputs": ["ones.npy"]}),
+                _ => json!({"id": names[task], "kernel": "noop", "after": [names[task - 2]]}),
+            })
+            .collect();
+        swarm.submit(&json!(tasks));
+        accepted.extend(names);
+        std::thread::sleep(Duration::from_micros(random.next_u64() % 120_000));
+        if round % 2 == 0 {
+            ended = states(&swarm)
+                .into_iter()
+                .filter(|(_, task)| {
+                    ["succeeded", "failed", "cancelled"].map(Value::from).contains(&task["state"])
+                })
+                .collect();
+        }
+        place = swarm.kill();
+    }
+    let swarm = Swarm::deploy_in(place, &config("process"), &[]);
+    let last = swarm.until("all have ended", |swarm| {
+        let now = states(swarm);
+        (count(&now, "succeeded") == accepted.len()).then_some(now)
+    });
+    let repeated: u64 = last.values().map(|task| task["attempts"].as_u64().expect("a number") - 1).sum();
+    println!("{} tasks, {rounds} kills, {repeated} attempts were cut off", accepted.len());
+    assert!(accepted.iter().all(|name| last.contains_key(name)));
+    for name in accepted.iter().filter(|name| last[*name]["kernel"] == "matmul") {
+        let array = read_array(&swarm.place.path(&format!("{name}.npy")));
+        let elements = array.as_slice::<f64>().expect("of this type");
+        assert!(elements.len() == 1600 && elements.iter().all(|element| *element == 40.0), "{name}");
+    }
+    let left: Vec<String> = fs::read_dir(swarm.place.path(""))
+        .expect("there")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with('.') || name.contains(".tmp"))
+        .collect();
+    assert!(left.is_empty(), "temporary files of attempts that were cut off: {left:?}");
+    let report = swarm.end();
+    assert_eq!((&report["tasks"]["lost"], &report["tasks"]["duplicated"]), (&json!(0), &json!(0)));
+}
+
+#[test]
+fn attempts_and_dependencies_go_on_where_they_were() {
+    let one = json!({"agents": {"compute": {"count": 1}}, "tasks": {"window": 1, "batch": 1}});
+    let swarm = Swarm::deploy(&one);
+    swarm.submit(&json!([
+        {"id": "first", "kernel": "noop"},
+        {"id": "long", "kernel": "sleep", "params": {"seconds": 1.0}},
+        {"id": "behind", "kernel": "noop", "after": ["long", "first"]},
+        {"id": "last", "kernel": "noop", "after": ["behind"]},
+    ]));
+    swarm.until_task("first", "succeeded");
+    swarm.until_task("long", "running");
+    let swarm = Swarm::deploy_in(swarm.kill(), &one, &[]);
+    assert_eq!(swarm.task("first")["state"], "succeeded");
+    assert_eq!(swarm.task("behind")["waiting_for"], json!(["long"]));
+    let long = swarm.until_task("long", "succeeded");
+    assert_eq!(long["attempts"], 2, "the one that was cut off counts: {long}");
+    assert_eq!(swarm.until_task("last", "succeeded")["attempts"], 1);
+    // And after an end in order all of it is history.
+    let place = {
+        let place_of = |swarm: Swarm| {
+            swarm.signal(rustix::process::Signal::TERM);
+            let Swarm { place, running, .. } = swarm;
+            running.finish().ends(0);
+            place
+        };
+        place_of(swarm)
+    };
+    let journal = folder(&place);
+    assert!(journal.join("journal.db").exists() && !journal.join("journal.front").exists());
+    let swarm = Swarm::deploy_in(place, &one, &[]);
+    assert_eq!(count(&states(&swarm), "succeeded"), 4);
+    let report = swarm.end();
+    assert_eq!(report["tasks"]["total"], 0, "nothing was done in this life: {report:#}");
+}
+
+#[test]
+fn one_key_is_one_task_in_every_life() {
+    let swarm = Swarm::deploy(&config("process"));
+    let task = json!({"kernel": "noop", "idempotency_key": "order-7"});
+    let first = swarm.submit(&json!([task, task]));
+    assert_eq!(first[0]["id"], first[1]["id"], "{first}");
+    let number = first[0]["id"].clone();
+    let swarm = Swarm::deploy_in(swarm.kill(), &config("process"), &[]);
+    assert_eq!(swarm.submit(&json!([task]))[0]["id"], number);
+    let waited = json!({"tasks": [task], "wait": true});
+    let answer = swarm.ask("POST", "/api/v1/tasks/submit", Some(&waited)).is(200).json();
+    assert_eq!(answer["tasks"][0]["task"]["state"], "succeeded", "{answer}");
+    let other = json!([{"kernel": "sleep", "idempotency_key": "order-7"}]);
+    let (_, words) = try_submit(&swarm, &other);
+    assert!(words.contains("order-7") && words.contains("asks for something else"), "{words}");
+    assert_eq!(count(&states(&swarm), "succeeded"), 1);
+    // A client of the library, too.
+    let mut client = ai_swarm::client::Attach::at(&swarm.place.socket()).attach().expect("attached");
+    let ticket = client.submit_json(&task).expect("submitted");
+    let end = client.wait(ticket, Duration::from_secs(20)).expect("an end");
+    assert_eq!(
+        (end.state, end.task.map(|task| format!("t{task}"))),
+        ("succeeded", number.as_str().map(str::to_owned))
+    );
+    swarm.end();
+}
+
+/// Whatever write or sync is the first to fail: nothing is acknowledged after it, what was acknowledged before it is there
+/// in the next life.
+#[test]
+fn after_a_failed_write_nothing_is_accepted_and_nothing_is_lost() {
+    for (level, place_of_failure) in [
+        ("process", "journal.commit"),
+        ("process", "journal.head"),
+        ("process", "journal.read"),
+        ("power", "journal.sync"),
+    ] {
+        for pass in 1..=4 {
+            let order = format!("{place_of_failure}:{pass}");
+            let swarm =
+                Swarm::deploy_with(Place::new(), &config(level), &[], &[("AI_SWARM_FAIL_AT", &order)]);
+            let mut accepted = Vec::new();
+            let words = swarm.until(&format!("{order} is felt"), |swarm| {
+                let name = format!("task-{}", accepted.len());
+                match try_submit(swarm, &json!([{"id": name, "kernel": "noop"}])) {
+                    (202, _) => {
+                        accepted.push(name);
+                        None
+                    }
+                    (503, words) => Some(words),
+                    other => panic!("{order}: {other:?}"),
+                }
+            });
+            assert!(words.contains("Input/output error") || words.contains("os error 5"), "{order}: {words}");
+            // It stays so, and says so; what runs may end.
+            let status = swarm.status();
+            assert_eq!(status["durability"]["state"], "failed", "{order}: {status:#}");
+            assert_eq!(try_submit(&swarm, &json!([{"kernel": "noop"}])).0, 503);
+            assert_eq!(swarm.events_of("journal_failed").len(), 1);
+            assert!(swarm.place.cli(&["status"]).ends(0).out.contains("journal"), "status names it");
+            let killed = pass % 2 == 0;
+            let place = if killed {
+                swarm.kill()
+            } else {
+                swarm.signal(rustix::process::Signal::TERM);
+                let Swarm { place, running, .. } = swarm;
+                running.finish().ends(1);
+                place
+            };
+            let swarm = Swarm::deploy_in(place, &config(level), &[]);
+            let now = states(&swarm);
+            for name in &accepted {
+                assert!(now.contains_key(name), "{order}: {name} was acknowledged and is lost: {now:?}");
+            }
+            swarm.submit(&json!([{"id": "again", "kernel": "noop"}]));
+            swarm.until_task("again", "succeeded");
+            swarm.end();
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_before_acceptance_and_goes_by_itself() {
+    let order = [("AI_SWARM_FAIL_AT", "journal.commit:2-25=full")];
+    let swarm = Swarm::deploy_with(Place::new(), &config("process"), &[], &order);
+    let mut accepted = 0;
+    let words = swarm.until("the disk is full", |swarm| {
+        match try_submit(swarm, &json!([{"id": format!("task-{accepted}"), "kernel": "noop"}])) {
+            (503, words) => Some(words),
+            (status, words) => {
+                assert_eq!(status, 202, "{words}");
+                accepted += 1;
+                None
+            }
+        }
+    });
+    assert!(words.contains("the disk is full") && words.contains("until there is space"), "{words}");
+    assert_eq!(swarm.status()["durability"]["state"], "full");
+    swarm.until("there is space again", |swarm| {
+        (try_submit(swarm, &json!([{"id": format!("task-{accepted}"), "kernel": "noop"}])).0 == 202)
+            .then_some(())
+    });
+    accepted += 1;
+    assert_eq!(swarm.events_of("journal_ok").len(), 1);
+    let swarm = Swarm::deploy_in(swarm.kill(), &config("process"), &[]);
+    swarm.until("all are done", |swarm| (count(&states(swarm), "succeeded") == accepted).then_some(()));
+    swarm.end();
+}
+
+#[test]
+fn a_damaged_journal_stops_the_start_and_is_named() {
+    let swarm = Swarm::deploy(&config("process"));
+    swarm.submit(&json!([{"id": "kept", "kernel": "noop"}]));
+    swarm.until_task("kept", "succeeded");
+    let place = swarm.kill();
+    let front = folder(&place).join("journal.front");
+    let mut bytes = fs::read(&front).expect("a front");
+    // The tail: what lies behind it is not known any more.
+    bytes[1024] ^= 4;
+    fs::write(&front, &bytes).expect("written");
+    let ran = place.cli(&["--monitor-duration", "0.1"]).ends(3);
+    let ran = ran.complains("the journal is damaged").complains("journal.front, offset 1024");
+    ran.complains("--salvage-journal");
+    assert_eq!(fs::read(&front).expect("still there"), bytes, "nothing was changed");
+    let swarm = Swarm::deploy_in(place, &config("process"), &["--salvage-journal"]);
+    assert!(swarm.events_of("journal").iter().any(|event| event["text"].to_string().contains(".damaged-")));
+    swarm.submit(&json!([{"id": "new", "kernel": "noop"}]));
+    swarm.until_task("new", "succeeded");
+    let place = swarm.kill();
+    let swarm = Swarm::deploy_in(place, &config("process"), &[]);
+    assert_eq!(swarm.task("new")["state"], "succeeded");
+    swarm.end();
+}
+
+#[test]
+fn without_durability_nothing_is_written() {
+    let swarm = Swarm::deploy(&config("none"));
+    swarm.submit(&json!([{"id": "a", "kernel": "noop"}]));
+    swarm.until_task("a", "succeeded");
+    assert_eq!(swarm.status()["durability"]["level"], "none");
+    let left = folder(&swarm.place);
+    assert!(!left.join("journal.db").exists() && !left.join("journal.front").exists());
+    let place = swarm.kill();
+    let swarm = Swarm::deploy_in(place, &config("none"), &[]);
+    let answer = send(&swarm.place.socket(), &request("GET", "/api/v1/tasks/a", None)).expect("an answer");
+    assert_eq!(answer.status, 404);
+    swarm.end();
+}
