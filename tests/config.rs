@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ai_swarm::config::{self, Count, Policy, SwarmConfig};
+use ai_swarm::config::{self, Count, SwarmConfig};
 
 /// One file per typical mistake, with words its message must contain, in this order.
 const MISTAKES: &[(&str, &[&str])] = &[
@@ -64,7 +64,9 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("null_where_none_is_allowed", &["`max_agents` is null, allowed: 1 to 256 agents"]),
     (
         "unknown_policy",
-        &[r#"`balancer.policy` is "random", allowed: one of "round_robin", "least_loaded", "ect", or null"#],
+        &[
+            r#"`balancer.policy` is "psychic", allowed: one of "round_robin", "random", "least_loaded", "jsq", "#,
+        ],
     ),
     (
         "durability_unknown_level",
@@ -186,7 +188,7 @@ fn values_reach_their_fields() {
     assert_eq!((config.tasks.window, config.tasks.batch, config.tasks.default_retries), (4, 64, 0));
     assert_eq!(config.tasks.default_timeout, Some(Duration::from_secs(30)));
     assert_eq!((config.tasks.queue_limit, config.tasks.poison_deaths), (5000, 2));
-    assert_eq!(config.balancer.policy, Policy::LeastLoaded);
+    assert_eq!(config.balancer.policy, "least_loaded");
     assert_eq!(config.telemetry.log_file_max_bytes, 1 << 20);
     assert!(!config.gateway.enabled);
 }

@@ -84,6 +84,23 @@ const fn key(path: &'static str, kind: Kind, default: &'static str, meaning: &'s
     Key { path, kind, default, meaning }
 }
 
+/// Placement rules.
+pub const POLICIES: &[&str] = &[
+    "round_robin",
+    "random",
+    "least_loaded",
+    "jsq",
+    "p2c",
+    "jbsq",
+    "prequal",
+    "peak_ewma",
+    "work_stealing",
+    "ect",
+    "learned",
+];
+/// Who decides when the rule is `learned`.
+pub const MODES: &[&str] = &["learned", "frozen", "static", "safe"];
+
 /// Sections in file order, with their meaning. A section may have no keys yet.
 pub const SECTIONS: &[(&str, &str)] = &[
     ("performance_thresholds", "Levels at which a `performance_alert` is raised, once per episode."),
@@ -368,9 +385,16 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "balancer.policy",
-        Kind::Word(&["round_robin", "least_loaded", "ect"]),
+        Kind::Word(POLICIES),
         "null",
         "Placement rule; `ect` is expected completion time. null: ect, or round_robin when load_balancing is false.",
+    ),
+    key(
+        "balancer.mode",
+        Kind::Word(MODES),
+        "\"learned\"",
+        "Who decides when the rule is `learned`: the model under its guards, one that learns no more (frozen), the \
+         published costs alone (static), or at most two tasks at an agent and the shortest queue (safe).",
     ),
     key(
         "messaging.arena_bytes",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Values;
+use super::keys::{MODES, POLICIES};
 
 /// The whole configuration, checked, with the origin of every value.
 #[derive(Debug, Clone)]
@@ -243,29 +244,14 @@ pub struct TasksConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub struct BalancerConfig {
     /// The rule in force, already decided when the file leaves it open.
-    pub policy: Policy,
+    pub policy: &'static str,
+    /// Who decides when the rule is the learned one.
+    pub mode: &'static str,
 }
 
-/// Placement rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Policy {
-    /// One after the other.
-    RoundRobin,
-    /// Fewest tasks in flight.
-    LeastLoaded,
-    /// Least expected completion time.
-    ExpectedCompletion,
-}
-
-impl Policy {
-    /// The word in the file.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Policy::RoundRobin => "round_robin",
-            Policy::LeastLoaded => "least_loaded",
-            Policy::ExpectedCompletion => "ect",
-        }
-    }
+/// The word among `words`; the check of the key has found it there.
+fn word_of(words: &[&'static str], word: &str) -> &'static str {
+    words.iter().find(|known| **known == word).expect("a checked word")
 }
 
 /// Logs.
@@ -365,12 +351,11 @@ impl SwarmConfig {
             },
             balancer: BalancerConfig {
                 policy: match v.text_or_null("balancer.policy") {
-                    Some("round_robin") => Policy::RoundRobin,
-                    Some("least_loaded") => Policy::LeastLoaded,
-                    Some(_) => Policy::ExpectedCompletion,
-                    None if load_balancing => Policy::ExpectedCompletion,
-                    None => Policy::RoundRobin,
+                    Some(word) => word_of(POLICIES, word),
+                    None if load_balancing => "ect",
+                    None => "round_robin",
                 },
+                mode: word_of(MODES, v.text("balancer.mode")),
             },
             messaging: MessagingConfig { arena_bytes: v.size("messaging.arena_bytes") },
             telemetry: TelemetryConfig { log_file_max_bytes: v.integer("telemetry.log_file_max_bytes") },

@@ -336,8 +336,8 @@ impl Supervisor {
             watch(listener, WATCH_ATTACH)?;
         }
 
-        let placer =
-            balancer::placer(config.balancer.policy.as_str()).expect("the configuration knows the policies");
+        let placer = balancer::placer(config.balancer.policy, config.balancer.mode)
+            .expect("the configuration knows the policies");
         let windows = Windows { window: config.tasks.window, batch: config.tasks.batch };
         let computes_beside =
             plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == plan.supervisor);

@@ -1,4 +1,5 @@
-//! Takes the task that should go next, asks a [`Placer`] for a place, writes the envelope.
+//! Takes the task that should go next, asks a [`Placer`] for a place, writes the envelope. A policy that looks ahead
+//! sees several waiting tasks in one turn, and may let one wait for a busy agent while those behind it go.
 //!
 //! Late binding beats early queues: an agent holds as few tasks as keep it busy. How few depends on
 //! what they cost: long ones one at a time (the gap between two is nothing against them), middling
@@ -6,8 +7,9 @@
 //! of a hand-over is shared by many.
 
 use super::ledger::Ledger;
+use super::placer::{Ask, Candidate, Placer, remaining_ns};
 use super::results::{Signal, Totals};
-use super::{Lease, TaskId};
+use super::{Lease, Task, TaskId};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
 use crate::messaging::envelope::{Experience, Run};
@@ -25,31 +27,23 @@ const LONG_NS: f64 = 20_000_000.0;
 /// Work that tiny tasks in flight at one agent may add up to.
 const BATCH_SPAN_NS: f64 = 2_000_000.0;
 
+/// What every compute agent computes with today.
+pub(super) const CPU: u8 = 0;
+
+/// The task as a policy sees it. Its size is known by class: the middle stands for all.
+fn ask(task: &Task, now: Nanos) -> Ask {
+    let (kernel, log2_size) = (task.spec.kernel, log2_size(task.spec.class));
+    Ask { kernel, log2_size, queued_ns: task.queued.0, now_ns: now.0 }
+}
+
+pub(super) fn log2_size(class: u8) -> f32 {
+    f32::from(class) + 0.5
+}
+
 /// What is known of the cost of tasks; implemented by the board.
 pub trait CostModel {
     /// Expected time on that agent, ns; `None` while nothing is known.
     fn expected_ns(&self, kernel: u8, class: u8, slot: AgentSlot) -> Option<f64>;
-}
-
-/// An agent that has room for a task.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Candidate {
-    /// Which agent.
-    pub slot: AgentSlot,
-    /// Tasks it holds.
-    pub in_flight: usize,
-    /// Time until it is through with them, ns, as far as known.
-    pub backlog_ns: f64,
-    /// Expected time of this task there, ns; `None` while nothing is known.
-    pub expected_ns: Option<f64>,
-}
-
-/// Decides which agent gets a task. Numbers in, a place out: no clock, no I/O, no allocation.
-pub trait Placer: Send {
-    /// The index of the chosen candidate. `candidates` is not empty.
-    fn place(&mut self, candidates: &[Candidate]) -> usize;
-    /// The policy's name in configuration and reports.
-    fn name(&self) -> &'static str;
 }
 
 /// A task in flight.
@@ -132,10 +126,10 @@ impl Seat {
     fn backlog_ns(&self, now: Nanos) -> f64 {
         match self.held.front() {
             None => 0.0,
-            // The oldest one has been running for a while; it needs at least nothing more.
+            // The oldest one has been running for a while.
             Some(first) => {
                 let elapsed = now.0.saturating_sub(self.busy_since.0) as f64;
-                self.held_ns - elapsed.min(first.expected_ns)
+                self.held_ns - first.expected_ns + remaining_ns(first.expected_ns, elapsed)
             }
         }
     }
@@ -156,12 +150,14 @@ pub struct Dispatcher {
     pub(super) seats: Vec<Option<Box<Seat>>>,
     /// Channels found corrupt while sending.
     pub(super) corrupt: Vec<Signal>,
-    placer: Box<dyn Placer>,
+    pub(super) placer: Box<dyn Placer>,
     windows: Windows,
     /// The supervisor's own mean per (kernel, class), for windows only; placement uses what the
     /// learning agent publishes per agent.
     means: Vec<f32>,
     candidates: Vec<Candidate>,
+    /// What waits, as far as the policy looks ahead: priority with age, when it is due, which.
+    upcoming: Vec<(u64, Nanos, TaskId)>,
     /// The learning agent's seat.
     pub(super) learning: Option<AgentSlot>,
     pub(super) experience: Vec<Experience>,
@@ -180,6 +176,7 @@ impl Dispatcher {
             windows,
             means: vec![0.0; KERNELS * CLASSES],
             candidates: Vec::with_capacity(slots),
+            upcoming: Vec::new(),
             learning: None,
             experience: Vec::with_capacity(1024),
             message: Message::default(),
@@ -194,6 +191,7 @@ impl Dispatcher {
         if seat.kind == AgentKind::Learning {
             self.learning = Some(seat.slot);
         }
+        self.placer.joined(seat.slot);
         self.seats[at] = Some(Box::new(seat));
     }
 
@@ -250,21 +248,56 @@ impl Dispatcher {
         now: Nanos,
     ) -> usize {
         let mut sent = 0;
-        while let Some(task) = ledger.peek(now) {
-            let (id, kernel, class) = (task.id, task.spec.kernel, task.spec.class);
-            let mean = self.own_mean(kernel, class);
-            self.find_candidates(costs, kernel, class, mean, limit, now);
-            if self.candidates.is_empty() {
-                break;
-            }
-            let chosen = self.candidates[self.placer.place(&self.candidates).min(self.candidates.len() - 1)];
-            let expected_ns = chosen.expected_ns.or(mean).unwrap_or(0.0);
-            sent += usize::from(self.send(ledger, id, chosen.slot, expected_ns, now));
-        }
+        while self.dispatch_upcoming(ledger, costs, limit, now, &mut sent) {}
         for seat in self.seats.iter_mut().flatten() {
             seat.full = false;
         }
         sent
+    }
+
+    /// Offers the tasks that the policy sees at once, and counts those that were sent. Returns whether any got a place:
+    /// a channel that had no room after all is out of the next look, so that looking again ends.
+    fn dispatch_upcoming(
+        &mut self,
+        ledger: &mut Ledger,
+        costs: &dyn CostModel,
+        limit: usize,
+        now: Nanos,
+        sent: &mut usize,
+    ) -> bool {
+        self.placer.begin(now.0);
+        let mut upcoming = std::mem::take(&mut self.upcoming);
+        upcoming.clear();
+        match self.placer.lookahead() {
+            0 | 1 => upcoming.extend(ledger.peek(now).map(|task| (0, task.queued, task.id))),
+            many => {
+                ledger.upcoming(now, many, &mut upcoming);
+                for (_, due, id) in &mut upcoming {
+                    let task = ledger.get(*id).expect("just seen");
+                    due.0 = due.0.saturating_add(self.placer.patience_ns(&ask(task, now)) as u64);
+                }
+                upcoming.sort_unstable();
+                // One that came back from the dead stands in its queue twice.
+                upcoming.dedup();
+            }
+        }
+        let mut placed = false;
+        for &(_, _, id) in &upcoming {
+            let task = ledger.get(id).expect("just seen");
+            let (ask, class) = (ask(task, now), task.spec.class);
+            let mean = self.own_mean(ask.kernel, class);
+            self.find_candidates(costs, ask.kernel, class, mean, limit, now);
+            if !self.candidates.iter().any(|candidate| candidate.room) {
+                break;
+            }
+            let Some(placement) = self.placer.place(&ask, &self.candidates) else { continue };
+            let chosen = self.candidates[placement.at.min(self.candidates.len() - 1)];
+            let expected_ns = placement.expected_ns.or(chosen.expected_ns).or(mean).unwrap_or(0.0);
+            *sent += usize::from(self.send(ledger, id, chosen.slot, expected_ns, now));
+            placed = true;
+        }
+        self.upcoming = upcoming;
+        placed
     }
 
     fn find_candidates(
@@ -279,32 +312,30 @@ impl Dispatcher {
         self.candidates.clear();
         let mut busy = self.seats.iter().flatten().filter(|seat| !seat.held.is_empty()).count();
         for seat in self.seats.iter().flatten() {
-            if seat.kind != AgentKind::Compute || !seat.ready || seat.draining || seat.full {
+            if seat.kind != AgentKind::Compute || !seat.ready || seat.draining {
                 continue;
             }
-            if seat.held.is_empty() {
+            let in_flight = seat.held.len();
+            if in_flight == 0 {
                 if busy >= limit {
                     continue;
                 }
                 busy = busy.min(limit);
             }
             let expected_ns = costs.expected_ns(kernel, class, seat.slot);
-            let room = match expected_ns.or(mean) {
-                Some(ns) if ns <= TINY_NS => {
-                    seat.held.len() < self.windows.batch && seat.held_ns <= BATCH_SPAN_NS
-                }
-                Some(ns) if ns <= LONG_NS => seat.held.len() < self.windows.window,
-                _ => seat.held.is_empty(),
+            let fits = match expected_ns.or(mean) {
+                Some(ns) if ns <= TINY_NS => in_flight < self.windows.batch && seat.held_ns <= BATCH_SPAN_NS,
+                Some(ns) if ns <= LONG_NS => in_flight < self.windows.window.min(self.placer.window()),
+                _ => in_flight == 0,
             };
-            if room {
-                let in_flight = seat.held.len();
-                self.candidates.push(Candidate {
-                    slot: seat.slot,
-                    in_flight,
-                    backlog_ns: seat.backlog_ns(now),
-                    expected_ns,
-                });
-            }
+            self.candidates.push(Candidate {
+                slot: seat.slot,
+                backend: CPU,
+                room: fits && !seat.full,
+                in_flight,
+                backlog_ns: seat.backlog_ns(now),
+                expected_ns,
+            });
         }
     }
 

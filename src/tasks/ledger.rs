@@ -587,12 +587,8 @@ impl Ledger {
         let mut best: Option<(u64, Nanos, usize, TaskId)> = None;
         for priority in 0..3 {
             while let Some(&(id, queued)) = self.queues[priority].front() {
-                let live =
-                    self.get(id).is_some_and(|task| task.state == TaskState::Queued && task.queued == queued);
-                if live {
-                    let aged =
-                        now.since(queued).as_nanos() as u64 / (self.limits.ageing.as_nanos() as u64).max(1);
-                    let class = (priority as u64).saturating_sub(aged);
+                if self.is_entry_live(id, queued) {
+                    let class = self.aged(priority, queued, now);
                     if best.is_none_or(|(c, q, ..)| (class, queued) < (c, q)) {
                         best = Some((class, queued, priority, id));
                     }
@@ -604,7 +600,35 @@ impl Ledger {
         best.map(|(_, _, priority, id)| (priority, id))
     }
 
-    /// Leases the task that [`peek`](Self::peek) showed.
+    /// At most `many` tasks that should go next, per priority: priority with age, since when, which. In no order.
+    pub fn upcoming(&mut self, now: Nanos, many: usize, into: &mut Vec<(u64, Nanos, TaskId)>) {
+        for priority in 0..3 {
+            let first = into.len();
+            // Entries of tasks that left from the middle go on the way, so that none is looked at twice.
+            while into.len() < first + many
+                && let Some((id, queued)) = self.queues[priority].pop_front()
+            {
+                if self.is_entry_live(id, queued) {
+                    into.push((self.aged(priority, queued, now), queued, id));
+                }
+            }
+            for &(_, queued, id) in into[first..].iter().rev() {
+                self.queues[priority].push_front((id, queued));
+            }
+        }
+    }
+
+    fn is_entry_live(&self, id: TaskId, queued: Nanos) -> bool {
+        self.get(id).is_some_and(|task| task.state == TaskState::Queued && task.queued == queued)
+    }
+
+    /// Who goes first, smallest number first: a class is gained with every `ageing`.
+    fn aged(&self, priority: usize, queued: Nanos, now: Nanos) -> u64 {
+        let gained = now.since(queued).as_nanos() as u64 / (self.limits.ageing.as_nanos() as u64).max(1);
+        (priority as u64).saturating_sub(gained)
+    }
+
+    /// Leases a task that [`peek`](Self::peek) or [`upcoming`](Self::upcoming) showed.
     pub fn dispatch(&mut self, id: TaskId, lease: Lease, now: Nanos) -> Attempt {
         let task = self.get_mut(id).expect("a task that was peeked at");
         assert_eq!(task.state, TaskState::Queued, "only queued tasks are dispatched");
@@ -1237,6 +1261,26 @@ mod tests {
         high(&mut ledger, 9 * second);
         assert_ne!(ledger.peek(Nanos(9 * second)).expect("queued").id, low, "aged by one class only");
         assert_eq!(ledger.peek(Nanos(10 * second)).expect("queued").id, low, "as high as they, and older");
+    }
+
+    #[test]
+    fn whoever_looks_ahead_sees_each_waiting_task_wherever_others_left() {
+        let mut ledger = ledger();
+        let ids: Vec<TaskId> =
+            (0..6).map(|at| ledger.submit(spec(&at.to_string(), &[]), Nanos(at)).unwrap()).collect();
+        let seen = |ledger: &mut Ledger, many| {
+            let mut into = Vec::new();
+            ledger.upcoming(Nanos(10), many, &mut into);
+            into.into_iter().map(|(_, _, id)| id).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(&mut ledger, 4), ids[..4]);
+        for middle in [ids[1], ids[2]] {
+            ledger.dispatch(middle, LEASE, Nanos(11));
+        }
+        assert_eq!(seen(&mut ledger, 3), [ids[0], ids[3], ids[4]]);
+        ledger.on_agent_gone(&[ids[1], ids[2]], LEASE, None, "killed", true, Nanos(12));
+        assert_eq!(seen(&mut ledger, 9), [ids[1], ids[2], ids[0], ids[3], ids[4], ids[5]]);
+        assert_eq!(ledger.queued(), 6);
     }
 
     #[test]

@@ -17,6 +17,7 @@
 pub mod book;
 pub mod dispatch;
 pub mod ledger;
+mod placer;
 pub mod results;
 
 use crate::base::clock::Nanos;
@@ -25,8 +26,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use book::{Book, Event};
-pub use dispatch::{Candidate, CostModel, Dispatcher, Placer};
+pub use dispatch::{CostModel, Dispatcher};
 pub use ledger::Ledger;
+pub use placer::{Ask, Candidate, Finished, Placement, Placer, remaining_ns};
 pub use results::Totals;
 
 /// Who goes first. A waiting task gains one class every `tasks.ageing_s`.

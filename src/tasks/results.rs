@@ -1,8 +1,9 @@
 //! What comes back from agents: matched to its attempt, refused aloud when stale, counted.
 
 use super::Lease;
-use super::dispatch::{Dispatcher, Seat};
+use super::dispatch::{CPU, Dispatcher, Seat, log2_size};
 use super::ledger::Ledger;
+use super::placer::Finished;
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Incarnation, TaskId};
 use crate::messaging::envelope::{Done, Experience, Severity, Verdict};
@@ -179,7 +180,7 @@ impl Dispatcher {
         task.ran_level = Some(done.level);
         seat.busy_ns += service_ns;
         let (kernel, class) = (task.spec.kernel, task.spec.class);
-        let (submitted, dispatched) = (task.submitted, task.dispatched);
+        let (submitted, queued, dispatched) = (task.submitted, task.queued, task.dispatched);
         let text = || String::from_utf8_lossy(done.body);
         match done.verdict {
             Verdict::Succeeded => {
@@ -196,6 +197,15 @@ impl Dispatcher {
                 kernels.service_ns += service_ns;
                 kernels.flops += done.flops.max(0.0);
                 kernels.bytes += done.bytes.max(0.0);
+                self.placer.finished(&Finished {
+                    kernel,
+                    log2_size: log2_size(class),
+                    slot: seat.slot,
+                    backend: CPU,
+                    service_ns: service_ns as f64,
+                    total_ns: now.0.saturating_sub(queued.0) as f64,
+                    now_ns: now.0,
+                });
                 self.note_cost(kernel, class, service_ns);
                 self.note_experience(kernel, class, seat.slot, service_ns);
             }

@@ -1,0 +1,396 @@
+//! What tasks cost: the learned model of service times.
+//!
+//! ```text
+//! ln(time) = cell[kernel][size class][backend] + slow[agent] + fast[agent] + habit[agent][kernel]
+//! ```
+//! Cells hold what all agents of a backend have in common, so that one finished task teaches about every agent. Sizes
+//! between two classes are read off the line between them. `fast` follows an agent that becomes slow within some tasks
+//! and drains into `slow`; `habit` is what a neighbour does to some kernels and not to others.
+//!
+//! What is learned is the time on the agent, never the time in queues: that one is computed. It moves with
+//! everybody's decisions, and a model that learns it stops seeing the queue that it builds.
+//!
+//! Invariants
+//! 1. Nothing that is fed in makes a number here anything but finite.
+//! 2. One finished task moves an estimate by a bounded factor.
+
+use super::policy::{SLOTS, index};
+use crate::base::ids::AgentSlot;
+use crate::tasks::Finished;
+
+/// Kernels and size classes that cells are kept for; codes beyond share the last.
+pub(super) const KERNELS: usize = 32;
+const CLASSES: usize = 32;
+/// Backends that cells are kept for.
+pub const BACKENDS: usize = 4;
+
+/// Samples after which a cell is believed at all.
+const ENOUGH: f32 = 3.0;
+/// Largest mean error, in logarithms, of a believed cell, (kernel, backend), and whole model.
+const CELL_ERROR: f32 = 0.6;
+const BACKEND_ERROR: f32 = 0.5;
+const MODEL_ERROR: f32 = 0.4;
+/// One task counts as at most this far from what was expected: page faults and interrupts are no new normal.
+const CLAMP: f32 = 0.7;
+/// The same where the cell is known to be wrong.
+const WIDE_CLAMP: f32 = 2.0;
+/// Least weight of a new sample in a cell.
+const CELL_RATE: f32 = 0.01;
+/// Weight of a sample in an agent's fast speed, and when the agent has drifted.
+const FAST_RATE: f32 = 0.12;
+const DRIFT_RATE: f32 = 0.4;
+/// Mean signed error, in logarithms, that no noise explains: the agent has drifted.
+const DRIFT: f32 = 0.3;
+const SLOW_RATE: f32 = 0.01;
+const HABIT_RATE: f32 = 0.02;
+/// An agent that has done nothing for this long is nearly forgiven, ns.
+const FORGIVE_NS: f32 = 20e6;
+/// No agent is taken to be further than this from the plain one, in logarithms.
+const FAR: f32 = 4.0;
+/// Growth of the time per octave where nothing is known: in proportion to the size.
+const SLOPE: f32 = std::f32::consts::LN_2;
+
+/// What is known of one kernel in one size class on one backend.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    /// Logarithm of the time in the middle of the class, ns.
+    log_ns: f32,
+    samples: f32,
+    /// Mean size of the error, in logarithms.
+    error: f32,
+}
+
+/// What is known of one agent.
+#[derive(Clone, Debug)]
+struct Speed {
+    slow: f32,
+    fast: f32,
+    /// Mean signed error.
+    drift: f32,
+    habits: [f32; KERNELS],
+    backend: u8,
+    seen: bool,
+    last_ns: u64,
+}
+
+/// An estimate for a backend, before the speed of any agent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Nominal {
+    /// Time, ns.
+    pub ns: f32,
+    /// Whether decisions may rest on it.
+    pub trusted: bool,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct ServiceModel {
+    cells: Vec<Cell>,
+    agents: Vec<Speed>,
+    /// By how much an agent is slower than the plain one, by kernel and agent: all that a decision reads of agents.
+    factors: Vec<f32>,
+    /// Mean error per (kernel, backend).
+    errors: Vec<f32>,
+    error: f32,
+    samples: u64,
+    /// Mean time of all tasks, ns.
+    mean_ns: f32,
+    /// Agents in use are below this.
+    seen: usize,
+}
+
+/// The two cells around a size, and how much the upper one counts.
+fn around(kernel: u8, log2_size: f32, backend: u8) -> (usize, usize, f32) {
+    let size = if log2_size.is_nan() { 0.0 } else { log2_size };
+    let place = (size - 0.5).clamp(0.0, (CLASSES - 2) as f32 + 0.999);
+    let class = place as usize;
+    let row =
+        (usize::from(kernel).min(KERNELS - 1) * BACKENDS + usize::from(backend).min(BACKENDS - 1)) * CLASSES;
+    (row + class, row + (class + 1).min(CLASSES - 1), place - class as f32)
+}
+
+impl Default for ServiceModel {
+    fn default() -> Self {
+        let speed = Speed {
+            slow: 0.0,
+            fast: 0.0,
+            drift: 0.0,
+            habits: [0.0; KERNELS],
+            backend: 0,
+            seen: false,
+            last_ns: 0,
+        };
+        Self {
+            cells: vec![Cell::default(); KERNELS * BACKENDS * CLASSES],
+            agents: vec![speed; SLOTS],
+            factors: vec![1.0; KERNELS * SLOTS],
+            errors: vec![0.0; KERNELS * BACKENDS],
+            error: 0.0,
+            samples: 0,
+            mean_ns: 0.0,
+            seen: 0,
+        }
+    }
+}
+
+impl ServiceModel {
+    /// What a kernel costs at this size on a backend's plain agent; `None` when nobody has run it anywhere near.
+    pub fn nominal(&self, kernel: u8, log2_size: f32, backend: u8) -> Option<Nominal> {
+        let (lower, upper, share) = around(kernel, log2_size, backend);
+        let (a, b) = (&self.cells[lower], &self.cells[upper]);
+        let log_ns = match (a.samples > 0.0, b.samples > 0.0) {
+            (true, true) => a.log_ns + share * (b.log_ns - a.log_ns),
+            (true, false) => a.log_ns + share * SLOPE,
+            (false, true) => b.log_ns - (1.0 - share) * SLOPE,
+            (false, false) => self.nearest(lower)? + share * SLOPE,
+        };
+        let near = if share < 0.5 { a } else { b };
+        let (enough, error) = (near.samples >= ENOUGH, near.error);
+        let kept = self.errors[lower / CLASSES] < BACKEND_ERROR && self.error < MODEL_ERROR;
+        Some(Nominal { ns: log_ns.exp(), trusted: enough && error < CELL_ERROR && kept })
+    }
+
+    /// The time at a cell of which nothing is known, from the nearest one of the same row.
+    fn nearest(&self, cell: usize) -> Option<f32> {
+        let (row, class) = (cell / CLASSES * CLASSES, (cell % CLASSES) as isize);
+        let step = |offset: isize| {
+            let at = usize::try_from(class + offset).ok().filter(|at| *at < CLASSES)?;
+            let known = self.cells[row + at];
+            (known.samples > 0.0).then_some(known.log_ns - offset as f32 * SLOPE)
+        };
+        (1..CLASSES as isize).find_map(|far| step(-far).or_else(|| step(far)))
+    }
+
+    /// By how much an agent is slower than the plain one, for this kernel.
+    pub fn factor(&self, slot: AgentSlot, kernel: u8) -> f32 {
+        self.factors[usize::from(kernel).min(KERNELS - 1) * SLOTS + index(slot)]
+    }
+
+    /// Mean error of the whole model, in logarithms, and how many tasks it rests on.
+    pub fn error(&self) -> (f32, u64) {
+        (self.error, self.samples)
+    }
+
+    /// Mean time of all tasks lately, ns.
+    pub fn mean_ns(&self) -> f32 {
+        self.mean_ns
+    }
+
+    /// Whether the model as a whole may be built upon.
+    pub fn is_trusted(&self) -> bool {
+        self.error < MODEL_ERROR
+    }
+
+    /// Agents of a backend of which at least one task came back.
+    pub fn agents_of(&self, backend: u8) -> impl Iterator<Item = usize> {
+        let agents = self.agents[..self.seen].iter().enumerate();
+        agents.filter(move |(_, agent)| agent.seen && agent.backend == backend).map(|(at, _)| at)
+    }
+
+    /// A task came back. Returns the logarithm of its time over the expected one, if one was expected.
+    pub fn learn(&mut self, finished: &Finished) -> Option<f32> {
+        if finished.service_ns.is_nan() {
+            return None;
+        }
+        let service_ns = finished.service_ns.clamp(1.0, 1e15) as f32;
+        let seen = service_ns.ln();
+        self.mean_ns += 0.01 * (service_ns - self.mean_ns);
+        let (lower, upper, share) = around(finished.kernel, finished.log2_size, finished.backend);
+        let nominal = self.nominal(finished.kernel, finished.log2_size, finished.backend);
+        let kernel = usize::from(finished.kernel).min(KERNELS - 1);
+        self.seen = self.seen.max(index(finished.slot) + 1);
+        let agent = &mut self.agents[index(finished.slot)];
+        (agent.backend, agent.seen, agent.last_ns) = (finished.backend, true, finished.now_ns);
+        let of_agent = agent.slow + agent.fast + agent.habits[kernel];
+        let Some(nominal) = nominal else {
+            for (at, offset) in [(lower, -share), (upper, 1.0 - share)] {
+                let log_ns = seen - of_agent + offset * SLOPE;
+                self.cells[at] = Cell { log_ns, samples: 1.0, error: 0.0 };
+            }
+            return None;
+        };
+        let residual = seen - nominal.ns.ln() - of_agent;
+        let wrong = self.cells[lower].error.max(self.cells[upper].error) > CELL_ERROR;
+        let clamp = if wrong { WIDE_CLAMP } else { CLAMP };
+        let step = residual.clamp(-clamp, clamp);
+
+        agent.drift += 0.1 * (step - agent.drift);
+        agent.fast += if agent.drift.abs() > DRIFT { DRIFT_RATE } else { FAST_RATE } * step;
+        agent.slow += SLOW_RATE * agent.fast;
+        agent.fast = (agent.fast * (1.0 - SLOW_RATE)).clamp(-FAR, FAR);
+        agent.slow = agent.slow.clamp(-FAR, FAR);
+        agent.habits[kernel] = (agent.habits[kernel] + HABIT_RATE * step) * 0.999;
+        self.refresh(index(finished.slot), kernel);
+
+        let weights = [(lower, 1.0 - share), (upper, share)];
+        let norm = weights.iter().map(|(_, weight)| weight * weight).sum::<f32>();
+        for (at, weight) in weights {
+            let known = self.cells[at];
+            if known.samples == 0.0 {
+                // What was read off for it stands until it has samples of its own.
+                let offset = if at == lower { -share } else { 1.0 - share };
+                self.cells[at].log_ns = nominal.ns.ln() + offset * SLOPE;
+            }
+            let cell = &mut self.cells[at];
+            if wrong {
+                cell.samples = cell.samples.min(ENOUGH);
+            }
+            let rate = (1.0 / (cell.samples + 1.0)).max(CELL_RATE);
+            cell.log_ns = (cell.log_ns + step * rate * weight / norm).clamp(0.0, 40.0);
+            cell.error += weight * rate.max(0.05) * (residual.abs().min(3.0) - cell.error);
+            cell.samples = (cell.samples + weight).min(1e6);
+        }
+        let error = residual.abs().min(3.0);
+        let of_backend = &mut self.errors[lower / CLASSES];
+        *of_backend += 0.05 * (error - *of_backend);
+        let trusted = self.is_trusted();
+        self.error += (1.0 / (self.samples + 1) as f32).max(0.02) * (error - self.error);
+        self.samples += 1;
+        if trusted && !self.is_trusted() {
+            self.doubt();
+        }
+        Some(residual)
+    }
+
+    /// The model as a whole was wrong. Cells that nobody visited since may be as wrong as the rest: each has to prove
+    /// itself again.
+    fn doubt(&mut self) {
+        for cell in &mut self.cells {
+            cell.samples = cell.samples.min(0.5);
+        }
+    }
+
+    /// An agent that was slow and is avoided gets no tasks to show that it recovered; so it is forgiven with time.
+    pub fn forgive(&mut self, now_ns: u64, passed_ns: u64) {
+        let rest = 1.0 - (passed_ns as f32 / FORGIVE_NS).min(1.0);
+        for at in 0..self.seen {
+            let agent = &mut self.agents[at];
+            if now_ns.saturating_sub(agent.last_ns) > passed_ns && agent.fast != 0.0 {
+                // Too little to matter is nothing, so that who is at rest costs nothing.
+                agent.fast = if agent.fast.abs() < 1e-3 { 0.0 } else { agent.fast * rest };
+                agent.drift *= rest;
+                self.refresh_all(at);
+            }
+        }
+    }
+
+    /// Another life sits in this slot: what was known of the agent's speed is void.
+    pub fn forget_agent(&mut self, slot: AgentSlot) {
+        let agent = &mut self.agents[index(slot)];
+        (agent.slow, agent.fast, agent.drift, agent.habits) = (0.0, 0.0, 0.0, [0.0; KERNELS]);
+        self.refresh_all(index(slot));
+    }
+
+    /// Brings the factor of one kernel up to date. Those of the others follow with their own tasks, or with the clock.
+    fn refresh(&mut self, at: usize, kernel: usize) {
+        let agent = &self.agents[at];
+        let log = agent.slow + agent.fast + agent.habits[kernel];
+        self.factors[kernel * SLOTS + at] = log.clamp(-FAR, FAR).exp();
+    }
+
+    fn refresh_all(&mut self, at: usize) {
+        (0..KERNELS).for_each(|kernel| self.refresh(at, kernel));
+    }
+
+    /// Replaces every estimate by a random one, up to a factor of e³ off: what a foreign or broken file would be.
+    pub fn poison(&mut self, random: &mut crate::base::prng::SplitMix64) {
+        for cell in self.cells.iter_mut().filter(|cell| cell.samples > 0.0) {
+            cell.log_ns += (6.0 * random.next_f64() - 3.0) as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(slot: u16, log2_size: f32, service_ns: f64) -> Finished {
+        let slot = AgentSlot(slot);
+        Finished { kernel: 1, log2_size, slot, backend: 0, service_ns, total_ns: service_ns, now_ns: 0 }
+    }
+
+    fn expected(model: &ServiceModel, slot: u16, log2_size: f32) -> f32 {
+        model.nominal(1, log2_size, 0).expect("known").ns * model.factor(AgentSlot(slot), 1)
+    }
+
+    #[test]
+    fn it_learns_a_law_and_reads_between_the_classes() {
+        let mut model = ServiceModel::default();
+        assert_eq!(model.nominal(1, 12.0, 0), None);
+        for turn in 0..2000 {
+            let size = 10.0 + (turn % 61) as f32 / 10.0;
+            model.learn(&finished(turn % 3, size, 100.0 + f64::from(size.exp2())));
+        }
+        for size in [10.5f32, 12.0, 13.3, 15.9] {
+            let (told, truth) = (expected(&model, 0, size), 100.0 + size.exp2());
+            assert!((told / truth - 1.0).abs() < 0.1, "{size}: {told} against {truth}");
+            assert!(model.nominal(1, size, 0).expect("known").trusted);
+        }
+        assert!(!model.nominal(1, 25.0, 0).expect("a guess").trusted, "far from what was seen");
+    }
+
+    #[test]
+    fn an_agent_that_slows_down_is_followed_and_its_peers_are_not_blamed() {
+        let mut model = ServiceModel::default();
+        for turn in 0..400 {
+            model.learn(&finished(turn % 4, 12.5, 5000.0));
+        }
+        for turn in 0..80 {
+            let slot = turn % 4;
+            model.learn(&finished(slot, 12.5, if slot == 2 { 15_000.0 } else { 5000.0 }));
+        }
+        let (slow, well) = (expected(&model, 2, 12.5), expected(&model, 1, 12.5));
+        assert!((0.75..1.3).contains(&(slow / 15_000.0)), "{slow}");
+        assert!((0.85..1.15).contains(&(well / 5000.0)), "{well}");
+        for _ in 0..100 {
+            model.forgive(10_000_000_000, 1_000_000);
+        }
+        assert!(expected(&model, 2, 12.5) < 0.6 * slow, "forgiven with time");
+    }
+
+    #[test]
+    fn a_wrong_model_is_not_trusted_until_it_has_relearned() {
+        let mut model = ServiceModel::default();
+        for _ in 0..100 {
+            model.learn(&finished(0, 12.5, 5000.0));
+        }
+        let mut trusted = Vec::new();
+        for turn in 0..600 {
+            let noise = if turn / 4 % 2 == 0 { 20.0 } else { 0.05 };
+            model.learn(&finished(turn % 4, 12.5, 5000.0 * noise));
+            trusted.push(model.nominal(1, 12.5, 0).expect("known").trusted);
+        }
+        assert!(trusted[100..].iter().all(|trusted| !trusted), "nobody can tell what these cost");
+        for turn in 0..600 {
+            model.learn(&finished(turn % 4, 12.5, 9000.0));
+        }
+        assert!(model.nominal(1, 12.5, 0).expect("known").trusted);
+        assert!((0.85..1.15).contains(&(expected(&model, 0, 12.5) / 9000.0)));
+    }
+
+    #[test]
+    fn nonsense_leaves_every_number_finite() {
+        let mut model = ServiceModel::default();
+        for turn in 0..2000u16 {
+            let time = [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300, f64::MIN_POSITIVE][usize::from(turn % 6)];
+            let size = [f32::NAN, f32::INFINITY, -7.0, 1e30, 12.0][usize::from(turn % 5)];
+            let code = (turn % 256) as u8;
+            let slot = AgentSlot(turn.wrapping_mul(977));
+            let (kernel, backend) = (code, code);
+            let finished = Finished {
+                kernel,
+                log2_size: size,
+                slot,
+                backend,
+                service_ns: time,
+                total_ns: time,
+                now_ns: 1,
+            };
+            model.learn(&finished);
+            assert!(model.factor(slot, code).is_finite(), "{finished:?}");
+            if let Some(known) = model.nominal(code, size, code) {
+                assert!(known.ns.is_finite(), "{finished:?}: {known:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What the dispatcher asks of a placement policy, and what it tells it. Numbers only: the same policy runs in
+//! the swarm and in the simulator, and answers the same numbers with the same place.
+
+use crate::base::ids::AgentSlot;
+
+/// A task that wants a place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ask {
+    /// Code of its kernel.
+    pub kernel: u8,
+    /// Binary logarithm of the work, in elements.
+    pub log2_size: f32,
+    /// When it was queued: what it depends on is done, ns.
+    pub queued_ns: u64,
+    /// The time, ns.
+    pub now_ns: u64,
+}
+
+/// An agent that takes tasks of this kind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Which agent.
+    pub slot: AgentSlot,
+    /// What it computes with. Agents of one backend differ in speed only.
+    pub backend: u8,
+    /// Whether it can be given a task now.
+    pub room: bool,
+    /// Tasks it holds.
+    pub in_flight: usize,
+    /// Time until it is through with them, ns, as far as known.
+    pub backlog_ns: f64,
+    /// What a table that somebody else keeps expects of this task there, ns; `None` while nothing is known.
+    pub expected_ns: Option<f64>,
+}
+
+/// A decision, with all that a record of it needs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Placement {
+    /// The index of the candidate. It has room.
+    pub at: usize,
+    /// What the policy expects the task to cost there, ns, if it has a view of its own.
+    pub expected_ns: Option<f64>,
+    /// How likely this very choice was at least, so that policies can be judged by what was logged.
+    pub probability: f32,
+}
+
+impl Placement {
+    /// A choice that left nothing to chance.
+    pub fn at(index: usize) -> Self {
+        Self { at: index, expected_ns: None, probability: 1.0 }
+    }
+}
+
+/// A task that ended well.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Finished {
+    /// Code of its kernel.
+    pub kernel: u8,
+    /// Binary logarithm of the work, in elements.
+    pub log2_size: f32,
+    /// Where it ran.
+    pub slot: AgentSlot,
+    /// What that agent computes with.
+    pub backend: u8,
+    /// Time on the agent, by the agent's own clock, ns.
+    pub service_ns: f64,
+    /// From being queued to the end, ns.
+    pub total_ns: f64,
+    /// The time, ns.
+    pub now_ns: u64,
+}
+
+/// Decides which agent gets a task. No clock, no I/O, no allocation.
+pub trait Placer: Send {
+    /// A look at what waits begins: what was planned in the last one is void.
+    fn begin(&mut self, _now_ns: u64) {}
+
+    /// How much later than this one a task may be queued and still go before it, ns, but for what the other allows in
+    /// turn: tasks go in the order of queueing plus patience. 0 is first come, first served.
+    fn patience_ns(&self, _ask: &Ask) -> f64 {
+        0.0
+    }
+
+    /// The place for this task, or `None` when it had better wait.
+    fn place(&mut self, ask: &Ask, candidates: &[Candidate]) -> Option<Placement>;
+
+    /// A fresh agent sits in this slot.
+    fn joined(&mut self, _slot: AgentSlot) {}
+
+    /// A task came back.
+    fn finished(&mut self, _finished: &Finished) {}
+
+    /// Tasks that an agent may hold: few keep the choice open, many hide the way there.
+    fn window(&self) -> usize {
+        usize::MAX
+    }
+
+    /// How many waiting tasks it wants to see in one turn. With 1, whoever must wait holds up all behind.
+    fn lookahead(&self) -> usize {
+        1
+    }
+
+    /// The policy's name in configuration and reports.
+    fn name(&self) -> &'static str;
+}
+
+/// What is left of a task that was expected to take `expected_ns` and has run for `elapsed_ns`. One that is overdue
+/// has shown that nobody knows: it is taken to need as long again as it is late, which is visible long before its end.
+pub fn remaining_ns(expected_ns: f64, elapsed_ns: f64) -> f64 {
+    if elapsed_ns < expected_ns {
+        expected_ns - elapsed_ns
+    } else {
+        (elapsed_ns - expected_ns).max(0.1 * expected_ns)
+    }
+}
