@@ -3,6 +3,7 @@
 //! A `floor` is measured on this very machine in the same run, and `ratio` is value over floor. A
 //! `limit` is what the project asks of itself; a figure beyond it is marked with `!` and named at the end.
 
+mod balancer;
 mod dispatch;
 mod idle;
 pub(crate) mod ipc;
@@ -119,6 +120,10 @@ pub(crate) fn main(
     if wanted(Bench::Idle) {
         steps.begin("idle: a swarm that is left alone for a while");
         figures.extend(idle::measure(quick, config)?);
+    }
+    if wanted(Bench::Balancer) {
+        steps.begin("balancer: every policy through the simulator");
+        figures.extend(balancer::measure(quick));
     }
     steps.end();
     print(&figures, output)?;

@@ -345,6 +345,8 @@ pub enum Bench {
     Idle,
     /// What keeping tasks costs: rate, wait for the disk, restart
     Journal,
+    /// Placement policies in the simulator, beside the best simple one
+    Balancer,
     /// All of them
     All,
 }
