@@ -78,8 +78,8 @@ fn numbers(kernel: KernelId, outcome: &Outcome) -> Vec<f64> {
 
 fn number(params: &Params, name: &str) -> f64 {
     match params.get(name) {
-        ParamValue::Float(value) => value,
-        ParamValue::Int(value) => value as f64,
+        ParamValue::Float(value) => *value,
+        ParamValue::Int(value) => *value as f64,
         other => panic!("{name} is {other:?}"),
     }
 }
@@ -116,6 +116,11 @@ fn truth(kernel: KernelId, params: &Params, arrays: &[Array]) -> Truth {
             let metric = Metric::Cosine;
             (reference::knn(input(0), input(1), d, k, metric).1, 1e-5)
         }
+        KernelId::Expr => {
+            let (a, b, c) = (wide(input(0)), wide(input(1)), wide(input(2)));
+            let values = (0..a.len()).map(|at| a[at].sin() * b[at] + 0.5 * c[at] * c[at]);
+            (values.collect(), 1e-6)
+        }
         other => panic!("no reference here for {other}"),
     };
     Truth { values, tolerance }
@@ -128,6 +133,7 @@ fn kernels(c: &mut Criterion) {
         Work::new("matmul_f32_512", KernelId::Matmul, 2 * SIDE * SIDE, None),
         Work::new("sort_f32_1m", KernelId::Sort, LONG, None),
         Work::new("stencil5_f32_1024x10", KernelId::Stencil5, GRID * GRID, Some(json!({"steps": 10}))),
+        Work::new("expr_f32_1m", KernelId::Expr, 3 * LONG, None),
         Work::new("knn_f32_64x16k", KernelId::Knn, 64 * 16_384, None),
     ];
     for work in works {

@@ -27,6 +27,7 @@ mod spec;
 mod variant;
 mod workload;
 
+mod expr;
 mod fourier;
 mod histogram;
 mod idle;
@@ -132,7 +133,7 @@ pub enum KernelError {
         /// Inputs given.
         found: usize,
         /// Inputs it takes.
-        needed: usize,
+        needed: String,
         /// Their names.
         names: String,
     },
@@ -236,6 +237,7 @@ pub fn run(call: &Call<'_>) -> Result<Outcome, KernelError> {
         KernelId::MonteCarlo => monte_carlo::monte_carlo(call),
         KernelId::Noop => Ok(Outcome::default()),
         KernelId::Sleep => idle::sleep(call),
+        KernelId::Expr => expr::expr(call),
     }?;
     let read: usize = call.inputs.iter().map(|input| input.bytes().len()).sum();
     let written: usize = outcome
@@ -255,7 +257,8 @@ impl Call<'_> {
     }
 
     fn name_of(&self, index: usize) -> &'static str {
-        spec(self.kernel).inputs[index].name
+        let inputs = spec(self.kernel).inputs;
+        inputs[index.min(inputs.len() - 1)].name
     }
 
     fn wrong_dtype(&self, index: usize, needed: String) -> KernelError {

@@ -1,9 +1,11 @@
 //! What each kernel is called, takes and gives: the one table that the command line, the job checker, the
 //! documentation and the kernels themselves read.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Number, Value, json};
 
-use super::KernelError;
+use super::{KernelError, expr};
 use crate::arrays::DType;
 
 /// A kernel. The codes are stable: they travel in messages and stand in files.
@@ -36,11 +38,13 @@ pub enum KernelId {
     Noop = 12,
     /// Waiting.
     Sleep = 13,
+    /// An expression, compiled at run time.
+    Expr = 14,
 }
 
 impl KernelId {
     /// Every kernel, in the order of their codes.
-    pub const ALL: [KernelId; 13] = [
+    pub const ALL: [KernelId; 14] = [
         KernelId::Matmul,
         KernelId::Dot,
         KernelId::Axpy,
@@ -54,6 +58,7 @@ impl KernelId {
         KernelId::MonteCarlo,
         KernelId::Noop,
         KernelId::Sleep,
+        KernelId::Expr,
     ];
 
     /// The name in job files.
@@ -72,6 +77,7 @@ impl KernelId {
             KernelId::MonteCarlo => "monte_carlo",
             KernelId::Noop => "noop",
             KernelId::Sleep => "sleep",
+            KernelId::Expr => "expr",
         }
     }
 
@@ -111,6 +117,8 @@ pub struct KernelSpec {
     pub about: &'static str,
     /// The arrays it reads, in order; all are required.
     pub inputs: &'static [InputSpec],
+    /// How many arrays the last of them may be.
+    pub repeats: usize,
     /// Element types it takes, the preferred one first; empty when it takes no arrays.
     pub dtypes: &'static [DType],
     /// Whether it yields an array.
@@ -181,6 +189,13 @@ pub enum ParamKind {
         /// The words.
         &'static [&'static str],
     ),
+    /// Any text.
+    Text {
+        /// Longest, in bytes.
+        bytes_max: usize,
+    },
+    /// Names for the arrays, as a list or separated by commas.
+    Names,
 }
 
 impl ParamSpec {
@@ -195,13 +210,17 @@ impl ParamSpec {
             ParamKind::Float { min, max: f64::MAX } => format!("a number of {min} or more"),
             ParamKind::Float { min, max } => format!("a number from {min} to {max}"),
             ParamKind::Word(words) => format!("one of {}", words.join(", ")),
+            ParamKind::Text { bytes_max } => format!("a text of at most {bytes_max} bytes"),
+            ParamKind::Names => {
+                format!("a list of at most {} different names that are no functions", expr::NAMES_MAX)
+            }
         };
         if self.default == ParamValue::Null { values + ", or null" } else { values }
     }
 }
 
 /// A checked value.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ParamValue {
     /// Not given, and that means something of its own.
     Null,
@@ -211,16 +230,19 @@ pub enum ParamValue {
     Float(f64),
     /// A word.
     Word(&'static str),
+    /// A text; names stand in it separated by commas.
+    Text(Cow<'static, str>),
 }
 
 impl ParamValue {
     /// As JSON.
-    pub fn to_json(self) -> Value {
+    pub fn to_json(&self) -> Value {
         match self {
             ParamValue::Null => Value::Null,
-            ParamValue::Int(value) => value.into(),
-            ParamValue::Float(value) => value.into(),
-            ParamValue::Word(word) => word.into(),
+            ParamValue::Int(value) => (*value).into(),
+            ParamValue::Float(value) => (*value).into(),
+            ParamValue::Word(word) => (*word).into(),
+            ParamValue::Text(text) => text.as_ref().into(),
         }
     }
 }
@@ -236,7 +258,7 @@ pub struct Params {
 impl Params {
     /// All defaults.
     pub fn defaults(kernel: KernelId) -> Params {
-        Params { kernel, values: spec(kernel).params.iter().map(|param| param.default).collect() }
+        Params { kernel, values: spec(kernel).params.iter().map(|param| param.default.clone()).collect() }
     }
 
     /// The kernel they are for.
@@ -254,15 +276,15 @@ impl Params {
     }
 
     /// The value called `name`, or `Null` when the kernel has none of that name.
-    pub fn get(&self, name: &str) -> ParamValue {
+    pub fn get(&self, name: &str) -> &ParamValue {
         let index = spec(self.kernel).params.iter().position(|param| param.name == name);
-        index.map_or(ParamValue::Null, |index| self.values[index])
+        index.map_or(&ParamValue::Null, |index| &self.values[index])
     }
 
     /// The whole number called `name`, unless it is null.
     pub(super) fn int(&self, name: &str) -> Option<i64> {
         match self.get(name) {
-            ParamValue::Int(value) => Some(value),
+            ParamValue::Int(value) => Some(*value),
             _ => None,
         }
     }
@@ -275,8 +297,8 @@ impl Params {
     /// The number called `name`, unless it is null.
     pub(super) fn float(&self, name: &str) -> Option<f64> {
         match self.get(name) {
-            ParamValue::Float(value) => Some(value),
-            ParamValue::Int(value) => Some(value as f64),
+            ParamValue::Float(value) => Some(*value),
+            ParamValue::Int(value) => Some(*value as f64),
             _ => None,
         }
     }
@@ -286,6 +308,14 @@ impl Params {
         match self.get(name) {
             ParamValue::Word(word) => word,
             _ => "",
+        }
+    }
+
+    /// The text called `name`, unless it is null.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        match self.get(name) {
+            ParamValue::Text(text) => Some(text),
+            _ => None,
         }
     }
 }
@@ -315,6 +345,16 @@ pub enum ParamError {
         /// What is allowed.
         allowed: String,
     },
+    /// An expression that does not parse, or not with these arrays.
+    #[error("{kernel}: parameter `expr`, character {place}: {problem}")]
+    Expression {
+        /// The kernel.
+        kernel: KernelId,
+        /// Which character, from 1.
+        place: usize,
+        /// What is wrong there.
+        problem: String,
+    },
 }
 
 /// Checks `given` against the kernel's table and fills in the defaults.
@@ -336,6 +376,9 @@ pub fn check_params(kernel: KernelId, given: &Map<String, Value>) -> Result<Para
         };
         let param = &table[index];
         params.values[index] = checked(param, value).ok_or_else(|| bad(kernel, param, value))?;
+    }
+    if kernel == KernelId::Expr {
+        expr::check(&params)?;
     }
     // The one rule between two parameters.
     if kernel == KernelId::Histogram
@@ -370,6 +413,17 @@ fn checked(param: &ParamSpec, value: &Value) -> Option<ParamValue> {
         (ParamKind::Word(words), Value::String(text)) => {
             words.iter().find(|word| *word == text).map(|word| ParamValue::Word(word))
         }
+        (ParamKind::Text { bytes_max }, Value::String(text)) => {
+            (text.len() <= bytes_max).then(|| ParamValue::Text(text.clone().into()))
+        }
+        (ParamKind::Names, Value::String(text)) => {
+            let names = text.split(',').map(str::trim).collect::<Vec<_>>().join(",");
+            expr::are_names(&names).then(|| ParamValue::Text(names.into()))
+        }
+        (ParamKind::Names, Value::Array(list)) => {
+            let names = list.iter().map(Value::as_str).collect::<Option<Vec<_>>>()?.join(",");
+            expr::are_names(&names).then(|| ParamValue::Text(names.into()))
+        }
         _ => None,
     }
 }
@@ -401,6 +455,7 @@ pub fn output_needed(params: &Params) -> bool {
     match spec(params.kernel).output {
         OutputKind::None => false,
         OutputKind::Array => true,
+        OutputKind::Optional if params.kernel == KernelId::Expr => expr::yields_array(params),
         OutputKind::Optional => params.int("axis").is_some(),
     }
 }
@@ -410,12 +465,16 @@ pub fn output_needed(params: &Params) -> bool {
 /// # Errors
 /// [`KernelError::InputCount`].
 pub fn check_inputs_count(kernel: KernelId, found: usize) -> Result<(), KernelError> {
-    let inputs = spec(kernel).inputs;
-    if found == inputs.len() {
+    let KernelSpec { inputs, repeats, .. } = *spec(kernel);
+    if (inputs.len()..inputs.len() + repeats).contains(&found) {
         return Ok(());
     }
     let names = inputs.iter().map(|input| input.name).collect::<Vec<_>>().join(", ");
-    Err(KernelError::InputCount { kernel, found, needed: inputs.len(), names })
+    let needed = match repeats {
+        1 => inputs.len().to_string(),
+        _ => format!("{} to {}", inputs.len(), inputs.len() + repeats - 1),
+    };
+    Err(KernelError::InputCount { kernel, found, needed, names })
 }
 
 /// The whole table as JSON, for help and for the API.
@@ -454,7 +513,7 @@ pub fn spec(kernel: KernelId) -> &'static KernelSpec {
     &SPECS[usize::from(kernel.code()) - 1]
 }
 
-static SPECS: [KernelSpec; 13] = [
+static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Matmul,
         about: "matrix product of a (m, k) and b (k, n)",
@@ -462,6 +521,7 @@ static SPECS: [KernelSpec; 13] = [
             InputSpec { name: "a", about: "matrix (m, k)" },
             InputSpec { name: "b", about: "matrix (k, n), same dtype" },
         ],
+        repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
         result: false,
@@ -476,6 +536,7 @@ static SPECS: [KernelSpec; 13] = [
             InputSpec { name: "x", about: "vector (n,)" },
             InputSpec { name: "y", about: "vector (n,), same dtype" },
         ],
+        repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::None,
         result: true,
@@ -490,6 +551,7 @@ static SPECS: [KernelSpec; 13] = [
             InputSpec { name: "x", about: "array of any shape" },
             InputSpec { name: "y", about: "array of the same shape and dtype" },
         ],
+        repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
         result: false,
@@ -506,6 +568,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::Reduce,
         about: "one number from an array, or from each line along an axis",
         inputs: &[InputSpec { name: "x", about: "array of any shape; integers for sum, mean, min and max" }],
+        repeats: 1,
         dtypes: REALS,
         output: OutputKind::Optional,
         result: true,
@@ -530,6 +593,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::Sort,
         about: "ascending order along the last axis, NaN last",
         inputs: &[InputSpec { name: "x", about: "array of one axis or more" }],
+        repeats: 1,
         dtypes: REALS,
         output: OutputKind::Array,
         result: false,
@@ -541,6 +605,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::Fft,
         about: "discrete Fourier transform along the last axis",
         inputs: &[InputSpec { name: "x", about: "array of one axis or more; real input is promoted" }],
+        repeats: 1,
         dtypes: SPECTRA,
         output: OutputKind::Array,
         result: false,
@@ -552,6 +617,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::Ifft,
         about: "inverse discrete Fourier transform along the last axis, divided by its length",
         inputs: &[InputSpec { name: "x", about: "array of one axis or more; real input is promoted" }],
+        repeats: 1,
         dtypes: SPECTRA,
         output: OutputKind::Array,
         result: false,
@@ -563,6 +629,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::Stencil5,
         about: "steps of heat flow on a grid with a fixed border",
         inputs: &[InputSpec { name: "u", about: "grid (rows, columns)" }],
+        repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
         result: false,
@@ -590,6 +657,7 @@ static SPECS: [KernelSpec; 13] = [
             InputSpec { name: "queries", about: "matrix (q, d)" },
             InputSpec { name: "corpus", about: "matrix (n, d), same dtype" },
         ],
+        repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
         result: true,
@@ -614,6 +682,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::Histogram,
         about: "counts in equal bins, the last one closed",
         inputs: &[InputSpec { name: "x", about: "array of any shape" }],
+        repeats: 1,
         dtypes: REALS,
         output: OutputKind::Array,
         result: true,
@@ -644,6 +713,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::MonteCarlo,
         about: "price of a European call under Black and Scholes, simulated and in closed form",
         inputs: &[],
+        repeats: 1,
         dtypes: &[],
         output: OutputKind::None,
         result: true,
@@ -698,6 +768,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::Noop,
         about: "nothing: the cost of a task itself",
         inputs: &[],
+        repeats: 1,
         dtypes: &[],
         output: OutputKind::None,
         result: false,
@@ -709,6 +780,7 @@ static SPECS: [KernelSpec; 13] = [
         id: KernelId::Sleep,
         about: "waits",
         inputs: &[],
+        repeats: 1,
         dtypes: &[],
         output: OutputKind::None,
         result: false,
@@ -720,6 +792,35 @@ static SPECS: [KernelSpec; 13] = [
         }],
         choices: ONE,
         levels: false,
+    },
+    KernelSpec {
+        id: KernelId::Expr,
+        about: "an expression over arrays in one pass, compiled for this processor at run time",
+        inputs: &[InputSpec {
+            name: "arrays",
+            about: "up to 16 arrays that broadcast, called a, b, c and so on or by `names`",
+        }],
+        repeats: expr::NAMES_MAX,
+        dtypes: &[DType::F32, DType::F64, DType::I32, DType::I64],
+        output: OutputKind::Optional,
+        result: true,
+        params: &[
+            ParamSpec {
+                name: "expr",
+                kind: ParamKind::Text { bytes_max: expr::TEXT_BYTES_MAX },
+                default: ParamValue::Text(Cow::Borrowed("a")),
+                about: "+ - * / **, comparisons, & | ~, where abs min max sqrt exp log sin cos tanh floor ceil, \
+                        casts f32 f64 i32 i64 bool; outermost also sum mean min max any all, which give a value",
+            },
+            ParamSpec {
+                name: "names",
+                kind: ParamKind::Names,
+                default: ParamValue::Null,
+                about: "what the expression calls the arrays, in order; null for a, b, c and so on",
+            },
+        ],
+        choices: ONE,
+        levels: true,
     },
 ];
 
@@ -740,11 +841,16 @@ mod tests {
             assert!(!spec(kernel).choices.is_empty());
             // Every default passes its own check.
             for param in spec(kernel).params {
-                assert_eq!(checked(param, &param.default.to_json()), Some(param.default), "{}", param.name);
+                assert_eq!(
+                    checked(param, &param.default.to_json()),
+                    Some(param.default.clone()),
+                    "{}",
+                    param.name
+                );
             }
             assert!(describe(kernel)["about"].is_string());
         }
-        assert_eq!((KernelId::from_code(0), KernelId::from_code(14)), (None, None));
+        assert_eq!((KernelId::from_code(0), KernelId::from_code(15)), (None, None));
         assert_eq!(KernelId::nearest_name("matmull"), Some("matmul"));
         assert_eq!(KernelId::nearest_name("frobnicate"), None);
     }

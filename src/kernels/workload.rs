@@ -81,6 +81,10 @@ pub fn synthetic_inputs(
             Vec::new()
         }
         KernelId::Noop => Vec::new(),
+        KernelId::Expr => {
+            given.insert("expr".into(), json!("sin(a)*b + 0.5*c*c"));
+            vec![vec![(size / 3).max(1)]; 3]
+        }
         KernelId::Reduce | KernelId::Sort | KernelId::Histogram => vec![vec![size]],
     };
     let mut random = SplitMix(seed);
