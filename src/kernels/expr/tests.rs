@@ -234,7 +234,8 @@ fn ulps(got: f64, want: f64) -> f64 {
 
 #[test]
 fn functions_are_within_four_ulp() {
-    let functions: [(&str, fn(f64) -> f64, &[f64]); 5] = [
+    type Row<'a> = (&'a str, fn(f64) -> f64, &'a [f64]);
+    let functions: [Row<'_>; 5] = [
         ("sin", f64::sin, &[1.0, 10.0, 1e5, 9.9e8]),
         ("cos", f64::cos, &[1.0, 10.0, 1e5, 9.9e8]),
         ("exp", f64::exp, &[1.0, 1e-8, 709.0, 745.0]),
