@@ -27,8 +27,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub(super) const ALL: [Fault; 5] =
-        [Fault::Kill, Fault::KillMany, Fault::Stop, Fault::Scribble, Fault::Memory];
+    pub(super) const ALL: [Fault; 6] =
+        [Fault::Kill, Fault::KillMany, Fault::Stop, Fault::Scribble, Fault::Memory, Fault::Supervisor];
 
     pub(super) fn name(self) -> &'static str {
         match self {

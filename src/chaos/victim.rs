@@ -113,14 +113,20 @@ impl Victim {
         Ok(self.ask(|client| client.get(path))??)
     }
 
-    /// Processes that the supervisor has started and that live.
+    /// Agents that live. A child that has not become one yet is left out: stopped there, it would hold up the
+    /// supervisor, which waits for it (see docs/promises.md).
     pub(super) fn agents(&self) -> anyhow::Result<Vec<Pid>> {
         let path = format!("/proc/{0}/task/{0}/children", self.child.id());
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(_) => return Ok(Vec::new()),
         };
-        Ok(text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect())
+        let is_agent = |pid: &Pid| {
+            let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+            line.split(|&byte| byte == 0).any(|word| word == b"__agent")
+        };
+        let all = text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        Ok(all.filter(is_agent).collect())
     }
 
     /// Waits for all agents and says what the swarm holds.

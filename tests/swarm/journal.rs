@@ -205,6 +205,10 @@ fn after_a_failed_write_nothing_is_accepted_and_nothing_is_lost() {
             let status = swarm.status();
             assert_eq!(status["durability"]["state"], "failed", "{order}: {status:#}");
             assert_eq!(try_submit(&swarm, &json!([{"kernel": "noop"}])).0, 503);
+            // The loop that answers may be a turn ahead of the one that tells.
+            swarm.until("the failure is told", |swarm| {
+                (!swarm.events_of("journal_failed").is_empty()).then_some(())
+            });
             assert_eq!(swarm.events_of("journal_failed").len(), 1);
             assert!(swarm.place.cli(&["status"]).ends(0).out.contains("journal"), "status names it");
             let killed = pass % 2 == 0;

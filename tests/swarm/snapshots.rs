@@ -49,38 +49,43 @@ fn what_was_learned_outlives_the_swarm_and_damage_is_told() {
         swarm.until_task(&format!("t{at}"), "succeeded");
     }
     let place = end(swarm);
-    let [model] = &cost_models(&place)[..] else { panic!("{:?}", cost_models(&place)) };
-    let text = fs::read_to_string(model).expect("readable");
+    // One, or two where a slow host gave time to write in between.
+    let models = cost_models(&place);
+    let text = fs::read_to_string(models.last().expect("a snapshot")).expect("readable");
     let (header, body) = text.split_once('\n').expect("a header and a body");
     let header: Value = serde_json::from_str(header).expect("JSON");
-    assert_eq!((&header["snapshot"], &header["generation"]), (&json!(1), &json!(1)));
+    assert_eq!((&header["snapshot"], &header["generation"]), (&json!(1), &json!(models.len())));
     let costs: Value = serde_json::from_str(body).expect("JSON");
     let any = costs.as_array().expect("a list").iter().find(|cost| cost["slot"].is_null());
     let any = any.unwrap_or_else(|| panic!("a cost for any agent: {costs}"));
-    assert_eq!((&any["kernel"], &any["samples"]), (&json!("sleep"), &json!(20)));
+    assert_eq!(any["kernel"], "sleep");
+    // What the supervisor had not passed on when the end came is not among them.
+    assert!(any["samples"].as_u64().is_some_and(|samples| (1..=20).contains(&samples)), "{any}");
     assert!(any["mean_ns"].as_f64().is_some_and(|mean| mean >= 1e6), "{any}");
 
     let swarm = Swarm::deploy_in(place, &first, &[]);
     swarm.until("the model is back", |swarm| {
-        texts_of(swarm, "snapshot_restored")
-            .iter()
-            .any(|text| text.contains("cost-model, generation 1"))
-            .then_some(())
+        let told = texts_of(swarm, "snapshot_restored");
+        told.iter().any(|text| text.contains("cost-model, generation")).then_some(())
     });
     assert!(texts_of(&swarm, "snapshot_damaged").is_empty());
     let place = end(swarm);
 
-    let [model] = &cost_models(&place)[..] else {
-        panic!("nothing new was learned: {:?}", cost_models(&place))
-    };
-    fs::write(model, text.replace("\"sleep\"", "\"sort\" ")).expect("damaged");
+    assert_eq!(cost_models(&place), models, "nothing new was learned");
+    for model in &models {
+        let text = fs::read_to_string(model).expect("readable");
+        fs::write(model, text.replace("\"sleep\"", "\"sort\" ")).expect("damaged");
+    }
     let swarm = Swarm::deploy_in(place, &first, &[]);
     swarm.until("the damage is told", |swarm| {
         let told = texts_of(swarm, "snapshot_damaged");
-        told.iter().any(|text| text.contains("checksum") && text.contains(".json.damaged")).then_some(())
+        let told = told.iter().filter(|text| text.contains("checksum") && text.contains(".json.damaged"));
+        (told.count() == models.len()).then_some(())
     });
     assert!(texts_of(&swarm, "snapshot_restored").iter().all(|text| !text.contains("cost-model")));
     let place = end(swarm);
-    let [aside] = &cost_models(&place)[..] else { panic!("{:?}", cost_models(&place)) };
-    assert!(aside.to_string_lossy().ends_with(".json.damaged"), "{}", aside.display());
+    let aside = cost_models(&place);
+    assert!(
+        aside.len() == models.len() && aside.iter().all(|path| path.to_string_lossy().ends_with(".damaged"))
+    );
 }
