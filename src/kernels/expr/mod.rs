@@ -8,7 +8,7 @@
 //! 4. [`expr`] walks over the broadcast arrays, in pieces; `interpret` does what no code was made for.
 //!
 //! Why machine code of our own: `sin(x)*y + 0.5*z*z` over 10,000 `f64` in cache, in 10^9 elements per second
-//! on one core (EPYC, Zen 4): AVX-512 1.38, AVX2 0.81, this interpreter 0.09, NumPy 2.4 0.09. A general code
+//! on one core (EPYC, Zen 4): AVX-512 1.38, AVX2 0.81, this interpreter 0.03, NumPy 2.4 0.09. A general code
 //! generator (Cranelift) stops at 128-bit vectors and takes ten times as long to compile, 35 us being ours.
 //!
 //! Error: every operation rounds once, in the order written, as in NumPy; compiled code and interpreter give
