@@ -229,18 +229,23 @@ impl Victim {
                 left.push(format!("process {pid}: {}", String::from_utf8_lossy(&line).replace('\0', " ")));
             }
         }
-        for entry in fs::read_dir("/dev/shm")?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&format!("ai_swarm-{}", self.name)) {
-                left.push(format!("/dev/shm/{name}"));
-            }
-        }
+        left.extend(self.segments().into_iter().map(|name| format!("/dev/shm/{name}")));
         for entry in fs::read_dir(self.folder.join("state"))?.flatten() {
             if entry.path().extension().is_some_and(|end| end == "sock") {
                 left.push(entry.path().display().to_string());
             }
         }
         Ok(left)
+    }
+
+    /// Its names in shared memory.
+    fn segments(&self) -> Vec<String> {
+        let names = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+        let prefix = format!("ai_swarm-{}-", self.name);
+        names
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.starts_with(&prefix))
+            .collect()
     }
 
     fn wait_ready(&mut self) -> anyhow::Result<()> {
@@ -270,6 +275,10 @@ impl Drop for Victim {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
             let _ = self.child.kill();
             let _ = self.child.wait();
+            // Nobody starts it again to remove what it left.
+            for name in self.segments() {
+                let _ = fs::remove_file(Path::new("/dev/shm").join(name));
+            }
         }
         if self.temporary {
             let _ = fs::remove_dir_all(&self.folder);
