@@ -661,6 +661,9 @@ fn every_message_is_counted_once_as_received_or_lost() {
     let mut keeper = other_process(&swarm, "keeper");
     let peer = until("the keeper attaches", || publisher.connect("keeper").ok(), String::new);
     assert!(signal(keeper.id(), Signal::STOP));
+    // The signal takes its time; until then the keeper reads on.
+    let stat = || std::fs::read_to_string(format!("/proc/{}/stat", keeper.id())).expect("our child");
+    until("the keeper stands still", || stat().contains(") T ").then_some(()), stat);
     for _ in 0..40 {
         publisher.send(peer, b"to nobody").expect("room");
     }
