@@ -11,7 +11,7 @@ use crate::messaging::port::{Correlation, Mail, Port, PortError, What};
 use crate::messaging::store::COPIED_MAX;
 use crate::messaging::wire::SendError;
 use crate::messaging::{FromAgent, Lane, ToAgent};
-use crate::os::clock;
+use crate::os::{clock, process};
 use crate::shm::board::Board;
 use crate::shm::ring::Message;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,10 @@ pub struct AgentStart {
     pub incarnation: u32,
     /// Core to be pinned to.
     pub core: Option<usize>,
+    /// Version of the layouts and messages; both sides must have the same.
+    pub version: u32,
+    /// It waits for a place: id, slot, incarnation and core come later, in [`ToAgent::Adopt`].
+    pub standby: bool,
     /// The channels.
     pub link: LinkNumbers,
     /// The socket on which the supervisor hands out lines to other members.
@@ -288,11 +292,18 @@ impl Context {
         self.link.sleep(timeout, || port.as_ref().is_some_and(Port::is_ready))
     }
 
+    /// A standby's place has come.
+    pub(super) fn take_place(&mut self, slot: AgentSlot, incarnation: Incarnation, core: usize, id: &str) {
+        id.clone_into(&mut self.start.id);
+        (self.start.slot, self.start.incarnation) = (slot.0, incarnation.0);
+        self.start.core = Some(core);
+    }
+
     /// What this agent says of itself when another member asks.
     pub fn describe(&self) -> serde_json::Value {
         serde_json::json!({
             "id": self.start.id, "kind": AgentKind::from_code(self.start.kind).map(AgentKind::name),
-            "incarnation": self.start.incarnation, "pid": std::process::id(), "core": self.start.core,
+            "incarnation": self.start.incarnation, "pid": process::own_number(), "core": self.start.core,
             "tasks": self.tasks, "failures": self.failures,
         })
     }

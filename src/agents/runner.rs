@@ -4,7 +4,7 @@ use super::{AgentStart, Context, agent};
 use crate::base::ailment;
 use crate::base::clock::Nanos;
 use crate::base::ids::AgentKind;
-use crate::messaging::attach::MemberTalk;
+use crate::messaging::attach::{MemberTalk, VERSION};
 use crate::messaging::link::AgentLink;
 use crate::messaging::{FromAgent, Lane, ToAgent};
 use crate::os::{affinity, clock, process};
@@ -21,6 +21,8 @@ pub const AGENT_WORD: &str = "__agent";
 const MESSAGES_PER_TURN: usize = 256;
 /// An idle agent shows a sign of life at least so often.
 const LONGEST_SLEEP: Duration = Duration::from_millis(250);
+/// A standby is woken when it is needed; it looks by itself so often, should that be lost.
+const STANDBY_SLEEP: Duration = Duration::from_secs(1);
 
 /// Runs the agent that is described in descriptor `start_fd`. Returns the process's exit code.
 pub fn main(start_fd: &str) -> i32 {
@@ -38,21 +40,37 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
     let number = start_fd.parse().context("descriptor number of the start message")?;
     std::fs::File::from(process::inherited(number)?).read_to_string(&mut text)?;
     let start: AgentStart = serde_json::from_str(&text).context("start message")?;
+    anyhow::ensure!(
+        start.version == VERSION,
+        "the supervisor speaks version {}, this binary {VERSION}",
+        start.version
+    );
     let kind = AgentKind::from_code(start.kind).context("unknown kind of agent")?;
     crate::cli::log::init_agent(&start.log_filter, start.log_json);
     let link =
         AgentLink::adopt(start.link.inherited().context("channels")?, start.owner).context("channels")?;
     let talk = MemberTalk::new(process::inherited(start.socket).context("socket")?);
     let board = Board::open(&start.board, start.board_slots).context("board")?;
-    let pinned = start.core.filter(|&core| affinity::pin_current_thread(core));
-    let span = tracing::info_span!("agent", id = %start.id, incarnation = start.incarnation);
-    let _entered = span.enter();
-    tracing::debug!(core = ?pinned, "agent starts");
-
+    let is_standby = start.standby;
     let mut agent = agent(kind, &start.settings);
     let mut context = Context::new(link, talk, board, start);
+    context.link.hold_life();
+    #[cfg(debug_assertions)]
+    litter();
+    if is_standby {
+        agent.on_start(&mut context)?;
+        if !wait_for_place(&mut context)? {
+            return Ok(());
+        }
+    }
+    let pinned = context.start.core.filter(|&core| affinity::pin_current_thread(core));
+    let span = tracing::info_span!("agent", id = %context.start.id, incarnation = context.start.incarnation);
+    let _entered = span.enter();
+    tracing::debug!(core = ?pinned, is_standby, "agent starts");
     context.board.publish_life(context.slot(), None, 0, 0);
-    agent.on_start(&mut context)?;
+    if !is_standby {
+        agent.on_start(&mut context)?;
+    }
     context
         .send_surely(Lane::Control, &FromAgent::Ready { core: pinned.map_or(u32::MAX, |core| core as u32) });
     context.link.ring();
@@ -93,6 +111,36 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
     context.link.publish();
     tracing::debug!("agent ends");
     Ok(())
+}
+
+/// Leaves processes behind as an agent of the user's own might: what `AI_SWARM_TEST_LITTER` says, by a shell. For tests;
+/// builds without debug assertions do not have it.
+#[cfg(debug_assertions)]
+fn litter() {
+    if let Ok(script) = std::env::var("AI_SWARM_TEST_LITTER") {
+        let _ = std::process::Command::new("/bin/sh").args(["-c", &script]).status();
+    }
+}
+
+/// A standby is mapped and started and sleeps until somebody's place is free. False: it is not needed any more.
+fn wait_for_place(context: &mut Context) -> anyhow::Result<bool> {
+    context.send_surely(Lane::Control, &FromAgent::Ready { core: u32::MAX });
+    context.link.ring();
+    let mut message = Message::default();
+    loop {
+        // Its place comes before the tasks of that place, and both may be there already.
+        if context.link.receive_control(&mut message)? {
+            match ToAgent::decode(message.kind, message.payload())? {
+                ToAgent::Adopt { slot, incarnation, core, id } => {
+                    context.take_place(slot, incarnation, core as usize, id);
+                    return Ok(true);
+                }
+                ToAgent::Stop => return Ok(false),
+                _ => {}
+            }
+        }
+        context.link.sleep(STANDBY_SLEEP, || false);
+    }
 }
 
 /// How a receiver waits: it spins as long as a sleep would probably not pay, then sleeps.

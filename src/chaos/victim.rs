@@ -3,6 +3,7 @@
 use super::Verdict;
 use crate::gateway::client::{Client, ClientError};
 use crate::supervisor::home::socket_path;
+use crate::supervisor::is_agent;
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
@@ -113,20 +114,16 @@ impl Victim {
         Ok(self.ask(|client| client.get(path))??)
     }
 
-    /// Agents that live. A child that has not become one yet is left out: stopped there, it would hold up the
-    /// supervisor, which waits for it (see docs/promises.md).
+    /// Agents and standbys that live: the supervisor's children without their guard, whose death is
+    /// all agents', and without those that are just being started: stopped there, they would stop the supervisor.
     pub(super) fn agents(&self) -> anyhow::Result<Vec<Pid>> {
         let path = format!("/proc/{0}/task/{0}/children", self.child.id());
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(_) => return Ok(Vec::new()),
         };
-        let is_agent = |pid: &Pid| {
-            let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-            line.split(|&byte| byte == 0).any(|word| word == b"__agent")
-        };
-        let all = text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-        Ok(all.filter(is_agent).collect())
+        let children = text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        Ok(children.filter(|&pid| lives(pid) && is_agent(pid.as_raw_nonzero().get() as u32)).collect())
     }
 
     /// Waits for all agents and says what the swarm holds.
@@ -251,9 +248,11 @@ impl Victim {
     fn wait_ready(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
-            let agents = self.get("/api/v1/agents")?;
-            let agents = agents["agents"].as_array().context("a list of agents")?;
-            if !agents.is_empty() && agents.iter().all(|agent| agent["state"] == "ready") {
+            let status = self.get("/api/v1/system/status")?;
+            let agents = status["agents"].as_array().context("a list of agents")?;
+            let safety = &status["safety"];
+            let has_standbys = safety["standbys_ready"] == safety["standbys_wanted"];
+            if has_standbys && !agents.is_empty() && agents.iter().all(|agent| agent["state"] == "ready") {
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {

@@ -306,6 +306,14 @@ pub enum AgentCommand {
         /// Its id
         id: String,
     },
+    /// Replace running agents, each after what it holds; takes a new binary at our path
+    Restart {
+        /// An id, or a kind: compute, resource, optimization, thermal, fault or learning
+        who: String,
+        /// One after the other, the next when the successor of the one before is ready: work never stops
+        #[arg(long)]
+        rolling: bool,
+    },
     /// Tune every kernel now (the optimization agent)
     Optimize {
         /// Its id

@@ -237,8 +237,18 @@ fn host(facts: Result<HostFacts, Missing>, topology: &Topology) -> Chapter {
             Finding::new("kernel", "kernel", kernel, Value::Null),
             Finding::new("memory", "memory", memory, memory_data),
             Finding::new("pidfd", "pidfd", pidfd(), Value::Null).required(),
+            Finding::new("containment", "containment", containment(), Value::Null),
         ],
     }
+}
+
+/// By what the children of agents die.
+fn containment() -> Result<String, Missing> {
+    if let Err(missing) = crate::os::containment::may_have_namespace() {
+        let what = "the children of agents are found one by one, and may outlive a killed supervisor";
+        return Err(Missing::new(Reason::Permission, format!("{missing}: {what}")));
+    }
+    Ok("a PID namespace: what agents start dies with them and with the supervisor".to_owned())
 }
 
 fn pidfd() -> Result<String, Missing> {

@@ -12,7 +12,7 @@ use super::run::NOTHING_TO_DO;
 use crate::base::ids::AgentKind;
 use crate::base::words::things;
 use crate::gateway::client::{Client, ClientError, segment};
-use crate::supervisor::action::{AgentView, Known, StatusView, Submitted, TaskView};
+use crate::supervisor::action::{AgentView, Known, SafetyView, StatusView, Submitted, TaskView};
 use crate::supervisor::events::Event;
 use crate::supervisor::incidents::Incident;
 use anyhow::{Context as _, Result, anyhow};
@@ -466,6 +466,13 @@ pub fn agent_optimize(client: &mut Client, id: &str, output: &OutputOptions) -> 
     show(answer, output, |_: Value| format!("agent {}: was told to tune kernels now", plain(id)))
 }
 
+/// `agent restart WHO`
+pub fn agent_restart(client: &mut Client, who: &str, rolling: bool, output: &OutputOptions) -> Result<u8> {
+    let answer = client.post(&format!("{}/restart", agent_path(who)), &json!({ "rolling": rolling }))?;
+    let how = if rolling { "one after the other" } else { "now" };
+    show(answer, output, |_: Value| format!("{}: restarted {how}, each after what it holds", plain(who)))
+}
+
 // The swarm.
 
 /// `status`: one screen.
@@ -508,6 +515,7 @@ fn status_text(status: &StatusView, output: &OutputOptions) -> String {
         line(&mut text, "journal", &paint(why, Style::Bad, output.color), output);
     }
     text += &host_lines(status, output);
+    text += &safety_lines(&status.safety, output);
     text.push('\n');
     text += &agent_table(&status.agents, output);
     if let Some(last) = status.incidents.last() {
@@ -602,6 +610,22 @@ fn host_value(name: &str, value: f64) -> String {
 }
 
 /// The host in a few lines; what is not known comes once, with its reason.
+/// What is ready for failures, and what the swarm does without.
+fn safety_lines(safety: &SafetyView, output: &OutputOptions) -> String {
+    let mut text = String::new();
+    let (level, containment) = (plain(&safety.level), plain(&safety.containment).replace('_', " "));
+    let standbys = format!("standbys {} of {}", safety.standbys_ready, safety.standbys_wanted);
+    let words = format!("level {level}   {standbys}   contained by {containment}");
+    let _ = writeln!(text, "{}{words}", heading("safety", output));
+    let because = |what: &str, why: &String| format!("\u{2014} {what}: {why}");
+    let level = safety.level_because.iter().map(|why| because(&safety.level, why));
+    let contained = safety.containment_because.iter().map(|why| because("contained", why));
+    for words in level.chain(contained).chain(safety.level_blind.iter().map(|why| because("level", why))) {
+        line(&mut text, "", &words, output);
+    }
+    text
+}
+
 fn host_lines(status: &StatusView, output: &OutputOptions) -> String {
     const GROUPS: [(&str, &[(&str, &str)]); 4] = [
         (
@@ -838,6 +862,12 @@ mod tests {
             tasks: TaskCounts { total: 1_234_567, succeeded: 1_234_000, failed: 3, ..TaskCounts::default() },
             queued: 12,
             in_flight: 4,
+            safety: SafetyView {
+                level: "no_standbys".into(),
+                level_because: Some("9.0 % of memory is free, 10 % is the least".into()),
+                containment: "pid_namespace".into(),
+                ..SafetyView::default()
+            },
             agents: vec![agent("compute-0", "ready"), agent("optimization-0", "backoff")],
             host: BTreeMap::from([
                 ("cpu_percent".into(), known(12.3)),
@@ -893,6 +923,8 @@ mod tests {
             "memory     used 34 %   available 4.66 GiB\n",
             "stalled    —\n",
             "disk       reads 0 B/s   writes 12.3 kB/s",
+            "safety     level no_standbys   standbys 0 of 0   contained by pid namespace\n",
+            "           — no_standbys: 9.0 % of memory is free, 10 % is the least\n",
             "           — hottest: no_sensor\n",
             "           — stalled: no PSI in this kernel\n",
             "compute-0       ready    1234567     1  12,345  12.3 s  98 %  12.1 MiB         0\n",

@@ -280,6 +280,7 @@ fn agent(command: &AgentCommand, client: &mut Client, output: &OutputOptions) ->
         AgentCommand::List => inspect::agent_list(client, output),
         AgentCommand::Create { kind, id } => inspect::agent_create(client, kind, id.as_deref(), output),
         AgentCommand::Destroy { id } => inspect::agent_destroy(client, id, output),
+        AgentCommand::Restart { who, rolling } => inspect::agent_restart(client, who, *rolling, output),
         AgentCommand::Optimize { id } => inspect::agent_optimize(client, id, output),
     }
 }

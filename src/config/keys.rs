@@ -202,6 +202,13 @@ pub const KEYS: &[Key] = &[
         "Cpus for compute agents, taken in this order and round again; null: planned from what is available.",
     ),
     key(
+        "agents.compute.standbys",
+        whole(0, 8, "processes"),
+        "1",
+        "Compute agents that are started and asleep beside the others, so that the place of one that dies is taken by a \
+         message. Given up first when memory is short.",
+    ),
+    key(
         "agents.resource.count",
         Kind::Count { max: 1 },
         r#""auto""#,

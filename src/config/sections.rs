@@ -152,6 +152,8 @@ pub struct ComputeConfig {
     pub count: Count,
     /// Cpu indexes in the order of use; `None`: planned.
     pub cores: Option<Vec<usize>>,
+    /// Processes that wait for the place of one that dies.
+    pub standbys: usize,
 }
 
 /// The resource agent.
@@ -298,6 +300,7 @@ impl SwarmConfig {
                 compute: ComputeConfig {
                     count: v.count("agents.compute.count"),
                     cores: v.cores("agents.compute.cores"),
+                    standbys: v.size("agents.compute.standbys"),
                 },
                 resource: ResourceConfig {
                     count: v.count("agents.resource.count"),

@@ -64,6 +64,7 @@ pub fn router(supervisor: Arc<dyn Ask>, defaults: Defaults, closing: watch::Rece
         .route("/agents/spawn", post(spawn))
         .route("/agents/{id}", get(agent).delete(destroy))
         .route("/agents/{id}/optimize", post(optimize))
+        .route("/agents/{id}/restart", post(restart))
         .route("/messages/send", post(send))
         .route("/messages/broadcast", post(broadcast))
         .route("/system/status", get(status))
@@ -331,6 +332,20 @@ async fn optimize(State(gate): State<Gate>, id: Id) -> Answered {
     gate.act(Action::OptimizeAgent(named(id)?)).await
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RestartBody {
+    rolling: bool,
+}
+
+/// One agent by its id, or all of a kind by its name.
+async fn restart(State(gate): State<Gate>, id: Id, headers: HeaderMap, body: Body) -> Answered {
+    let who = named(id)?;
+    let body = read_body(&headers, body).await?;
+    let RestartBody { rolling } = serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    gate.act(Action::RestartAgents { who, rolling }).await
+}
+
 // Messages.
 
 #[derive(Deserialize)]
@@ -487,6 +502,9 @@ async fn health(State(gate): State<Gate>) -> Answered {
     let is_up = status.state == "running" && reasons.is_empty();
     if status.state != "running" {
         reasons.push(format!("the swarm is {}", status.state));
+    }
+    if status.safety.level != "full" {
+        reasons.push(format!("the swarm does without something: {}", status.safety.level));
     }
     let is_well = |agent: &&AgentView| matches!(&*agent.state, "ready" | "starting");
     let ill = status.agents.iter().filter(|agent| !is_well(agent));

@@ -6,8 +6,8 @@ use super::*;
 use crate::base::ids::AgentKind;
 use crate::messaging::envelope::Severity;
 use crate::supervisor::action::{
-    AgentView, Refused, Reply, ReportHost, ReportView, StatisticsView, StatusView, Submitted, TaskCounts,
-    TaskView,
+    AgentView, Refused, Reply, ReportHost, ReportView, SafetyView, StatisticsView, StatusView, Submitted,
+    TaskCounts, TaskView,
 };
 use crate::supervisor::events::EventLog;
 use serde_json::{Value, json};
@@ -166,6 +166,7 @@ impl Ask for Paper {
                 notes: Vec::new(),
                 incidents: Vec::new(),
                 incidents_total: 0,
+                safety: SafetyView { level: "full".into(), ..SafetyView::default() },
             })),
             Action::Statistics => Reply::Statistics(Box::new(StatisticsView {
                 tasks: TaskCounts::default(),

@@ -99,6 +99,17 @@ pub enum ToAgent<'a> {
     Experience(Experience),
     /// Something came over the socket: see `messaging::attach`.
     News,
+    /// To a standby: this is your place now.
+    Adopt {
+        /// Its slot.
+        slot: AgentSlot,
+        /// Which life of the agent there.
+        incarnation: Incarnation,
+        /// Core to be pinned to.
+        core: u32,
+        /// Its id.
+        id: &'a str,
+    },
     /// Another agent lives in this slot now: pid, incarnation, code of its kind.
     Peer {
         /// Its slot.
@@ -185,6 +196,7 @@ mod kind {
     pub const EXPERIENCE: u8 = 5;
     pub const PEER: u8 = 6;
     pub const NEWS: u8 = 7;
+    pub const ADOPT: u8 = 8;
     pub const ACCEPTED: u8 = 32;
     pub const REFUSED: u8 = 33;
     pub const ENDED: u8 = 34;
@@ -290,6 +302,13 @@ impl Encode for ToAgent<'_> {
                 buffer.extend_from_slice(&experience.service_ns.to_le_bytes());
                 kind::EXPERIENCE
             }
+            ToAgent::Adopt { slot, incarnation, core, id } => {
+                buffer.extend_from_slice(&slot.0.to_le_bytes());
+                buffer.extend_from_slice(&incarnation.0.to_le_bytes());
+                buffer.extend_from_slice(&core.to_le_bytes());
+                buffer.extend_from_slice(id.as_bytes());
+                kind::ADOPT
+            }
             ToAgent::Peer { slot, incarnation, pid, kind } => {
                 buffer.extend_from_slice(&slot.0.to_le_bytes());
                 buffer.extend_from_slice(&incarnation.0.to_le_bytes());
@@ -326,6 +345,12 @@ impl<'a> ToAgent<'a> {
                 tasks: fields.u32()?,
                 service_ns: fields.u64()?,
             }),
+            kind::ADOPT => ToAgent::Adopt {
+                slot: AgentSlot(fields.u16()?),
+                incarnation: Incarnation(fields.u32()?),
+                core: fields.u32()?,
+                id: fields.text(),
+            },
             kind::PEER => ToAgent::Peer {
                 slot: AgentSlot(fields.u16()?),
                 incarnation: Incarnation(fields.u32()?),

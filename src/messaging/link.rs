@@ -9,8 +9,9 @@ use super::meters::{DropReason, LANES, LaneCount, Latencies, Meter};
 use super::store::{Shelf, Store, read_usage};
 use super::wire::{ReceiveError, SendError, Wire};
 use crate::base::ids::{Attempt, TaskId};
-use crate::base::sync::{Ordering, fence};
+use crate::base::sync::{AtomicU32, Ordering, fence};
 use crate::os::process::inherited;
+use crate::os::robust;
 use crate::shm::arena::ArenaUsage;
 use crate::shm::doorbell::{AgentBell, AgentSleeper, HubBell};
 use crate::shm::pages;
@@ -251,6 +252,21 @@ impl SupervisorLink {
         self.desk.word(pages::DESK_BEAT).load(Ordering::Relaxed)
     }
 
+    /// Whether the word that the agent holds says that its holder is dead: early, and a hint.
+    pub fn is_abandoned(&self) -> bool {
+        robust::is_abandoned(self.desk.word(pages::DESK_LIFE).load(Ordering::Acquire) as u32)
+    }
+
+    /// Where that word lies.
+    pub fn life(&self) -> LifeWord {
+        LifeWord(self.desk.clone())
+    }
+
+    /// From here on the other side is this reader of the supervisor's large payloads. Before any was sent.
+    pub fn set_reader(&mut self, reader: u16) {
+        self.wire.reader = reader;
+    }
+
     /// The task that the agent says it runs. Advice: only the ledger knows.
     pub fn running(&self) -> Option<TaskId> {
         match self.desk.word(pages::DESK_TASK).load(Ordering::Relaxed) {
@@ -280,6 +296,18 @@ impl SupervisorLink {
                 latencies: self.wire.inbox.latencies(),
             },
         }
+    }
+}
+
+/// The word that an agent holds as long as it lives; see [`robust`].
+#[derive(Clone, Debug)]
+pub struct LifeWord(Arc<Words>);
+
+impl LifeWord {
+    /// What it holds, to wait for a change of it; `None` when nobody holds it.
+    pub fn held(&self) -> Option<(&AtomicU32, u32)> {
+        let word = self.0.word(pages::DESK_LIFE).load(Ordering::Acquire) as u32;
+        (word != 0 && !robust::is_abandoned(word)).then(|| (self.0.half(pages::DESK_LIFE), word))
     }
 }
 
@@ -375,6 +403,14 @@ impl AgentLink {
             desk,
             bell,
         })
+    }
+
+    /// The calling thread holds the word of this member's life from here on. Once, in the main thread of an agent.
+    pub fn hold_life(&self) {
+        // The kernel reads the list when the thread dies: the mapping must be there until then.
+        let desk: &'static Arc<Words> = Box::leak(Box::new(self.desk.clone()));
+        let held = robust::hold(desk.half(pages::DESK_LIFE));
+        desk.word(pages::DESK_LIFE).store(u64::from(held), Ordering::Release);
     }
 
     /// Writes a message; the supervisor hears of it at [`ring`](Self::ring).

@@ -22,6 +22,31 @@ pub fn wake(word: &AtomicU32) {
     let _ = futex::wake(word, futex::Flags::empty(), 1);
 }
 
+/// Most words that can be waited for at once.
+pub const WAIT_ANY_MAX: usize = 128;
+
+/// Sleeps while every one of `words` (at most [`WAIT_ANY_MAX`]) holds what is expected of it. As [`wait`], it may return
+/// early. False when the kernel cannot do this (before 5.16).
+pub fn wait_any(words: &[(&AtomicU32, u32)], timeout: Option<Duration>) -> bool {
+    let waits: Vec<futex::Wait> = words
+        .iter()
+        .map(|(word, expected)| {
+            let mut wait = futex::Wait::new();
+            wait.val = u64::from(*expected);
+            wait.uaddr = futex::WaitPtr::new(std::ptr::from_ref::<AtomicU32>(word).cast_mut().cast());
+            wait.flags = futex::WaitFlags::SIZE_U32;
+            wait
+        })
+        .collect();
+    let deadline = timeout.map(|timeout| {
+        let at = super::clock::now().plus(timeout).0;
+        rustix::time::Timespec { tv_sec: (at / 1_000_000_000) as i64, tv_nsec: (at % 1_000_000_000) as i64 }
+    });
+    let (flags, clock) = (futex::WaitvFlags::empty(), rustix::time::ClockId::Monotonic);
+    let outcome = futex::waitv(&waits, flags, deadline.as_ref(), clock);
+    outcome != Err(rustix::io::Errno::NOSYS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 
 pub mod affinity;
 pub mod clock;
+pub mod containment;
 pub mod filemap;
 pub mod futex;
 pub mod kernel_config;
@@ -12,7 +13,9 @@ pub mod map;
 pub mod nvml;
 pub mod perf;
 pub mod process;
+pub mod robust;
 pub mod signals;
 pub mod socket;
+pub mod spawn;
 pub mod sysfs;
 pub mod topology;

@@ -1,18 +1,9 @@
-//! Starts children that die with their parent, and learns of their death.
-//!
-//! Invariants
-//! 1. The parent-death signal is armed before exec and the parent is compared afterwards: armed any
-//!    later, a child can outlive a parent that dies in between.
-//! 2. The kernel binds the parent-death signal to the spawning *thread*. Call [`spawn`] from a
-//!    thread that lives as long as the process: the supervisor's main thread.
-//! 3. A child is named by its pidfd, never by a number that the kernel may give to somebody else.
+//! Children by their pidfd: a number may be given to somebody else, a descriptor means one process for good.
+//! They are started by [`spawn`](super::spawn).
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
-use std::ffi::OsStr;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// A running child.
 #[derive(Debug)]
@@ -58,46 +49,12 @@ fn signal_word(signal: i32) -> Option<&'static str> {
     })
 }
 
-/// Starts `program` with `arguments`; the child keeps `inherit` open under the same numbers and gets
-/// `stderr` as its standard error. Standard input and output are closed to /dev/null.
-pub fn spawn(
-    program: &OsStr,
-    arguments: &[&str],
-    inherit: &[BorrowedFd<'_>],
-    stderr: Stdio,
-) -> io::Result<ChildProcess> {
-    let parent = rustix::process::getpid();
-    let numbers: Vec<RawFd> = inherit.iter().map(|fd| fd.as_raw_fd()).collect();
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-    // SAFETY: the closure runs in the forked child and makes async-signal-safe calls only; it
-    // allocates nothing and takes no lock.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // The parent may have died before the line above: then nobody will send the signal.
-            if libc::getppid() != parent.as_raw_nonzero().get() {
-                libc::_exit(libc::EXIT_FAILURE);
-            }
-            crate::os::signals::restore_in_child();
-            for &fd in &numbers {
-                if libc::fcntl(fd, libc::F_SETFD, 0) != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        });
-    }
-    let child = command.spawn()?;
-    let pid = Pid::from_raw(child.id() as i32).ok_or_else(|| io::Error::other("child without a number"))?;
-    // The child is not reaped by anybody else, so the number still means this child.
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-    Ok(ChildProcess { pid, pidfd })
-}
-
 impl ChildProcess {
+    /// A child that was just started, and its pidfd.
+    pub(super) fn new(pid: Pid, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd }
+    }
+
     /// The process number, for people and for /proc.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get() as u32
@@ -145,6 +102,12 @@ pub fn raise_open_files() -> u64 {
     if raised { maximum } else { current }.unwrap_or(u64::MAX)
 }
 
+/// The number of this process as everybody who reads /proc knows it; inside a PID namespace it has another one.
+pub fn own_number() -> u32 {
+    let shown = std::fs::read_link("/proc/self").ok();
+    shown.and_then(|link| link.to_str()?.parse().ok()).unwrap_or_else(std::process::id)
+}
+
 /// Lets others go first; needs no privilege. Not possible is no error.
 pub fn be_nice(by: i32) {
     let _ = rustix::process::setpriority_process(None, by);
@@ -184,39 +147,6 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
-
-    fn wait_for_exit(child: &ChildProcess) -> Exit {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(exit) = child.try_reap() {
-                return exit;
-            }
-            assert!(Instant::now() < deadline, "the child did not end");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    #[test]
-    fn a_child_reports_its_code() {
-        let child = spawn(OsStr::new("sh"), &["-c", "exit 7"], &[], Stdio::null()).expect("sh starts");
-        assert_eq!(wait_for_exit(&child), Exit::Code(7));
-    }
-
-    #[test]
-    fn a_killed_child_reports_the_signal() {
-        let child = spawn(OsStr::new("sleep"), &["600"], &[], Stdio::null()).expect("sleep starts");
-        assert!(start_ticks(child.pid()).is_some());
-        child.kill();
-        assert_eq!(wait_for_exit(&child), Exit::Signal(9));
-        assert_eq!(Exit::Signal(9).describe(), "signal 9 (killed)");
-    }
-
-    #[test]
-    fn a_missing_program_is_an_error() {
-        let error = spawn(OsStr::new("/no/such/program"), &[], &[], Stdio::null()).expect_err("cannot start");
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
-    }
 
     #[test]
     fn a_descriptor_that_nobody_handed_over_is_refused() {

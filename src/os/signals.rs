@@ -9,7 +9,7 @@ const STOP_SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHU
 /// A descriptor that becomes readable when a stop signal arrived.
 ///
 /// The signals are blocked for the calling thread and all threads it starts later, so create it
-/// before any other thread; dropping it unblocks them for the dropping thread. Children get the mask back through [`restore_in_child`].
+/// before any other thread; dropping it unblocks them for the dropping thread. Children start with an empty mask.
 #[derive(Debug)]
 pub struct StopSignals(OwnedFd);
 
@@ -72,18 +72,5 @@ impl Drop for StopSignals {
 impl AsFd for StopSignals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-/// In a fresh child before exec: unblocks what the supervisor blocked, and leaves Ctrl-C, which a
-/// terminal sends to the whole group, to the supervisor. Async-signal-safe.
-pub fn restore_in_child() {
-    let set = stop_set();
-    // SAFETY: only async-signal-safe calls on an initialised set.
-    unsafe {
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
-        libc::signal(libc::SIGINT, libc::SIG_IGN);
-        libc::signal(libc::SIGHUP, libc::SIG_IGN);
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
 }

@@ -14,6 +14,7 @@
 //!    word 66           when it started, ns
 //!    word 67           lines to other members that it reads
 //!    words 80..88      its arena: limit, committed, in use, out, high water, full answers, reclaimed
+//!    word 96           held by the agent's thread; the kernel marks it when that dies
 //!    words 128..176    what its sending end has counted
 //!    words 256..640    what its receiving end has counted
 //!  bell (everybody who may talk to the member writes, the member reads)
@@ -56,6 +57,8 @@ pub const DESK_TASK_SINCE: usize = 66;
 pub const DESK_LINES: usize = 67;
 /// First word of the arena's numbers in a desk.
 pub const DESK_ARENA: usize = 80;
+/// Word that the agent's thread holds as long as it lives, in its desk.
+pub const DESK_LIFE: usize = 96;
 /// First word of the sending end's numbers in a desk.
 pub const DESK_SENT: usize = 128;
 /// First word of the receiving end's numbers in a desk.
@@ -81,6 +84,11 @@ pub const HALF_SLOTS: usize = HALF_TOPICS + TOPIC_ROWS * 4;
 /// Bytes of a half before its slots.
 pub const HALF_HEAD_BYTES: usize = HALF_SLOTS * 8;
 
-const _: () = assert!(DESK_LINES < DESK_SENT && HEADS + 48 <= DESK_ASLEEP);
+const _: () = assert!(
+    DESK_LINES < DESK_SENT
+        && DESK_ARENA + 8 <= DESK_LIFE
+        && DESK_LIFE < DESK_SENT
+        && HEADS + 48 <= DESK_ASLEEP
+);
 const _: () = assert!((DESK_RECEIVED + 384) * 8 <= DESK_BYTES && HALF_RECEIVED + 384 <= HALF_TOPICS);
 const _: () = assert!((BELL_LINES + LINES_MAX / 64) * 8 <= PAGE_BYTES);

@@ -52,6 +52,13 @@ pub enum Action {
     DestroyAgent(String),
     /// Let an agent run an optimisation cycle now.
     OptimizeAgent(String),
+    /// Replace running agents, each after what it holds.
+    RestartAgents {
+        /// The id of one, or a kind.
+        who: String,
+        /// The next one when the successor of the one before is ready.
+        rolling: bool,
+    },
     /// One look at everything.
     Status,
     /// Numbers since the start.
@@ -139,7 +146,7 @@ pub enum Refused {
     NotFound(String),
     /// It cannot be done now or at all.
     Conflict(String),
-    /// What it needs is not there at the moment: space, or a disk that works.
+    /// What it needs is not there at the moment: space, a disk that works, room on the host.
     Unavailable(String),
 }
 
@@ -204,7 +211,7 @@ pub struct AgentView {
     pub id: String,
     /// Its kind.
     pub kind: String,
-    /// `starting`, `ready`, `draining`, `backoff`, `benched`, `stopped`.
+    /// `starting`, `ready`, `draining`, `backoff`, `benched`, `resting`, `stopped`.
     pub state: String,
     /// Process, while it lives.
     pub pid: Option<u32>,
@@ -274,6 +281,29 @@ pub struct StatusView {
     /// How many there were.
     #[serde(default)]
     pub incidents_total: u64,
+    /// What it does without, and what is ready for failures.
+    #[serde(default)]
+    pub safety: SafetyView,
+}
+
+/// What a swarm does without, and what is ready for failures.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SafetyView {
+    /// What is given up for lack of resources: `full`, `no_standbys`, `fewer_compute_agents`,
+    /// `no_optimization_or_learning`, `accept_only`, `refuse`.
+    pub level: String,
+    /// Why it is not `full`.
+    pub level_because: Option<String>,
+    /// Readings that the level cannot be decided by, each with its reason.
+    pub level_blind: Vec<String>,
+    /// Standbys that could take a place now.
+    pub standbys_ready: usize,
+    /// How many there shall be at this level.
+    pub standbys_wanted: usize,
+    /// By what agents' own children die: `pid_namespace`, `adoption`.
+    pub containment: String,
+    /// Why not by the better means.
+    pub containment_because: Option<String>,
 }
 
 /// What accepted tasks survive, and whether the journal can keep that.
@@ -558,6 +588,9 @@ pub struct Recovery {
     pub detect_us: Option<f64>,
     /// From our knowing to the successor's readiness, microseconds; absent while there is none.
     pub ready_us: Option<f64>,
+    /// The successor was a standby.
+    #[serde(default)]
+    pub warm: bool,
     /// Tasks that went back to the queue.
     pub tasks_moved: usize,
 }

@@ -3,6 +3,7 @@
 //! The lock belongs to the kernel: it is free the moment its holder is dead, however it died. So
 //! whoever gets the lock of a home may remove what lies in it.
 
+use crate::os::containment;
 use crate::shm::segment;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -226,6 +227,14 @@ fn clean(path: &Path) {
             && segment::remove_leftover(&name)
         {
             tracing::info!(segment = name, "removed what a killed swarm left");
+        }
+        // Its agents died with it; what they had started may not have.
+        if let Some((_, token)) = name.rsplit_once('-').filter(|(_, token)| token.len() == 16) {
+            let is_theirs = |life: &str| life.strip_prefix(token).is_some_and(|rest| rest.starts_with('.'));
+            let ended = containment::end_strays(is_theirs);
+            if ended > 0 {
+                tracing::info!(ended, "ended what agents of a killed swarm had left behind");
+            }
         }
         let _ = fs::remove_file(path.join(BOARD));
     }

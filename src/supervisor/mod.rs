@@ -15,20 +15,25 @@
 //! 3. The supervisor runs no kernel and believes no byte that it did not write.
 
 pub mod action;
+pub mod degradation;
 pub mod events;
 pub mod home;
 pub mod incidents;
 mod keeping;
 mod report;
 pub mod restart;
+mod rolling;
 mod roster;
 mod spawn;
+mod standby;
 mod stop;
 mod switchboard;
+mod vigil;
 
 pub use action::{Action, Handle, Refused, RefusedTask, Reply};
 pub use home::Home;
 pub use roster::AgentState;
+pub use spawn::{GUARD_WORD, is_agent};
 pub use stop::{Ending, OnEnd};
 
 use crate::agents::Settings;
@@ -43,29 +48,35 @@ use crate::messaging::failure::{self, Act, Failure, Figure};
 use crate::messaging::{Lane, ToAgent};
 use crate::os::affinity::CoreMask;
 use crate::os::clock;
+use crate::os::process::ChildProcess;
 use crate::os::signals::StopSignals;
 use crate::os::topology::{CorePlan, KindRequest, Topology, plan_cores};
 use crate::shm::board::Board;
 use crate::shm::doorbell::{HubBell, HubSleeper};
+use crate::shm::ring::Message;
 use crate::shm::{Access, SharedObject, pages};
 use crate::tasks::dispatch::{Seat, Windows};
 use crate::tasks::ledger::{CancelOutcome, LedgerLimits, SubmitError};
 use crate::tasks::results::Signal;
 use crate::tasks::{CostModel, Dispatcher, Lease, Ledger, TaskSpec, TaskState};
 use action::{Answer, Recovery, Requests, Submitted};
+use degradation::{Ladder, Level};
 use events::EventLog;
 use home::HomeError;
 use incidents::IncidentLog;
-use restart::{Decision, RestartLimits};
+use restart::{Decision, Doing, RestartLimits, RestartRecord};
+use rolling::Rolling;
 use roster::Record;
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use spawn::{Newborn, Nursery};
-use std::collections::HashMap;
+use spawn::{Binary, Newborn, Nursery};
+use standby::Standbys;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 use switchboard::{Switchboard, WATCH_ATTACH, WATCH_CLIENT, WATCH_MEMBER};
+use vigil::Vigil;
 
 /// While busy, the kernel is asked for deaths and signals this often.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
@@ -75,6 +86,12 @@ const TIDY_EVERY: Duration = Duration::from_millis(5);
 const REQUESTS_PER_TURN: usize = 64;
 /// An agent that is not ready after so long is replaced.
 const READY_LIMIT: Duration = Duration::from_secs(10);
+/// A standby answers sooner: it has only to wake up and be pinned.
+const ADOPTED_LIMIT: Duration = Duration::from_millis(250);
+/// An agent that was told to end has so long.
+const AGENT_END_LIMIT: Duration = Duration::from_secs(2);
+/// After a death, orphans are looked for so many times more: what one leaves behind is found the next time.
+const SWEEPS: u32 = 3;
 /// An agent that does not give a task up within this time is killed for it.
 const GIVE_UP_LIMIT: Duration = Duration::from_millis(500);
 /// Open files of the supervisor without any member, and while it starts one; 24 and 20 were seen. An agent that
@@ -218,6 +235,19 @@ pub struct Supervisor {
     stop_asked: bool,
     /// Agents that die are not replaced any more.
     closing: bool,
+    /// Processes of agents that are dead and still being taken apart.
+    dying: Vec<ChildProcess>,
+    standbys: Standbys,
+    standby_message: Message,
+    /// Hears early of deaths while we sleep.
+    vigil: Vigil,
+    /// It does not know yet who is there now.
+    vigil_is_stale: bool,
+    /// Looks for orphans that are still to be made.
+    sweeps_left: u32,
+    ladder: Ladder,
+    next_strain: Nanos,
+    rolling: Option<Rolling>,
     state: &'static str,
     turns: u64,
     busy_turns: u64,
@@ -259,7 +289,8 @@ impl Supervisor {
         let topology = Topology::read();
         let plan = core_plan(&config, &topology);
         let slots = config.max_agents + HOUSEKEEPING_SLOTS;
-        let clients = room_for_clients(open_files, plan.assignments.len(), slots)?;
+        let standbys = config.agents.compute.standbys;
+        let clients = room_for_clients(open_files, plan.assignments.len(), slots + standbys)?;
         let board_name = format!("ai_swarm-{}-{token}", config.name);
         home.note_board(&board_name)?;
         let board = Board::create(&board_name, slots)?;
@@ -273,7 +304,7 @@ impl Supervisor {
         let copy = |fd: &OwnedFd| fd.try_clone().map_err(system("copy a descriptor"));
         let (handle, requests) =
             Handle::new(HubBell::new((hub_words.clone(), pages::HUB_ASLEEP), copy(&event)?));
-        let sleeper = HubSleeper::new((hub_words, pages::HUB_ASLEEP), copy(&event)?);
+        let sleeper = HubSleeper::new((hub_words.clone(), pages::HUB_ASLEEP), copy(&event)?);
         let limits = LedgerLimits {
             queue: config.tasks.queue_limit,
             poison_deaths: config.tasks.poison_deaths,
@@ -306,7 +337,13 @@ impl Supervisor {
             optimization_budget_percent: config.agents.optimization.budget_percent,
             compute_agents: plan.compute_count(),
         };
+        let bell = HubBell::new((hub_words.clone(), pages::HUB_ASLEEP), copy(&event)?);
+        let vigil = Vigil::begin(bell).map_err(system("start a thread"))?;
+        let silence = crate::os::spawn::silence().map_err(system("open /dev/null"))?;
         let nursery = Nursery {
+            binary: Binary::our_own().map_err(system("find this program's own file"))?,
+            containment: spawn::contain(&config.name, silence.as_fd()),
+            silence,
             swarm: config.name.clone(),
             channel_bytes: config.channel_size,
             arena_bytes: config.messaging.arena_bytes,
@@ -328,6 +365,9 @@ impl Supervisor {
         };
         watch(nursery.hub_event(), WATCH_BELL)?;
         watch(signals.as_fd(), WATCH_SIGNALS)?;
+        if let Some(guard) = nursery.containment.guard() {
+            watch(guard.as_fd(), WATCH_GUARD)?;
+        }
         let mut switchboard =
             Switchboard::new(slots, clients, config.channel_size, config.messaging.arena_bytes)
                 .map_err(system("create the arena"))?;
@@ -380,6 +420,15 @@ impl Supervisor {
             stop_signals: 0,
             stop_asked: false,
             closing: false,
+            dying: Vec::new(),
+            standbys: Standbys::new(started),
+            standby_message: Message::default(),
+            vigil,
+            vigil_is_stale: false,
+            sweeps_left: 0,
+            ladder: Ladder::new(&config.agents.resource.procfs),
+            next_strain: started.plus(degradation::LOOK_EVERY),
+            rolling: None,
             state: "running",
             turns: 0,
             busy_turns: 0,
@@ -497,14 +546,16 @@ impl Supervisor {
         }
         if self.now >= self.next_look {
             self.next_look = self.now.plus(LOOK_EVERY);
+            work += self.look_for_the_dying();
             work += self.look_at_kernel(Duration::ZERO);
             work += self.start_due();
+            self.hear_standbys();
         }
         if self.now >= self.next_tidy {
             self.next_tidy = self.now.plus(TIDY_EVERY);
             self.tidy();
         }
-        if self.ledger.queued() > 0 {
+        if self.ledger.queued() > 0 && self.limit > 0 {
             work +=
                 self.dispatcher.dispatch(&mut self.ledger, &LearnedCosts(&self.board), self.limit, self.now);
         }
@@ -524,12 +575,20 @@ impl Supervisor {
     /// Waits for something to do, at most until `deadline`.
     pub fn rest(&mut self, deadline: Option<Nanos>) {
         let began = clock::now();
+        if std::mem::take(&mut self.vigil_is_stale) {
+            let words = self.dispatcher.iter().map(|seat| seat.link.life());
+            self.vigil.watch(words.chain(self.standbys.iter().map(|started| started.link.life())).collect());
+        }
         let due = [
             deadline,
             self.ledger.next_timer(),
             self.next_start(),
             self.next_give_up(),
             self.switchboard.next_due(began),
+            self.next_standby(),
+            Some(self.next_strain),
+            // What is under way is looked at again soon, although nobody rings for it.
+            (self.rolling.is_some() || self.sweeps_left > 0).then(|| began.plus(TIDY_EVERY)),
         ];
         let due = due.into_iter().flatten().min();
         let longest = due.map_or(Duration::from_secs(1), |due| due.since(began)).min(Duration::from_secs(1));
@@ -549,7 +608,7 @@ impl Supervisor {
             }
         }
         self.sleeper.announce();
-        let rang = if self.is_ready() {
+        let rang = if self.is_ready() || self.dispatcher.iter().any(|seat| seat.link.is_abandoned()) {
             false
         } else {
             self.sleeps += 1;
@@ -588,6 +647,9 @@ impl Supervisor {
                 WATCH_BELL => work -= usize::from(timeout.tv_sec == 0 && timeout.tv_nsec == 0),
                 WATCH_SIGNALS => self.stop_signals += self.signals.take(),
                 WATCH_ATTACH => work += self.on_attach(),
+                WATCH_GUARD => self.on_guard_gone(),
+                WATCH_DYING => self.bury(),
+                word if word & WATCH_STANDBY != 0 => self.on_standby_gone(word as u32),
                 word if word & WATCH_MEMBER != 0 => {
                     work += self.on_member_words((word & !WATCH_MEMBER) as usize);
                 }
@@ -657,9 +719,7 @@ impl Supervisor {
 
     fn tidy(&mut self) {
         self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
-        let thermal = self.board.thermal();
-        let cap = thermal.map(|thermal| thermal.cap_agents).filter(|cap| cap.is_finite() && *cap >= 1.0);
-        self.limit = cap.map_or(usize::MAX, |cap| cap as usize);
+        self.limit = self.most_at_work();
         self.dispatcher.pass_on_experience();
         if self.ledger.queued() > 0 && self.is_hopeless() {
             self.ledger.cancel_waiting(HOPELESS, self.now);
@@ -670,6 +730,68 @@ impl Supervisor {
         self.watch_the_watcher();
         self.tidy_members();
         self.settle();
+        self.tend_standbys();
+        self.advance_rolling();
+        if self.sweeps_left > 0 {
+            self.sweeps_left -= 1;
+            self.end_orphans();
+        }
+        if self.now >= self.next_strain {
+            self.next_strain = self.now.plus(degradation::LOOK_EVERY);
+            self.climb();
+        }
+    }
+
+    /// Compute agents that may be busy at once, by the swarm's level and the thermal agent's cap.
+    fn most_at_work(&self) -> usize {
+        if self.ladder.level() >= Level::AcceptOnly {
+            return 0;
+        }
+        let cap = self.board.thermal().map(|thermal| thermal.cap_agents);
+        cap.filter(|cap| cap.is_finite() && *cap >= 1.0).map_or(usize::MAX, |cap| cap as usize)
+    }
+
+    /// One look at the host, and at most one step.
+    fn climb(&mut self) {
+        let Some(step) = self.ladder.look(self.now) else { return };
+        let (kind, severity) =
+            if step.to > step.from { ("degraded", Severity::Warning) } else { ("eased", Severity::Info) };
+        let text = format!("from {} to {}: {}", step.from.name(), step.to.name(), step.why);
+        self.events.add(severity, kind, None, text);
+        self.rest_as_the_level_says();
+        self.limit = self.most_at_work();
+        self.ledger.refuse((step.to == Level::Refuse).then(|| step.why.clone()));
+    }
+
+    /// Ends what agents left behind that are gone.
+    fn end_orphans(&mut self) {
+        let token = &self.nursery.token;
+        let alive = self.switchboard.lives().chain(self.standbys.iter().map(|started| started.owner));
+        let alive: Vec<String> = alive.map(|owner| spawn::life_name(token, owner)).collect();
+        let lives = |name: &str| {
+            let is_ours = name.strip_prefix(token.as_str()).is_some_and(|rest| rest.starts_with('.'));
+            is_ours.then(|| alive.iter().any(|life| life == name))
+        };
+        let ended = self.nursery.containment.end_orphans(lives);
+        if ended > 0 {
+            self.sweeps_left = SWEEPS;
+            let text = format!("ended {ended} that an agent had started and left behind");
+            self.events.add(Severity::Warning, "orphans_ended", None, text);
+        }
+    }
+
+    /// The guard of the agents' namespace is dead, and so is everybody inside.
+    fn on_guard_gone(&mut self) {
+        let gone = self.nursery.containment.guard().and_then(ChildProcess::try_reap);
+        let Some(exit) = gone.filter(|_| !self.closing) else { return };
+        self.nursery.renew_guard();
+        if let Some(guard) = self.nursery.containment.guard() {
+            let data = epoll::EventData::new_u64(WATCH_GUARD);
+            // Unwatched, its death would show when an agent cannot be started.
+            let _ = epoll::add(&self.epoll, guard, data, epoll::EventFlags::IN);
+        }
+        let text = format!("{}; all agents died with it, and there is another one", exit.describe());
+        self.events.add(Severity::Warning, "guard_died", None, text);
     }
 
     fn enforce_giving_up(&mut self) {
@@ -748,7 +870,7 @@ impl Supervisor {
                     let spec = found.map(|found| &named[found].1);
                     let id = spec.and_then(|spec| spec.name.as_deref()).unwrap_or("").to_owned();
                     match (record_refused, &error) {
-                        (true, error) if *error != SubmitError::Stopping => {
+                        (true, error) if error.is_of_the_task() => {
                             let spec = spec.cloned().unwrap_or_default();
                             Ok(self.ledger.record_refused(spec, &error.to_string(), self.now))
                         }
@@ -828,6 +950,12 @@ impl Supervisor {
             Action::Submit { .. } if self.is_hopeless() => {
                 Reply::Refused(Refused::Conflict(HOPELESS.to_owned()))
             }
+            Action::Submit { .. } if self.ladder.level() == Level::Refuse => {
+                let why = self.ladder.why();
+                Reply::Refused(Refused::Unavailable(format!(
+                    "no task is accepted for now: {why}; try again later"
+                )))
+            }
             Action::Submit { tasks, record_refused, wait } => {
                 if let Some(why) = self.refuses_for() {
                     return answer(Reply::Refused(Refused::Unavailable(why)));
@@ -855,6 +983,7 @@ impl Supervisor {
             Action::CreateAgent { kind, id } => self.create_agent(kind, id),
             Action::DestroyAgent(id) => self.destroy_agent(&id),
             Action::OptimizeAgent(id) => self.optimize_agent(&id),
+            Action::RestartAgents { who, rolling } => self.restart_agents(&who, rolling),
             Action::Status => Reply::Status(Box::new(self.status())),
             Action::Statistics => Reply::Statistics(Box::new(self.statistics())),
             Action::Events(after) => Reply::Events(self.events.since(after)),
@@ -865,7 +994,7 @@ impl Supervisor {
             Action::Report { all_tasks } => Reply::Report(Box::new(self.report(all_tasks))),
             Action::KillAgent(id) => match self.slot_of(&id) {
                 Some(slot) => {
-                    self.kill(slot, "agent_killed", "killed on request".to_owned());
+                    self.kill_on_request(slot);
                     Reply::Done
                 }
                 None => no_agent(&id),
@@ -913,9 +1042,17 @@ impl Supervisor {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         // On an error path nobody called `shut_down`: no process may outlive its supervisor.
-        for child in self.roster.iter().flatten().filter_map(|record| record.child.as_ref()) {
+        let agents = self.roster.iter().flatten().filter_map(|record| record.child.as_ref());
+        let left: Vec<&ChildProcess> =
+            agents.chain(self.standbys.iter().map(|started| &started.child)).chain(&self.dying).collect();
+        for child in &left {
             child.kill();
         }
+        let deadline = clock::now().plus(AGENT_END_LIMIT);
+        while left.iter().any(|child| child.try_reap().is_none()) && clock::now() < deadline {
+            std::thread::yield_now();
+        }
+        self.nursery.end_left_behind();
         if let Some(mask) = self.cores_before {
             mask.apply();
         }
@@ -928,6 +1065,12 @@ const HOPELESS: &str = "no compute agent lives and none will be started: see `ag
 
 const WATCH_BELL: u64 = u64::MAX;
 const WATCH_SIGNALS: u64 = u64::MAX - 1;
+/// The guard of the agents' namespace.
+const WATCH_GUARD: u64 = u64::MAX - 2;
+/// A process whose death was heard of early.
+const WATCH_DYING: u64 = u64::MAX - 3;
+/// A standby, by its serial number.
+const WATCH_STANDBY: u64 = 1 << 35;
 
 fn no_task(name: &str) -> Reply {
     Reply::Refused(Refused::NotFound(format!("no task has the id {name:?}")))

@@ -2,7 +2,7 @@
 
 use super::action::{
     AgentView, ArenaUsageView, ChannelView, Known, LaneView, Percentiles, ReportAgent, ReportHost,
-    ReportKernel, ReportView, StatisticsView, StatusView, TaskCounts, TaskView,
+    ReportKernel, ReportView, SafetyView, StatisticsView, StatusView, TaskCounts, TaskView,
 };
 use super::*;
 use crate::kernels::{KernelId, Level};
@@ -167,6 +167,15 @@ impl Supervisor {
             notes: self.plan.notes.clone(),
             incidents: self.incidents.latest(INCIDENTS_SHOWN),
             incidents_total: self.incidents.total(),
+            safety: SafetyView {
+                level: self.ladder.level().name().to_owned(),
+                level_because: (!self.ladder.why().is_empty()).then(|| self.ladder.why().to_owned()),
+                level_blind: self.ladder.blind().to_vec(),
+                standbys_ready: self.standbys.ready(),
+                standbys_wanted: self.wanted_standbys(),
+                containment: self.nursery.containment.name().to_owned(),
+                containment_because: self.nursery.containment.why_not_better().map(str::to_owned),
+            },
         }
     }
 

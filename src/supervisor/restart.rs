@@ -1,10 +1,12 @@
 //! When a dead agent lives again: back-off and budget. Pure: time in, decision out.
 //!
-//! The first restart is immediate. A life that achieved nothing (no task done, dead within a second)
-//! doubles the pause before the next: 0, 10, 20, 40 ms … up to `agents.fault.backoff_max_s`, each
-//! with 20 % of jitter. A kill from outside counts only at the very birth. More than `agents.fault.restart_limit` such lives within
-//! `agents.fault.restart_window_s` bench the agent for [`BENCH`]. Lives that achieved something do
-//! not count: an agent that somebody kills again and again while it works is not in a crash loop.
+//! The first restart is immediate; each further death doubles the pause: 0, 10, 20, 40 ms … up to
+//! `agents.fault.backoff_max_s`, with 20 % of jitter either way. A life of [`HEALTHY`] starts the count anew. More than
+//! `agents.fault.restart_limit` deaths within `agents.fault.restart_window_s` bench the agent for [`BENCH`].
+//!
+//! What counts are deaths that say something about the agent: it crashed, it hung and was killed for it, it died at its
+//! very birth. A kill from outside in the middle of a life says nothing: an agent that somebody kills again and again
+//! is not in a crash loop, and an orderly end is no death at all.
 
 use crate::base::clock::Nanos;
 use crate::base::prng::SplitMix64;
@@ -13,22 +15,31 @@ use std::time::Duration;
 
 /// How long an agent in a crash loop is left alone.
 pub const BENCH: Duration = Duration::from_secs(30);
-/// A life that lasted so long achieved something.
-const FRUITFUL: Duration = Duration::from_secs(1);
+/// A life that lasted so long clears its record.
+pub const HEALTHY: Duration = Duration::from_secs(60);
 /// Who is killed from outside after so long was not killed for being started.
 const BORN: Duration = Duration::from_millis(20);
-/// First pause after a barren life.
+/// First pause after the immediate restart.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// Limits from the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct RestartLimits {
-    /// Barren lives allowed in a window.
+    /// Deaths allowed in a window.
     pub limit: u32,
     /// The window.
     pub window: Duration,
     /// Longest pause.
     pub backoff_max: Duration,
+}
+
+/// Whose doing a death was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// The agent's: a crash, a hang, a start that failed.
+    ItsOwn,
+    /// Somebody's outside, or a request's.
+    Outside,
 }
 
 /// What to do about a dead agent.
@@ -43,7 +54,7 @@ pub enum Decision {
 /// The record of one agent.
 #[derive(Clone, Debug)]
 pub struct RestartRecord {
-    barren: VecDeque<Nanos>,
+    deaths: VecDeque<Nanos>,
     in_a_row: u32,
     jitter: SplitMix64,
 }
@@ -51,31 +62,27 @@ pub struct RestartRecord {
 impl RestartRecord {
     /// No death yet.
     pub fn new(seed: u64) -> Self {
-        Self { barren: VecDeque::new(), in_a_row: 0, jitter: SplitMix64::new(seed) }
+        Self { deaths: VecDeque::new(), in_a_row: 0, jitter: SplitMix64::new(seed) }
     }
 
-    /// A life ended that began at `born`. `worked`: it did a task. `from_outside`: somebody killed it,
-    /// which says nothing about the agent unless it comes at its very birth.
-    pub fn on_death(
-        &mut self,
-        born: Nanos,
-        worked: bool,
-        from_outside: bool,
-        now: Nanos,
-        limits: &RestartLimits,
-    ) -> Decision {
-        let enough = if from_outside { BORN } else { FRUITFUL };
-        if worked || now.since(born) >= enough {
+    /// A life ended that began at `born`.
+    pub fn on_death(&mut self, born: Nanos, doing: Doing, now: Nanos, limits: &RestartLimits) -> Decision {
+        let age = now.since(born);
+        if age >= HEALTHY {
             self.in_a_row = 0;
+            self.deaths.clear();
+        }
+        if doing == Doing::Outside && age >= BORN {
             return Decision::At(now);
         }
         self.in_a_row += 1;
-        self.barren.push_back(now);
-        while self.barren.front().is_some_and(|&then| now.since(then) > limits.window) {
-            self.barren.pop_front();
+        self.deaths.push_back(now);
+        while self.deaths.front().is_some_and(|&then| now.since(then) > limits.window) {
+            self.deaths.pop_front();
         }
-        if self.barren.len() as u64 > u64::from(limits.limit) {
-            self.barren.clear();
+        if self.deaths.len() as u64 > u64::from(limits.limit) {
+            self.deaths.clear();
+            self.in_a_row = 0;
             return Decision::Bench(now.plus(BENCH));
         }
         if self.in_a_row == 1 {
@@ -101,42 +108,51 @@ mod tests {
     }
 
     #[test]
-    fn barren_lives_back_off_and_end_on_the_bench() {
+    fn crashes_back_off_by_the_table_and_end_on_the_bench() {
+        for seed in 0..200 {
+            let mut record = RestartRecord::new(seed);
+            let mut now = Nanos(1_000_000_000);
+            for want in [0.0, 10.0, 20.0, 40.0, 80.0] {
+                let next = pause(record.on_death(now, Doing::ItsOwn, now, &LIMITS), now);
+                let ms = next.as_secs_f64() * 1e3;
+                assert!((0.8 * want..=1.2 * want).contains(&ms), "{ms} ms for {want}");
+                now = now.plus(next + Duration::from_millis(1));
+            }
+            let sixth = record.on_death(now, Doing::ItsOwn, now, &LIMITS);
+            assert_eq!(sixth, Decision::Bench(now.plus(BENCH)));
+            let later = now.plus(BENCH);
+            let next = record.on_death(later, Doing::ItsOwn, later, &LIMITS);
+            assert_eq!(next, Decision::At(later), "another chance");
+        }
+    }
+
+    #[test]
+    fn a_healthy_minute_clears_the_record_and_less_does_not() {
         let mut record = RestartRecord::new(1);
+        let second = Duration::from_secs(1);
         let mut now = Nanos(1_000_000_000);
-        let mut last = Duration::ZERO;
-        for death in 0..5 {
-            let next = pause(record.on_death(now, false, false, now, &LIMITS), now);
-            assert!(death == 0 && next.is_zero() || next > last, "{next:?} after {last:?}");
-            last = next;
-            now = now.plus(next + Duration::from_millis(1));
-        }
-        assert_eq!(record.on_death(now, false, false, now, &LIMITS), Decision::Bench(now.plus(BENCH)));
-        let later = now.plus(BENCH);
-        assert!(
-            matches!(record.on_death(later, false, false, later, &LIMITS), Decision::At(_)),
-            "another chance"
-        );
+        let mut die = |lived: Duration| {
+            let born = now;
+            now = now.plus(lived);
+            pause(record.on_death(born, Doing::ItsOwn, now, &LIMITS), now)
+        };
+        assert!(die(second).is_zero());
+        assert!(!die(second).is_zero());
+        assert!(!die(HEALTHY - second).is_zero());
+        assert!(die(HEALTHY).is_zero());
+        assert!(!die(second).is_zero());
     }
 
     #[test]
-    fn fruitful_lives_restart_at_once_however_often() {
-        let mut record = RestartRecord::new(1);
-        for i in 0..100u64 {
-            let now = Nanos(i * 1_000_000);
-            assert_eq!(record.on_death(now, true, false, now, &LIMITS), Decision::At(now));
-        }
-        let (born, now) = (Nanos(0), Nanos(2_000_000_000));
-        assert_eq!(record.on_death(born, false, false, now, &LIMITS), Decision::At(now));
-    }
-
-    #[test]
-    fn kills_from_outside_are_no_crash_loop() {
+    fn kills_from_outside_are_no_crash_loop_but_at_birth() {
         let mut record = RestartRecord::new(1);
         for i in 1..100u64 {
             let (born, now) = (Nanos(i * 100_000_000), Nanos(i * 100_000_000 + 50_000_000));
-            assert_eq!(record.on_death(born, false, true, now, &LIMITS), Decision::At(now));
+            assert_eq!(record.on_death(born, Doing::Outside, now, &LIMITS), Decision::At(now));
         }
+        let now = Nanos(20_000_000_000);
+        let benched = (0..6).map(|_| record.on_death(now, Doing::Outside, now, &LIMITS)).last();
+        assert_eq!(benched, Some(Decision::Bench(now.plus(BENCH))));
     }
 
     #[test]
@@ -146,7 +162,7 @@ mod tests {
         let mut now = Nanos(0);
         for _ in 0..40 {
             now = now.plus(Duration::from_secs(20));
-            let next = pause(record.on_death(now, false, false, now, &limits), now);
+            let next = pause(record.on_death(now, Doing::ItsOwn, now, &limits), now);
             assert!(next <= Duration::from_secs(6), "{next:?}");
         }
     }

@@ -1,14 +1,14 @@
 //! Who is alive, where, in which life; and what happens when somebody is born or dies.
 
 use super::action::{Recovery, Refused, Reply};
-use super::restart::RestartRecord;
-use super::spawn::Started;
+use super::spawn::{FileId, Started};
 use super::switchboard::Talks;
 use super::*;
 use crate::arrays::temporary_name;
 use crate::base::words::things;
 use crate::kernels::{SCORES_SUFFIX, extra_path};
 use crate::os::process::{ChildProcess, Exit};
+use crate::os::spawn::ending;
 use crate::shm::board::{Host, Thermal};
 use crate::tasks::attempt_tag;
 
@@ -30,6 +30,8 @@ pub enum AgentState {
     Backoff(Nanos),
     /// It died too often and is left alone until this time.
     Benched(Nanos),
+    /// The swarm does without it while the host is short; see `degradation`.
+    Resting,
     /// It is dead and stays so.
     Stopped,
 }
@@ -43,6 +45,7 @@ impl AgentState {
             AgentState::Draining => "draining",
             AgentState::Backoff(_) => "backoff",
             AgentState::Benched(_) => "benched",
+            AgentState::Resting => "resting",
             AgentState::Stopped => "stopped",
         }
     }
@@ -69,6 +72,16 @@ pub(super) struct Record {
     killed: Option<Nanos>,
     /// It was killed for what its running task did.
     blames_task: bool,
+    /// Whose doing it is when it dies in this life.
+    doing: Option<Doing>,
+    /// It was told to end when it held nothing any more.
+    told_to_end: bool,
+    /// What it was started from in this life.
+    file: FileId,
+    /// It was a standby in this life.
+    adopted: bool,
+    /// The swarm does without it for now.
+    resting: bool,
     /// The death that the next readiness ends.
     recovering: Option<(usize, Nanos)>,
     /// It shall not live again.
@@ -119,6 +132,11 @@ impl Supervisor {
             history,
             killed: None,
             blames_task: false,
+            doing: None,
+            told_to_end: false,
+            file: (0, 0),
+            adopted: false,
+            resting: false,
             recovering: None,
             unwanted: false,
         });
@@ -176,58 +194,105 @@ impl Supervisor {
         started
     }
 
+    /// A new life: a standby takes the place, or else a process is started.
     fn start_agent(&mut self, slot: AgentSlot) {
         let now = clock::now();
         let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
         record.incarnation.0 += 1;
         record.born = now;
-        record.killed = None;
-        record.blames_task = false;
+        (record.killed, record.doing, record.blames_task) = (None, None, false);
+        (record.told_to_end, record.adopted) = (false, false);
+        let id = record.id.clone();
         let newborn = Newborn {
             kind: record.kind,
-            id: &record.id,
+            id: &id,
             slot,
             incarnation: record.incarnation,
-            core: record.core,
+            core: Some(record.core),
             core_shared: record.core_shared,
         };
-        match self.nursery.spawn(&newborn, self.switchboard.store.clone(), self.switchboard.hub_arena()) {
-            Ok(Started { child, link, talk, contact, owner }) => {
-                let seat = Seat::new(slot, record.incarnation, record.kind, link);
-                let data = epoll::EventData::new_u64(WATCH_MEMBER | u64::from(slot.0));
-                // Without it the agent hears no peers; its tasks do not need them.
-                let _ = epoll::add(&self.epoll, &talk, data, epoll::EventFlags::IN);
-                let talks = Talks { talk, contact, pid: child.pid(), owner };
-                self.switchboard.add_agent(slot, &record.id, record.kind, talks);
-                let watched = epoll::add(
-                    &self.epoll,
-                    &child,
-                    epoll::EventData::new_u64(u64::from(slot.0)),
-                    epoll::EventFlags::IN,
-                );
-                if watched.is_err() {
+        if newborn.kind == AgentKind::Compute
+            && let Some(standby) = self.standbys.take()
+        {
+            return self.adopt(standby, &newborn);
+        }
+        match self.spawn(&newborn) {
+            Ok(started) => {
+                let Started { child, link, talk, contact, owner, file } = started;
+                self.record_mut(slot).expect("callers have seen it").file = file;
+                let data = epoll::EventData::new_u64(u64::from(slot.0));
+                if epoll::add(&self.epoll, &child, data, epoll::EventFlags::IN).is_err() {
                     // Unwatched, its death would go unnoticed.
                     child.kill();
                 }
-                record.child = Some(child);
-                record.state = AgentState::Starting;
-                self.dispatcher.seat(seat);
+                let seat = Seat::new(slot, newborn.incarnation, newborn.kind, link);
+                self.give_seat(&newborn, child, Talks { talk, contact, pid: 0, owner }, seat);
             }
             Err(error) => {
                 let text = format!("cannot start: {error}");
-                self.events.add(Severity::Warning, "agent_start_failed", Some(&record.id.clone()), text);
-                self.schedule_restart(slot, 0, false);
+                self.events.add(Severity::Warning, "agent_start_failed", Some(&id), text);
+                self.schedule_restart(slot, Doing::ItsOwn);
             }
         }
+    }
+
+    /// A standby becomes this agent. Tasks follow right behind the word that says so.
+    fn adopt(&mut self, standby: Started, newborn: &Newborn<'_>) {
+        let Started { child, mut link, talk, contact, owner, file } = standby;
+        let (slot, incarnation) = (newborn.slot, newborn.incarnation);
+        let core = newborn.core.expect("agents have a place") as u32;
+        link.set_reader(slot.0);
+        link.set_shared_core(newborn.core_shared);
+        let told = link.send(Lane::Control, &ToAgent::Adopt { slot, incarnation, core, id: newborn.id });
+        let data = epoll::EventData::new_u64(u64::from(slot.0));
+        let watched = epoll::modify(&self.epoll, &child, data, epoll::EventFlags::IN);
+        if told.is_err() || watched.is_err() {
+            // Its death comes back like any other.
+            child.kill();
+        }
+        let mut seat = Seat::new(slot, incarnation, newborn.kind, link);
+        (seat.ready, seat.touched) = (true, true);
+        let record = self.record_mut(slot).expect("callers have seen it");
+        (record.file, record.adopted) = (file, true);
+        self.give_seat(newborn, child, Talks { talk, contact, pid: 0, owner }, seat);
+        self.standbys.pause(clock::now());
+    }
+
+    /// The process is there: it can be talked to, and its place is taken.
+    fn give_seat(&mut self, newborn: &Newborn<'_>, child: ChildProcess, talks: Talks, seat: Seat) {
+        let slot = newborn.slot;
+        let data = epoll::EventData::new_u64(WATCH_MEMBER | u64::from(slot.0));
+        // Without it the agent hears no peers; its tasks do not need them.
+        let _ = epoll::add(&self.epoll, &talks.talk, data, epoll::EventFlags::IN);
+        self.switchboard.add_agent(slot, newborn.id, newborn.kind, Talks { pid: child.pid(), ..talks });
+        let record = self.record_mut(slot).expect("callers have seen it");
+        record.child = Some(child);
+        record.state = AgentState::Starting;
+        self.dispatcher.seat(seat);
+    }
+
+    /// Starts a process. A host that has no room for it is noted: it may have to do with fewer.
+    pub(super) fn spawn(&mut self, newborn: &Newborn<'_>) -> io::Result<Started> {
+        let started =
+            self.nursery.spawn(newborn, self.switchboard.store.clone(), self.switchboard.hub_arena());
+        if let Err(error) = &started
+            && let Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) = error.raw_os_error()
+            // A namespace whose guard is dying takes nobody in, which says nothing about the host.
+            && self.nursery.containment.guard().is_none_or(|guard| ending(guard).is_none())
+        {
+            self.ladder.on_start_refused(error.to_string(), self.now);
+        }
+        started
     }
 
     pub(super) fn on_ready(&mut self, slot: AgentSlot, incarnation: Incarnation, core: Option<usize>) {
         let now = self.now;
         let Some(record) = self.record_mut(slot) else { return };
-        if record.incarnation != incarnation || record.state != AgentState::Starting {
+        if record.incarnation != incarnation || record.state != AgentState::Starting || record.told_to_end {
             return;
         }
         record.state = AgentState::Ready;
+        let (warm, file) = (record.adopted, record.file);
         record.pinned = core == Some(record.core);
         let (id, wanted, kind) = (record.id.clone(), record.core, record.kind);
         let pid = record.child.as_ref().map_or(0, ChildProcess::pid);
@@ -239,7 +304,10 @@ impl Supervisor {
         self.close_incidents(&id, now);
         if let Some((at, died)) = recovering {
             self.recoveries[at].ready_us = Some(now.since(died).as_nanos() as f64 / 1000.0);
+            self.recoveries[at].warm = warm;
         }
+        self.vigil_is_stale = true;
+        self.on_binary_proved(file);
         self.first_ready.get_or_insert(now);
         self.events.add(
             Severity::Info,
@@ -286,11 +354,56 @@ impl Supervisor {
 
     /// The kernel says that this child has ended.
     pub(super) fn on_child(&mut self, slot: AgentSlot) {
-        let Some(exit) =
-            self.record(slot).and_then(|record| record.child.as_ref()).and_then(ChildProcess::try_reap)
-        else {
-            return;
-        };
+        let child = self.record(slot).and_then(|record| record.child.as_ref());
+        if let Some(exit) = child.and_then(ChildProcess::try_reap) {
+            self.on_death(slot, exit);
+        }
+    }
+
+    /// The words that agents hold: who is dead although its process is still being taken apart. Returns how many.
+    pub(super) fn look_for_the_dying(&mut self) -> usize {
+        let mut found = 0;
+        for at in 0..self.roster.len() {
+            let slot = AgentSlot(at as u16);
+            let dead = self.dispatcher.get(slot).is_some_and(|seat| seat.link.is_abandoned());
+            let Some(child) = self.record(slot).and_then(|record| record.child.as_ref()).filter(|_| dead)
+            else {
+                continue;
+            };
+            let (exit, is_whole) = match child.try_reap() {
+                Some(exit) => (Some(exit), false),
+                None => (ending(child), true),
+            };
+            if exit.is_some() && is_whole {
+                // Its tasks need not wait for its memory. It is waited for beside everything else.
+                let data = epoll::EventData::new_u64(WATCH_DYING);
+                let _ = epoll::modify(&self.epoll, child, data, epoll::EventFlags::IN);
+            }
+            found += 1;
+            self.now = clock::now();
+            match exit {
+                Some(exit) => {
+                    let child = self.record_mut(slot).and_then(|record| record.child.take());
+                    self.dying.extend(child.filter(|_| is_whole));
+                    self.on_death(slot, exit);
+                }
+                None => {
+                    let life = self.record(slot).map(|record| record.incarnation);
+                    let what = "its page says that it is dead, and it lives";
+                    life.into_iter().for_each(|life| self.on_corrupt(slot, life, what));
+                }
+            }
+        }
+        found
+    }
+
+    /// Somebody who was given up early is gone for good.
+    pub(super) fn bury(&mut self) {
+        self.dying.retain(|child| child.try_reap().is_none());
+    }
+
+    /// An agent is dead.
+    fn on_death(&mut self, slot: AgentSlot, exit: Exit) {
         let now = self.now;
         let blames_task = self.record(slot).is_some_and(|record| record.blames_task);
         let crashed = match exit {
@@ -316,9 +429,14 @@ impl Supervisor {
         record.past_busy_ns += busy_ns;
         let (id, kind, incarnation, born, killed) =
             (record.id.clone(), record.kind, record.incarnation, record.born, record.killed.take());
+        let orderly = record.told_to_end && exit == Exit::Code(0);
+        let was_starting = record.state == AgentState::Starting && !record.told_to_end;
+        let (unwanted, resting, file) = (record.unwanted, record.resting, record.file);
         self.close_member(slot.index(), "died");
         self.board.publish_life(slot, None, 0, 0);
         self.past_lives[slot.index()] = incarnation;
+        self.vigil_is_stale = true;
+        self.sweeps_left = SWEEPS;
         // What it published is nobody's word any more: absent is not the last value.
         match kind {
             AgentKind::Resource => self.board.publish_host(&Host::UNKNOWN),
@@ -332,15 +450,8 @@ impl Supervisor {
         }
         let detect_us = killed.map(|then| now.since(then).as_nanos() as f64 / 1000.0);
         self.note_death(slot, exit, born, tasks, detect_us, &moved);
-        let recovery = Recovery {
-            agent: id.clone(),
-            cause: cause.clone(),
-            detect_us,
-            ready_us: None,
-            tasks_moved: moved.len(),
-        };
         let text = format!("{cause} in life {incarnation}; {} moved to others", things(moved.len(), "task"));
-        if self.roster[slot.index()].as_ref().is_some_and(|record| record.unwanted) {
+        if unwanted {
             self.roster[slot.index()] = None;
             self.close_incidents(&id, now);
             self.recompute_sharing();
@@ -352,24 +463,54 @@ impl Supervisor {
             );
             return;
         }
+        if resting {
+            self.roster[slot.index()].as_mut().expect("just seen").state = AgentState::Resting;
+            self.close_incidents(&id, now);
+            let text = "ended until the host has room for it again".to_owned();
+            self.events.add(Severity::Info, "agent_resting", Some(&id), text);
+            return;
+        }
+        if was_starting {
+            self.on_binary_failed(file, &cause);
+        }
+        if orderly {
+            let text = format!("ended after what it held, in life {incarnation}");
+            self.events.add(Severity::Info, "agent_ended", Some(&id), text);
+            let record = self.roster[slot.index()].as_mut().expect("just seen");
+            record.restarts += 1;
+            record.state = AgentState::Backoff(now);
+            self.start_due();
+            return;
+        }
         self.events.add(Severity::Warning, "agent_died", Some(&id), text);
+        let recovery =
+            Recovery { agent: id, cause, detect_us, ready_us: None, warm: false, tasks_moved: moved.len() };
         let record = self.roster[slot.index()].as_mut().expect("just seen");
         if self.recoveries.len() < 10_000 {
             record.recovering = Some((self.recoveries.len(), now));
             self.recoveries.push(recovery);
         }
-        let from_outside = exit == Exit::Signal(libc::SIGKILL) && killed.is_none();
-        self.schedule_restart(slot, tasks, from_outside);
+        let doing = match record.doing {
+            Some(doing) => doing,
+            None if crashed || killed.is_some() || exit == Exit::Code(0) => Doing::ItsOwn,
+            None => Doing::Outside,
+        };
+        self.schedule_restart(slot, doing);
         // At once when it may: recovery is waiting for it.
         self.start_due();
     }
 
-    fn schedule_restart(&mut self, slot: AgentSlot, tasks: u64, from_outside: bool) {
-        let limits = RestartLimits {
-            limit: self.config.agents.fault.restart_limit,
-            window: self.config.agents.fault.restart_window,
-            backoff_max: self.config.agents.fault.backoff_max,
-        };
+    pub(super) fn restart_limits(&self) -> RestartLimits {
+        let fault = &self.config.agents.fault;
+        RestartLimits {
+            limit: fault.restart_limit,
+            window: fault.restart_window,
+            backoff_max: fault.backoff_max,
+        }
+    }
+
+    fn schedule_restart(&mut self, slot: AgentSlot, doing: Doing) {
+        let limits = self.restart_limits();
         let (now, tolerant) = (self.now.max(clock::now()), self.config.fault_tolerance);
         let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
         let id = record.id.clone();
@@ -380,18 +521,52 @@ impl Supervisor {
             return;
         }
         record.restarts += 1;
-        match record.history.on_death(record.born, tasks > 0, from_outside, now, &limits) {
+        match record.history.on_death(record.born, doing, now, &limits) {
             Decision::At(when) => record.state = AgentState::Backoff(when),
             Decision::Bench(until) => {
                 record.state = AgentState::Benched(until);
                 let text = format!(
-                    "crash loop: more than {} starts in {} s came to nothing; tried again in {} s",
+                    "crash loop: it died more than {} times within {} s; tried again in {} s",
                     limits.limit,
                     limits.window.as_secs(),
                     restart::BENCH.as_secs()
                 );
                 self.open_incident(slot, Failure::CrashLoop, &text, Vec::new());
                 self.events.add(Severity::Warning, "agent_benched", Some(&id), text);
+            }
+        }
+    }
+
+    /// Half of the compute agents, or optimisation and learning, rest from now on or work again, as the level says.
+    pub(super) fn rest_as_the_level_says(&mut self) {
+        let level = self.ladder.level();
+        let computes =
+            self.roster.iter().flatten().filter(|record| record.kind == AgentKind::Compute).count();
+        let mut seen = 0;
+        for at in 0..self.roster.len() {
+            let Some(record) = &mut self.roster[at] else { continue };
+            let shall_rest = match record.kind {
+                AgentKind::Compute => {
+                    seen += 1;
+                    level >= Level::FewerAgents && seen > computes.div_ceil(2)
+                }
+                AgentKind::Learning | AgentKind::Optimization => level >= Level::NoLearning,
+                _ => false,
+            };
+            if shall_rest == record.resting || record.unwanted {
+                continue;
+            }
+            record.resting = shall_rest;
+            match record.state {
+                AgentState::Resting if !shall_rest => record.state = AgentState::Backoff(self.now),
+                AgentState::Backoff(_) | AgentState::Benched(_) if shall_rest => {
+                    record.state = AgentState::Resting;
+                }
+                AgentState::Ready | AgentState::Starting if shall_rest => {
+                    self.drain(AgentSlot(at as u16), "rests: finishes what it holds".to_owned());
+                }
+                // It is on its way out; what it shall do then is decided by then.
+                _ => {}
             }
         }
     }
@@ -420,6 +595,14 @@ impl Supervisor {
             record.killed.get_or_insert(now);
         }
         self.events.add(Severity::Warning, kind, Some(&id), text);
+    }
+
+    /// As [`kill`](Self::kill), for somebody who asked for it: the agent is not to blame.
+    pub(super) fn kill_on_request(&mut self, slot: AgentSlot) {
+        if let Some(record) = self.record_mut(slot) {
+            record.doing = Some(Doing::Outside);
+        }
+        self.kill(slot, "agent_killed", "killed on request".to_owned());
     }
 
     pub(super) fn on_corrupt(&mut self, slot: AgentSlot, incarnation: Incarnation, what: &str) {
@@ -455,6 +638,10 @@ impl Supervisor {
             Act::Kill => {
                 if let Some(record) = self.record_mut(slot) {
                     record.blames_task = failure.plan().blames_task;
+                    if failure == Failure::Frozen {
+                        // Somebody stopped it, which says no more about it than a kill from outside.
+                        record.doing = Some(Doing::Outside);
+                    }
                 }
                 self.kill(slot, "agent_restarted", text("killed"));
             }
@@ -465,7 +652,7 @@ impl Supervisor {
         }
     }
 
-    fn drain(&mut self, slot: AgentSlot, text: String) {
+    pub(super) fn drain(&mut self, slot: AgentSlot, text: String) {
         if let Some(seat) = self.dispatcher.get_mut(slot) {
             seat.draining = true;
         }
@@ -491,6 +678,7 @@ impl Supervisor {
                     // From here on the ready limit watches that it really ends.
                     record.state = AgentState::Starting;
                     record.born = clock::now();
+                    record.told_to_end = true;
                 }
             }
         }
@@ -500,20 +688,17 @@ impl Supervisor {
     pub(super) fn replace_never_ready(&mut self) {
         for at in 0..self.roster.len() {
             let slot = AgentSlot(at as u16);
-            let late = self.record(slot).is_some_and(|record| {
-                record.state == AgentState::Starting
-                    && record.child.is_some()
-                    && record.killed.is_none()
-                    && self.now.since(record.born) > READY_LIMIT
-            });
-            if late {
-                let figures = vec![Figure::new("limit_s", READY_LIMIT.as_secs_f64())];
-                self.open_incident(slot, Failure::Hang, "it does not become ready, or does not end", figures);
-                self.kill(
-                    slot,
-                    "agent_not_ready",
-                    format!("killed: not ready after {} s", READY_LIMIT.as_secs()),
-                );
+            let Some(record) = self.record(slot) else { continue };
+            let limit = if record.adopted && !record.told_to_end { ADOPTED_LIMIT } else { READY_LIMIT };
+            let is_late = record.state == AgentState::Starting
+                && record.child.is_some()
+                && record.killed.is_none()
+                && self.now.since(record.born) > limit;
+            if is_late {
+                let figures = vec![Figure::new("limit_s", limit.as_secs_f64())];
+                let text = "it does not become ready, or does not end";
+                self.open_incident(slot, Failure::Hang, text, figures);
+                self.kill(slot, "agent_not_ready", format!("killed: {text}"));
             }
         }
     }

@@ -1,17 +1,35 @@
 //! Starts one agent: fresh shared objects, the start message, the process.
+//!
+//! Which binary: the file that this supervisor runs from, by descriptor and not by path, so that agents always speak as
+//! their supervisor does even when the file at the path was replaced. A rolling restart looks at the path again
+//! ([`Nursery::look_for_upgrade`]): a new file there is what agents are started from then on, unless the first of them
+//! does not get ready; then it is the old one again.
 
 use crate::agents::{AgentStart, Settings};
 use crate::base::ids::{AgentKind, AgentSlot, Incarnation};
-use crate::messaging::attach::SupervisorTalk;
+use crate::messaging::attach::{SupervisorTalk, VERSION};
 use crate::messaging::link::{Contact, HubObjects, LinkObjects, SupervisorLink};
 use crate::messaging::store::Store;
-use crate::os::process::{self, ChildProcess};
+use crate::os::containment::{self, Containment};
+use crate::os::process::ChildProcess;
 use crate::os::socket;
+use crate::os::spawn::{Birthplace, Order};
 use crate::shm::SharedObject;
-use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::process::Stdio;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// The word that makes the binary the guard of its agents.
+pub const GUARD_WORD: &str = "__guard";
+
+/// Whether this child of a supervisor is an agent or a standby: neither their guard nor a process that has not become
+/// either yet. Told by its words, while it lives.
+pub fn is_agent(pid: u32) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|&byte| byte == 0).nth(1) == Some(crate::agents::runner::AGENT_WORD.as_bytes())
+}
 
 /// What all agents of a swarm have in common.
 pub(super) struct Nursery {
@@ -29,6 +47,65 @@ pub(super) struct Nursery {
     pub(super) log: OwnedFd,
     pub(super) settings: Settings,
     pub(super) token: String,
+    pub(super) binary: Binary,
+    /// What an agent's own children die by.
+    pub(super) containment: Containment,
+    pub(super) silence: OwnedFd,
+}
+
+/// Device and number of a file.
+pub(super) type FileId = (u64, u64);
+
+/// What agents are started from.
+pub(super) struct Binary {
+    /// Where we were started from; the place where an upgrade appears.
+    path: PathBuf,
+    /// What agents are started from now.
+    file: FileId,
+    /// The upgrade, kept open; `None`: our own file.
+    upgrade: Option<File>,
+    /// No agent of the upgrade has been ready yet; what to go back to.
+    trial: Option<(FileId, Option<File>)>,
+}
+
+impl Binary {
+    pub(super) fn our_own() -> io::Result<Self> {
+        let own = fs::metadata("/proc/self/exe")?;
+        let path = std::env::current_exe()?;
+        Ok(Self { path, file: (own.dev(), own.ino()), upgrade: None, trial: None })
+    }
+
+    /// Whether the file at the path is another one by now; then it is what agents are started from.
+    pub(super) fn look_for_upgrade(&mut self) -> io::Result<bool> {
+        let file = File::open(&self.path)?;
+        let found = file.metadata()?;
+        let found = (found.dev(), found.ino());
+        if found == self.file {
+            return Ok(false);
+        }
+        let before = std::mem::replace(&mut self.file, found);
+        self.trial = Some((before, self.upgrade.replace(file)));
+        Ok(true)
+    }
+
+    /// A process of this file is ready. True when that ends a trial.
+    pub(super) fn prove(&mut self, file: FileId) -> bool {
+        file == self.file && self.trial.take().is_some()
+    }
+
+    /// A process of this file did not get ready: back to what worked, if this file never did.
+    pub(super) fn reject(&mut self, file: FileId) -> bool {
+        let Some((before, upgrade)) = self.trial.take_if(|_| file == self.file) else { return false };
+        (self.file, self.upgrade) = (before, upgrade);
+        true
+    }
+
+    fn program(&self) -> PathBuf {
+        match &self.upgrade {
+            None => "/proc/self/exe".into(),
+            Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+        }
+    }
 }
 
 /// A process that was started, and what leads to it.
@@ -39,6 +116,8 @@ pub(super) struct Started {
     pub(super) contact: Contact,
     /// Names this life of it.
     pub(super) owner: u64,
+    /// What it was started from.
+    pub(super) file: FileId,
 }
 
 /// Who is to be started.
@@ -47,7 +126,8 @@ pub(super) struct Newborn<'a> {
     pub(super) id: &'a str,
     pub(super) slot: AgentSlot,
     pub(super) incarnation: Incarnation,
-    pub(super) core: usize,
+    /// Where it is pinned; `None` for a standby, which has no place yet.
+    pub(super) core: Option<usize>,
     pub(super) core_shared: bool,
 }
 
@@ -73,7 +153,9 @@ impl Nursery {
             id: newborn.id.to_owned(),
             slot: newborn.slot.0,
             incarnation: newborn.incarnation.0,
-            core: Some(newborn.core),
+            core: newborn.core,
+            standby: newborn.core.is_none(),
+            version: VERSION,
             link: descriptors,
             socket: there.as_raw_fd(),
             owner,
@@ -92,13 +174,29 @@ impl Nursery {
         let number = message.as_raw_fd().to_string();
         // The agent reads the number only; the names are for `ps`.
         let arguments = [crate::agents::runner::AGENT_WORD, newborn.id, &number, &self.swarm];
-        let child = process::spawn(
-            OsStr::new("/proc/self/exe"),
-            &arguments,
-            &inherit,
-            Stdio::from(self.log.try_clone()?),
-        )?;
-        Ok(Started { child, link, talk: SupervisorTalk::new(here), contact, owner })
+        let life = format!("{}={}", containment::VARIABLE, life_name(&self.token, owner));
+        let child = self.containment.spawn(Order {
+            program: &self.binary.program(),
+            arguments: &arguments,
+            variable: Some(life),
+            inherit: &inherit,
+            silence: self.silence.as_fd(),
+            stderr: self.log.as_fd(),
+            birthplace: Birthplace::Here,
+        })?;
+        Ok(Started { child, link, talk: SupervisorTalk::new(here), contact, owner, file: self.binary.file })
+    }
+
+    /// The guard is gone, and everybody with it: another one.
+    pub(super) fn renew_guard(&mut self) {
+        self.containment.renew(&guard_order(&self.swarm, self.silence.as_fd()));
+    }
+
+    /// Agents are gone; what they started goes too, and nothing is started any more.
+    pub(super) fn end_left_behind(&mut self) {
+        let token = &self.token;
+        self.containment
+            .end(|life| life.strip_prefix(token.as_str()).is_some_and(|rest| rest.starts_with('.')));
     }
 
     pub(super) fn hub_objects<'a>(
@@ -112,4 +210,18 @@ impl Nursery {
     pub(super) fn hub_event(&self) -> BorrowedFd<'_> {
         self.hub_event.as_fd()
     }
+}
+
+/// How a life is named in the environment of its process and of all that this one starts.
+pub(super) fn life_name(token: &str, owner: u64) -> String {
+    format!("{token}.{owner:x}")
+}
+
+/// The means by which agents' children die, for a fresh swarm.
+pub(super) fn contain(swarm: &str, silence: BorrowedFd<'_>) -> Containment {
+    Containment::begin(&guard_order(swarm, silence))
+}
+
+fn guard_order<'a>(swarm: &'a str, silence: BorrowedFd<'a>) -> containment::GuardOrder<'a> {
+    containment::GuardOrder { program: Path::new("/proc/self/exe"), arguments: [GUARD_WORD, swarm], silence }
 }

@@ -49,6 +49,7 @@ impl Supervisor {
             seat.touched = true;
         }
         self.dispatcher.ring_bells();
+        self.dismiss_standbys();
         self.turn_until(AGENTS_END, Self::is_alone);
         for at in 0..self.roster.len() {
             if self.roster[at].as_ref().is_some_and(|record| record.child.is_some()) {
@@ -59,7 +60,11 @@ impl Supervisor {
                 );
             }
         }
+        for standby in self.standbys.iter() {
+            standby.child.kill();
+        }
         self.turn_until(AGENTS_END, Self::is_alone);
+        self.nursery.end_left_behind();
         self.ledger.cancel_waiting(STOPPED, clock::now());
         self.turn();
         self.turn_until(JOURNAL_END, |this| !this.keeps_back());
@@ -69,7 +74,9 @@ impl Supervisor {
     }
 
     fn is_alone(&mut self) -> bool {
-        self.roster.iter().flatten().all(|record| record.child.is_none())
+        self.standbys.is_empty()
+            && self.dying.is_empty()
+            && self.roster.iter().flatten().all(|record| record.child.is_none())
     }
 
     fn turn_until(&mut self, span: Duration, mut done: impl FnMut(&mut Self) -> bool) {

@@ -86,6 +86,12 @@ pub enum SubmitError {
     /// The swarm is ending.
     #[error("the swarm is stopping and takes no more tasks")]
     Stopping,
+    /// The host is short of something.
+    #[error("no task is accepted for now: {why}; try again later")]
+    Refusing {
+        /// Of what.
+        why: String,
+    },
 }
 
 /// Why a result was refused.
@@ -196,7 +202,16 @@ pub struct Ledger {
     counts: Counts,
     ended: Vec<(TaskId, u64)>,
     stopping: bool,
+    /// Why nothing is accepted for now.
+    refusing: Option<String>,
     next_batch: u64,
+}
+
+impl SubmitError {
+    /// Whether the task is wrong, and not merely the moment.
+    pub fn is_of_the_task(&self) -> bool {
+        !matches!(self, Self::Stopping | Self::Refusing { .. })
+    }
 }
 
 impl Ledger {
@@ -218,6 +233,7 @@ impl Ledger {
             counts: Counts::default(),
             ended: Vec::new(),
             stopping: false,
+            refusing: None,
             next_batch: 0,
         }
     }
@@ -367,6 +383,11 @@ impl Ledger {
         self.queued
     }
 
+    /// Accepts nothing while there is a reason not to; what was accepted stays.
+    pub fn refuse(&mut self, why: Option<String>) {
+        self.refusing = why;
+    }
+
     /// From now on every submission is refused.
     pub fn stop_accepting(&mut self) {
         self.stopping = true;
@@ -477,6 +498,9 @@ impl Ledger {
 
     fn check_acceptable(&self, spec: &TaskSpec) -> Result<(), SubmitError> {
         let label = || spec.name.as_deref().unwrap_or("(unnamed)").to_owned();
+        if let Some(why) = &self.refusing {
+            return Err(SubmitError::Refusing { why: why.clone() });
+        }
         if self.stopping {
             return Err(SubmitError::Stopping);
         }

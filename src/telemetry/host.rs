@@ -529,7 +529,7 @@ fn parse_stat(text: &str) -> (Option<Ticks>, Vec<(usize, Ticks)>) {
     (all, cores)
 }
 
-fn parse_meminfo(text: &str) -> (Option<u64>, Option<u64>) {
+pub(super) fn parse_meminfo(text: &str) -> (Option<u64>, Option<u64>) {
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         line.split_ascii_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)

@@ -8,11 +8,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::os::affinity::pin_current_thread;
-use crate::os::process::{ChildProcess, inherited, spawn};
+use crate::os::process::{ChildProcess, inherited};
+use crate::os::spawn;
 
 /// The word that makes the binary such a process.
 pub(crate) const PEER_WORD: &str = "__bench-peer";
@@ -81,7 +81,17 @@ impl Peer {
         words.extend(inherit.iter().map(|fd| fd.as_raw_fd().to_string()));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let binary = std::env::current_exe()?;
-        let child = spawn(binary.as_os_str(), &words, &inherit, Stdio::inherit())
+        let (silence, stderr) = (spawn::silence()?, std::io::stderr());
+        let start = spawn::Order {
+            program: &binary,
+            arguments: &words,
+            variable: None,
+            inherit: &inherit,
+            silence: silence.as_fd(),
+            stderr: stderr.as_fd(),
+            birthplace: spawn::Birthplace::Here,
+        };
+        let child = spawn::spawn(&start)
             .with_context(|| format!("cannot start {} as the other process", binary.display()))?;
         Ok(Self { child, control })
     }

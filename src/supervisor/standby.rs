@@ -1,0 +1,196 @@
+//! Compute agents that wait for a place: started, mapped, asleep. When an agent dies, the first of them is told its place
+//! and finds the tasks of that place right behind; nothing is forked while tasks wait. The next standby is started
+//! a moment later, behind the scenes.
+//!
+//! A standby is no agent yet: it has no slot, nobody can talk to it, it is on no list. Its core is decided when
+//! its place is.
+
+use super::spawn::{Newborn, Started};
+use super::*;
+
+/// From the start, or from the use of a standby, to the start of the next: work goes first.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// One that waits.
+pub(super) struct Standby {
+    pub(super) started: Started,
+    /// Names it among all standbys of this run.
+    serial: u32,
+    born: Nanos,
+    ready: bool,
+    killed: bool,
+    /// It was told to end.
+    dismissed: bool,
+}
+
+/// All of them.
+pub(super) struct Standbys {
+    all: Vec<Standby>,
+    last_serial: u32,
+    /// Not before.
+    next_start: Nanos,
+    history: RestartRecord,
+}
+
+impl Standbys {
+    pub(super) fn new(now: Nanos) -> Self {
+        // Work first: what is there for failures can wait until the swarm is at work.
+        let next_start = now.plus(PAUSE * 8);
+        Self { all: Vec::new(), last_serial: 0, next_start, history: RestartRecord::new(now.0) }
+    }
+
+    pub(super) fn ready(&self) -> usize {
+        self.all.iter().filter(|standby| standby.is_ready()).count()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Started> {
+        self.all.iter().map(|standby| &standby.started)
+    }
+
+    /// One that can take a place now.
+    pub(super) fn take(&mut self) -> Option<Started> {
+        let at = self.all.iter().position(Standby::is_ready)?;
+        Some(self.all.remove(at).started)
+    }
+
+    /// The next one may start a moment from now.
+    pub(super) fn pause(&mut self, now: Nanos) {
+        self.next_start = self.next_start.max(now.plus(PAUSE));
+    }
+}
+
+impl Standby {
+    fn is_ready(&self) -> bool {
+        self.ready && !self.killed && !self.dismissed && !self.started.link.is_abandoned()
+    }
+}
+
+impl Supervisor {
+    /// How many there shall be.
+    pub(super) fn wanted_standbys(&self) -> usize {
+        let is_wanted =
+            self.config.fault_tolerance && !self.closing && self.ladder.level() < Level::NoStandbys;
+        if is_wanted { self.config.agents.compute.standbys } else { 0 }
+    }
+
+    /// When the next one is to be started.
+    pub(super) fn next_standby(&self) -> Option<Nanos> {
+        (self.standbys.all.len() < self.wanted_standbys()).then_some(self.standbys.next_start)
+    }
+
+    /// Starts what is missing, one per call; sends away what is too much; ends who does not get ready.
+    pub(super) fn tend_standbys(&mut self) {
+        let now = self.now;
+        if self.next_standby().is_some_and(|when| when <= now) {
+            self.standbys.pause(now);
+            self.start_standby();
+        }
+        let too_many = self.standbys.all.len().saturating_sub(self.wanted_standbys());
+        for standby in self.standbys.all.iter_mut().rev().take(too_many) {
+            if !standby.dismissed {
+                standby.dismissed = true;
+                let _ = standby.started.link.send(Lane::Control, &ToAgent::Stop);
+                standby.started.link.ring();
+            }
+        }
+        for standby in &mut self.standbys.all {
+            let patience = if standby.dismissed { AGENT_END_LIMIT } else { READY_LIMIT };
+            let is_late = (standby.dismissed || !standby.ready) && now.since(standby.born) > patience;
+            if is_late && !standby.killed {
+                standby.killed = true;
+                standby.started.child.kill();
+            }
+        }
+    }
+
+    /// All standbys go, for others of the binary in force.
+    pub(super) fn dismiss_standbys(&mut self) {
+        for standby in self.standbys.all.iter_mut().filter(|standby| !standby.dismissed) {
+            standby.dismissed = true;
+            standby.born = self.now;
+            let _ = standby.started.link.send(Lane::Control, &ToAgent::Stop);
+            standby.started.link.ring();
+        }
+    }
+
+    fn start_standby(&mut self) {
+        self.standbys.last_serial += 1;
+        let serial = self.standbys.last_serial;
+        let newborn = Newborn {
+            kind: AgentKind::Compute,
+            id: "standby",
+            slot: AgentSlot(u16::MAX),
+            incarnation: Incarnation(serial),
+            core: None,
+            core_shared: true,
+        };
+        match self.spawn(&newborn) {
+            Ok(started) => {
+                let data = epoll::EventData::new_u64(WATCH_STANDBY | u64::from(serial));
+                if epoll::add(&self.epoll, &started.child, data, epoll::EventFlags::IN).is_err() {
+                    // Unwatched, its death would go unnoticed.
+                    started.child.kill();
+                }
+                let standby = Standby {
+                    started,
+                    serial,
+                    born: clock::now(),
+                    ready: false,
+                    killed: false,
+                    dismissed: false,
+                };
+                self.standbys.all.push(standby);
+            }
+            Err(error) => self.standby_failed(self.now, &format!("cannot start: {error}")),
+        }
+    }
+
+    /// Hears who is ready.
+    pub(super) fn hear_standbys(&mut self) {
+        let mut proved = None;
+        for standby in self.standbys.all.iter_mut().filter(|standby| !standby.ready && !standby.killed) {
+            match standby.started.link.receive(&mut self.standby_message) {
+                Ok(false) => {}
+                // The only thing that it can say.
+                Ok(true) => {
+                    (standby.ready, self.vigil_is_stale) = (true, true);
+                    proved = Some(standby.started.file);
+                }
+                Err(_) => {
+                    standby.killed = true;
+                    standby.started.child.kill();
+                }
+            }
+        }
+        if let Some(file) = proved {
+            self.on_binary_proved(file);
+        }
+    }
+
+    /// A standby's process has ended.
+    pub(super) fn on_standby_gone(&mut self, serial: u32) {
+        let Some(at) = self.standbys.all.iter().position(|standby| standby.serial == serial) else { return };
+        let Some(exit) = self.standbys.all[at].started.child.try_reap() else { return };
+        let standby = self.standbys.all.remove(at);
+        self.vigil_is_stale = true;
+        self.sweeps_left = SWEEPS;
+        if !standby.dismissed {
+            if !standby.ready {
+                self.on_binary_failed(standby.started.file, &exit.describe());
+            }
+            self.standby_failed(standby.born, &exit.describe());
+        }
+    }
+
+    fn standby_failed(&mut self, born: Nanos, why: &str) {
+        let (now, limits) = (clock::now(), self.restart_limits());
+        let decision = self.standbys.history.on_death(born, Doing::ItsOwn, now, &limits);
+        let (Decision::At(when) | Decision::Bench(when)) = decision;
+        self.standbys.next_start = when.max(now.plus(PAUSE));
+        self.events.add(Severity::Warning, "standby_died", None, format!("a standby died: {why}"));
+    }
+}

@@ -1,0 +1,82 @@
+//! Wakes a sleeping supervisor when an agent's thread dies, before the kernel has torn down its memory.
+//!
+//! The supervisor sleeps in epoll, and a futex cannot ring there; so a thread of its own waits for the words that agents
+//! hold as long as they live (`os::robust`) and rings the supervisor's bell. It decides nothing: the supervisor looks at
+//! the words itself, and the kernel's word about the process counts in the end. Kernels before 5.16 cannot wait for many
+//! words: then deaths are heard through the pidfd alone, a little later.
+
+use crate::base::sync::{AtomicU32, Ordering};
+use crate::messaging::link::LifeWord;
+use crate::os::futex;
+use crate::shm::doorbell::HubBell;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Stack of the thread: it calls next to nothing.
+const STACK: usize = 64 << 10;
+
+/// See the module.
+pub(super) struct Vigil {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// Whom to wait for; `None` ends the thread.
+    words: Mutex<Option<Vec<LifeWord>>>,
+    /// Grows with every change of the list.
+    changes: AtomicU32,
+    bell: HubBell,
+}
+
+impl Vigil {
+    pub(super) fn begin(bell: HubBell) -> io::Result<Self> {
+        let words = Mutex::new(Some(Vec::new()));
+        let shared = Arc::new(Shared { words, changes: AtomicU32::new(0), bell });
+        let theirs = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("vigil".to_owned())
+            .stack_size(STACK)
+            .spawn(move || keep(&theirs))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Waits for these from now on. Only as many as one call of the kernel takes; the others are heard of by pidfd.
+    pub(super) fn watch(&self, words: Vec<LifeWord>) {
+        self.shared.change(Some(words));
+    }
+}
+
+impl Drop for Vigil {
+    fn drop(&mut self) {
+        self.shared.change(None);
+        // A panic there has been printed; nothing depends on it.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Shared {
+    fn change(&self, words: Option<Vec<LifeWord>>) {
+        *self.words.lock().unwrap_or_else(PoisonError::into_inner) = words;
+        self.changes.fetch_add(1, Ordering::Release);
+        futex::wake(&self.changes);
+    }
+}
+
+fn keep(shared: &Shared) {
+    loop {
+        // Before the list: a change after this look is not slept through.
+        let changes = shared.changes.load(Ordering::Acquire);
+        let Some(words) = shared.words.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
+        let held: Vec<(&AtomicU32, u32)> = words.iter().filter_map(LifeWord::held).collect();
+        if held.len() < words.len() {
+            shared.bell.ring();
+        }
+        let mut waits = vec![(&shared.changes, changes)];
+        waits.extend(held.into_iter().take(futex::WAIT_ANY_MAX - 1));
+        if !futex::wait_any(&waits, None) {
+            return;
+        }
+    }
+}
