@@ -1,43 +1,131 @@
-//! kill -9 of an agent: until it is noticed, until its successor is ready, until its task is done elsewhere.
+//! kill -9 of an agent: until it is noticed, until a standby or a fresh process has its place, until its task is done.
 
 use super::dispatch::{noop, wait_ready};
 use super::{Figure, Limit, quantile, sorted, swarm};
 use crate::config::SwarmConfig;
+use crate::jobs;
 use crate::os::clock;
-use crate::supervisor::action::{Action, AgentView, Reply};
-use crate::supervisor::{OnEnd, Supervisor};
+use crate::supervisor::action::{Action, AgentView, Recovery, Reply};
+use crate::supervisor::{OnEnd, Supervisor, is_agent};
+use crate::tasks::{TaskSpec, TaskState};
 use anyhow::{Context as _, bail, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// Memory of a large agent when it is killed, bytes.
+const LARGE: u64 = 900 << 20;
+/// Side of a matrix of 1 GiB, which makes an agent large: the product of a column and a row.
+const LARGE_SIDE: usize = 16384;
+/// Agents are killed in the middle of a life: who dies right after its birth is taken for one that cannot live, and is
+/// restarted later and later.
+const LIFE: Duration = Duration::from_millis(40);
+/// No act of recovery may take longer, ms.
+const LONGEST_MS: f64 = 50.0;
+
 pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<Figure>> {
+    let rounds = if quick { 40 } else { 300 };
+    let mut config = config.clone();
+    // An agent that is large and does not give its task up in time is killed for it; that is no crash loop here.
+    config.agents.fault.restart_limit = u32::MAX;
+    let config = &config;
+    let mut warm = config.clone();
+    warm.agents.compute.standbys = warm.agents.compute.standbys.max(1);
+    let warm = takeovers(rounds, &warm)?;
+    let mut cold = config.clone();
+    cold.agents.compute.standbys = 0;
+    let cold = takeovers(rounds, &cold)?;
+    let large = large_takeovers(if quick { 5 } else { 20 }, config)?;
+    let noticed = [warm.noticed, cold.noticed].concat();
+    let lost = [warm.lost, cold.lost].concat();
+    let all = [&noticed, &warm.ready, &cold.ready, &lost];
+    let longest = all.into_iter().flatten().copied().fold(0.0, f64::max);
+    let acts = noticed.len() + warm.ready.len() + cold.ready.len() + lost.len();
+    let mut figures = Vec::new();
+    let gone = supervisor_deaths(if quick { 10 } else { 100 })?;
+    let rows = [
+        ("noticed", noticed, 0.3, 5.0, "kill -9 to the supervisor knowing"),
+        ("warm_takeover", warm.ready, 0.5, 5.0, "kill -9 to a standby pinned in its place"),
+        ("cold_takeover", cold.ready, 3.0, 10.0, "kill -9 to a fresh process saying that it is ready"),
+        (
+            "lost_task_done",
+            lost,
+            2.0,
+            10.0,
+            "kill -9 of the agent that held no-op tasks, to the result of the last",
+        ),
+        ("noticed_1gib", large.noticed, 10.0, 10.0, "kill -9 of an agent of 1 GiB to the supervisor knowing"),
+        (
+            "takeover_1gib",
+            large.ready,
+            10.0,
+            10.0,
+            "kill -9 of an agent of 1 GiB to its successor being ready",
+        ),
+        ("supervisor_gone", gone, 10.0, 10.0, "kill -9 of the supervisor to the end of its last agent"),
+    ];
+    for (name, values, p50, p99, note) in rows {
+        let values = sorted(values);
+        let (count, at) = (values.len(), |share| quantile(&values, share));
+        let note = format!("{note}; {count} kills, the longest {:.2} ms", at(1.0));
+        figures.push(Figure {
+            p50: Some(at(0.5)),
+            p99: Some(at(0.99)),
+            ..figure(name.to_owned(), at(0.5), p50, note)
+        });
+        let note = format!("of {name}, the 99th percentile");
+        figures.push(figure(format!("{name}_p99"), at(0.99), p99, note));
+    }
+    let note = format!("the longest of {acts} acts of recovery of small agents");
+    figures.push(figure("longest".to_owned(), longest, LONGEST_MS, note));
+    Ok(figures)
+}
+
+fn figure(name: String, value: f64, limit: f64, note: String) -> Figure {
+    Figure {
+        bench: "recovery",
+        name,
+        value,
+        unit: "ms",
+        limit: Some(Limit::AtMost(limit)),
+        note,
+        ..Figure::default()
+    }
+}
+
+/// Times in ms.
+#[derive(Default)]
+struct Times {
+    noticed: Vec<f64>,
+    ready: Vec<f64>,
+    lost: Vec<f64>,
+}
+
+impl Times {
+    fn add(&mut self, recovery: &Recovery) -> anyhow::Result<()> {
+        let noticed = recovery.detect_us.context("the death was not timed")?;
+        self.noticed.push(noticed / 1e3);
+        self.ready.push((noticed + recovery.ready_us.context("no successor")?) / 1e3);
+        Ok(())
+    }
+}
+
+/// Kills compute agents in turn: first one that is idle, then one that holds a task which it cannot finish.
+fn takeovers(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Times> {
     let mut supervisor = swarm(config)?;
     let agents = supervisor.plan().compute_count();
     ensure!(agents > 0, "recovery needs a compute agent");
     wait_ready(&mut supervisor, agents)?;
-    let (mut noticed, mut ready, mut done) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..if quick { 40 } else { 300 } {
-        // Something to do first: an agent that achieved nothing would be restarted with a pause.
-        let ids = (0..agents * 4).map(|_| supervisor.submit_one(noop())).collect::<Result<Vec<_>, _>>()?;
-        run_until(&mut supervisor, |supervisor| supervisor.ledger().counts().open() == 0)?;
-        drop(ids);
+    let mut times = Times::default();
+    for round in 0..rounds {
         let victim = format!("compute-{}", round % agents);
-        let before = agent(&mut supervisor, &victim)?;
-        ask(&mut supervisor, Action::KillAgent(victim.clone()))?;
-        let killed = clock::now();
-        let id = supervisor.submit_one(noop())?;
-        run_until(&mut supervisor, |supervisor| {
-            supervisor.ledger().get(id).is_some_and(|task| task.state.is_final())
-        })?;
-        done.push(clock::now().since(killed).as_nanos() as f64 / 1e6);
-        run_until(&mut supervisor, |supervisor| supervisor.recovered() > round)?;
-        let after = agent(&mut supervisor, &victim)?;
-        ensure!(after.incarnation == before.incarnation + 1, "the agent was not replaced");
-        let Reply::Report(report) = ask(&mut supervisor, Action::Report { all_tasks: false })? else {
-            bail!("unexpected answer")
-        };
-        let recovery = report.recoveries.last().context("no recovery on record")?;
-        noticed.push(recovery.detect_us.context("the death was not timed")? / 1e3);
-        ready.push((recovery.detect_us.unwrap_or(0.0) + recovery.ready_us.context("no successor")?) / 1e3);
+        live(&mut supervisor)?;
+        times.add(&kill(&mut supervisor, &victim)?)?;
+        live(&mut supervisor)?;
+        times.lost.push(lose_a_task(&mut supervisor, &victim)?);
     }
     let counts = supervisor.ledger().counts();
     supervisor.shut_down(OnEnd::Drain);
@@ -45,31 +133,181 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
         counts.succeeded == counts.total && counts.duplicated == 0,
         "tasks were lost or done twice: {counts:?}"
     );
-    let figure = |name: &str, values: Vec<f64>, limit: f64, note: &str| {
-        let values = sorted(values);
-        Figure {
-            bench: "recovery",
-            name: name.to_owned(),
-            value: quantile(&values, 0.5),
-            unit: "ms",
-            limit: Some(Limit::AtMost(limit)),
-            p50: Some(quantile(&values, 0.5)),
-            p99: Some(quantile(&values, 0.99)),
-            note: note.to_owned(),
-            ..Figure::default()
-        }
+    Ok(times)
+}
+
+/// Kills an agent and waits for its successor.
+fn kill(supervisor: &mut Supervisor, victim: &str) -> anyhow::Result<Recovery> {
+    let before = agent(supervisor, victim)?;
+    let recovered = supervisor.recovered();
+    ask(supervisor, Action::KillAgent(victim.to_owned()))?;
+    run_until(supervisor, |supervisor| supervisor.recovered() > recovered)?;
+    let after = agent(supervisor, victim)?;
+    ensure!(after.incarnation == before.incarnation + 1, "the agent was not replaced");
+    let Reply::Report(report) = ask(supervisor, Action::Report { all_tasks: false })? else {
+        bail!("unexpected answer")
     };
-    Ok(vec![
-        figure("noticed", noticed, 0.3, "kill -9 to the supervisor knowing"),
-        figure("cold_takeover", ready, 3.0, "kill -9 to a fresh process saying that it is ready"),
-        figure("lost_task_done", done, 2.0, "a no-op submitted right after the kill, to its result"),
-    ])
+    report.recoveries.into_iter().next_back().context("no recovery on record")
+}
+
+/// From the kill of an agent that holds no-op tasks to the last result of those, ms. The agent is stopped first: a no-op
+/// that runs cannot be caught.
+fn lose_a_task(supervisor: &mut Supervisor, victim: &str) -> anyhow::Result<f64> {
+    let pid = agent(supervisor, victim)?.pid.context("it runs")?;
+    let pid = Pid::from_raw(pid as i32).context("a process number")?;
+    kill_process(pid, Signal::STOP)?;
+    let mut tries = 0;
+    // As many as make every agent get some; the others are done with theirs soon.
+    while agent(supervisor, victim)?.in_flight == 0 {
+        tries += 1;
+        ensure!(tries <= 100, "no task came to the stopped agent");
+        for _ in 0..64 {
+            supervisor.submit_one(noop())?;
+        }
+        supervisor.run_until_deadline(clock::now().plus(Duration::from_millis(2)), |_| false);
+    }
+    let recovered = supervisor.recovered();
+    let killed = clock::now();
+    ask(supervisor, Action::KillAgent(victim.to_owned()))?;
+    run_until(supervisor, |supervisor| supervisor.ledger().counts().open() == 0)?;
+    let took = clock::now().since(killed).as_secs_f64() * 1e3;
+    run_until(supervisor, |supervisor| supervisor.recovered() > recovered)?;
+    Ok(took)
+}
+
+/// Kills an agent whose memory takes the kernel tens of milliseconds to tear down.
+fn large_takeovers(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Times> {
+    let folder = std::env::temp_dir().join(format!("ai_swarm-recovery-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let times = large_takeovers_in(&folder, rounds, config);
+    std::fs::remove_dir_all(&folder)?;
+    times
+}
+
+fn large_takeovers_in(folder: &Path, rounds: usize, config: &SwarmConfig) -> anyhow::Result<Times> {
+    let strip = |name: &str, shape: [usize; 2]| {
+        let array = crate::arrays::Array::from_slice(&shape, &vec![1f32; LARGE_SIDE])?;
+        anyhow::Ok(crate::arrays::write_npy(&folder.join(name), &array, "bench")?)
+    };
+    strip("column.npy", [LARGE_SIDE, 1])?;
+    strip("row.npy", [1, LARGE_SIDE])?;
+    let mut supervisor = swarm(config)?;
+    let agents = supervisor.plan().compute_count();
+    wait_ready(&mut supervisor, agents)?;
+    let mut times = Times::default();
+    for round in 0..rounds {
+        let task = large_task(folder, round)?;
+        live(&mut supervisor)?;
+        let id = supervisor.submit_one(task)?;
+        let mut holder = None;
+        run_until(&mut supervisor, |supervisor| {
+            supervisor
+                .ledger()
+                .get(id)
+                .is_some_and(|task| task.state == TaskState::Dispatched || task.state.is_final())
+        })?;
+        for at in 0..agents {
+            let view = agent(&mut supervisor, &format!("compute-{at}"))?;
+            if view.in_flight > 0 {
+                holder = Some(view);
+            }
+        }
+        let holder = holder.context("nobody holds the large task")?;
+        let pid = holder.pid.context("it runs")?;
+        // Nobody rings when memory grows, so it is looked at again and again.
+        let is_done =
+            |supervisor: &Supervisor| supervisor.ledger().get(id).is_some_and(|task| task.state.is_final());
+        while resident_bytes(pid) < LARGE && !is_done(&supervisor) {
+            supervisor.run_until_deadline(clock::now().plus(Duration::from_millis(1)), |_| false);
+        }
+        if resident_bytes(pid) >= LARGE {
+            times.add(&kill(&mut supervisor, &holder.id)?)?;
+        }
+        ask(&mut supervisor, Action::CancelTask(id.to_string()))?;
+        run_until(&mut supervisor, |supervisor| supervisor.ledger().counts().open() == 0)?;
+    }
+    supervisor.shut_down(OnEnd::Drain);
+    ensure!(!times.ready.is_empty(), "no agent was caught while it was large");
+    Ok(times)
+}
+
+fn large_task(folder: &Path, round: usize) -> anyhow::Result<TaskSpec> {
+    let task = json!({"tasks": [{
+        "kernel": "matmul", "inputs": ["column.npy", "row.npy"], "output": format!("product-{round}.npy"),
+    }]});
+    let mut tasks = jobs::parse_value(&task, folder, &jobs::Defaults { timeout: None, retries: 2 })?;
+    match tasks.pop() {
+        Some(Ok(spec)) => Ok(spec),
+        other => bail!("the large task is not accepted: {other:?}"),
+    }
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = text.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// Kills whole private swarms at work; from the kill to the end of the last process, ms.
+fn supervisor_deaths(rounds: usize) -> anyhow::Result<Vec<f64>> {
+    let binary = std::env::current_exe()?;
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let mut supervisor = Command::new(&binary)
+            .args(["run", "--kernel", "sleep", "--param", "seconds=60", "--quiet"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let pid = supervisor.id();
+        // Agents, a standby and their guard: all are there, and past their own start.
+        std::thread::sleep(Duration::from_millis(400));
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let open = |pid: &str| {
+            // The guard's own end waits until whoever adopts the dead agents has looked at them, which is not ours.
+            let pid = pid.parse().ok().filter(|&pid| is_agent(pid))?;
+            let pid = Pid::from_raw(pid as i32)?;
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+        };
+        let all: Vec<_> = children.unwrap_or_default().split_ascii_whitespace().filter_map(open).collect();
+        let began = clock::now();
+        supervisor.kill()?;
+        for child in &all {
+            let limit = rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 };
+            let ended = poll(&mut [PollFd::new(child, PollFlags::IN)], Some(&limit))?;
+            ensure!(ended == 1, "a process outlived its killed supervisor by 30 s");
+        }
+        times.push(clock::now().since(began).as_secs_f64() * 1e3);
+        supervisor.wait()?;
+        ensure!(all.len() > 1, "the swarm had only {} processes", all.len());
+    }
+    // The next one removes what the last one left by name.
+    Command::new(&binary).args(["run", "--kernel", "noop", "--quiet"]).stdout(Stdio::null()).status()?;
+    Ok(times)
+}
+
+/// Lets everybody live for a moment and waits until all standbys that there shall be can take a place.
+fn live(supervisor: &mut Supervisor) -> anyhow::Result<()> {
+    supervisor.run_until_deadline(clock::now().plus(LIFE), |_| false);
+    let deadline = clock::now().plus(Duration::from_secs(30));
+    loop {
+        let Reply::Status(status) = ask(supervisor, Action::Status)? else { bail!("unexpected answer") };
+        if status.safety.standbys_ready >= status.safety.standbys_wanted {
+            return Ok(());
+        }
+        ensure!(clock::now() < deadline, "no standby got ready within 30 s: {:?}", status.safety);
+        supervisor.run_until_deadline(clock::now().plus(Duration::from_millis(5)), |_| false);
+    }
 }
 
 fn run_until(supervisor: &mut Supervisor, done: impl Fn(&Supervisor) -> bool) -> anyhow::Result<()> {
     let deadline = clock::now().plus(Duration::from_secs(30));
     supervisor.run_until_deadline(deadline, |supervisor| done(supervisor));
-    ensure!(done(supervisor), "nothing happened for 30 s");
+    if !done(supervisor) {
+        let Reply::Events(events) = ask(supervisor, Action::Events(0))? else { bail!("unexpected answer") };
+        let last = &events[events.len().saturating_sub(8)..];
+        bail!("nothing happened for 30 s; the last events: {last:?}");
+    }
     Ok(())
 }
 
