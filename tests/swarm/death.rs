@@ -118,8 +118,12 @@ fn no_task_is_lost_or_done_twice_while_agents_of_all_kinds_are_killed() {
             assert_eq!(got.as_slice::<f64>(), Some(&want[..]), "task {number}");
         }
     }
-    let events = swarm.events_of("agent_died");
-    assert!(events.len() >= tried, "{} deaths were noticed, {tried} agents killed", events.len());
+    // Some of the killed were standbys, which had no place yet.
+    let (agents, standbys) = (swarm.events_of("agent_died").len(), swarm.events_of("standby_died").len());
+    assert!(
+        agents + standbys >= tried,
+        "{agents} and {standbys} deaths were noticed, {tried} processes killed"
+    );
 
     let report = swarm.end();
     is_report(&report);
@@ -130,7 +134,11 @@ fn no_task_is_lost_or_done_twice_while_agents_of_all_kinds_are_killed() {
         assert_eq!(&tasks[name], number, "{name}: {tasks}");
     }
     let recoveries = report["recoveries"].as_array().expect("a list");
-    assert!(recoveries.len() >= tried, "{} recoveries of {tried}", recoveries.len());
+    assert!(
+        recoveries.len() + standbys >= tried,
+        "{} recoveries, {standbys} standbys of {tried}",
+        recoveries.len()
+    );
     let cause = |recovery: &&Value| recovery["cause"] != "signal 9 (killed)";
     let other: Vec<&Value> = recoveries.iter().filter(cause).collect();
     assert!(other.is_empty(), "somebody died of something else: {other:#?}");

@@ -258,7 +258,8 @@ fn all_kinds_run_on_the_cores_that_are_reported() {
     let pids: BTreeSet<u32> =
         agents.iter().map(|agent| agent["pid"].as_u64().expect("a number") as u32).collect();
     let own: BTreeSet<u32> = children(swarm.running.pid()).into_iter().collect();
-    assert_eq!(pids, own);
+    assert!(pids.is_subset(&own), "{pids:?} of {own:?}");
+    assert!(own.len() <= pids.len() + 1, "who is no agent is a standby: {pids:?} of {own:?}");
     swarm.end();
 }
 

@@ -16,3 +16,4 @@ mod mistakes;
 mod run;
 mod snapshots;
 mod support;
+mod takeover;

@@ -348,10 +348,22 @@ pub fn signal_child(parent: u32, pid: u32, signal: Signal) -> bool {
     children(parent).contains(&pid) && rustix::process::pidfd_send_signal(&pidfd, signal).is_ok()
 }
 
-/// The children of a process.
+/// The children of a supervisor that are its agents and standbys: neither their guard nor who has not become either yet.
+/// A process that is stopped in between stops its supervisor, and before its very first instruction outlives it.
 pub fn children(parent: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    let children = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+    children.filter(|&pid| has_word(pid, b"__agent")).collect()
+}
+
+/// Whether a process is the guard of a swarm's agents.
+pub fn is_guard(pid: u32) -> bool {
+    has_word(pid, b"__guard")
+}
+
+fn has_word(pid: u32, word: &[u8]) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).nth(1) == Some(word)
 }
 
 /// Whether a process lives: one that has ended but was not waited for does not.
@@ -443,18 +455,27 @@ impl Swarm {
     /// Deploys one with more words and waits until all its agents are ready.
     #[track_caller]
     pub fn deploy_in(place: Place, config: &Value, words: &[&str]) -> Swarm {
-        Swarm::deploy_with(place, config, words, &[])
+        let command = place.command(&[]);
+        Swarm::deploy_by(place, command, config, words)
     }
 
     /// Deploys one with more words and variables and waits until all its agents are ready.
     #[track_caller]
     pub fn deploy_with(place: Place, config: &Value, words: &[&str], variables: &[(&str, &str)]) -> Swarm {
+        let mut command = place.command(&[]);
+        command.envs(variables.iter().copied());
+        Swarm::deploy_by(place, command, config, words)
+    }
+
+    /// Deploys one by a command of this place, which may have more in its environment or be of another program.
+    #[track_caller]
+    pub fn deploy_by(place: Place, mut command: Command, config: &Value, words: &[&str]) -> Swarm {
         let file = place.write("config.json", &config.to_string());
         let report = place.path("report.json");
         let mut all =
             vec!["--config", file.to_str().expect("text"), "--report", report.to_str().expect("text")];
         all.extend(words);
-        let running = place.start(place.command(&all).envs(variables.iter().copied()).stdin(Stdio::null()));
+        let running = place.start(command.args(&all).stdin(Stdio::null()));
         let mut swarm = Swarm { place, running, report };
         swarm.wait_ready();
         swarm

@@ -1,0 +1,537 @@
+//! Standbys take over, what agents leave behind goes with them, the swarm gives up what it can do without, and whole kinds
+//! are replaced while work goes on.
+
+use crate::support::{Place, Swarm, children, is_guard, lives, signal, until};
+use ai_swarm::base::prng::SplitMix64;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Each agent leaves a child and one that detached itself.
+const LITTER: (&str, &str) = ("AI_SWARM_TEST_LITTER", "sleep 100000 & setsid sleep 100001 &");
+
+fn pid_of(agent: &Value) -> u32 {
+    agent["pid"].as_u64().expect("a process") as u32
+}
+
+/// Waits until a standby is ready; its process.
+fn standby(swarm: &Swarm) -> u32 {
+    swarm
+        .until("a standby is ready", |swarm| (swarm.status()["safety"]["standbys_ready"] == 1).then_some(()));
+    let agents: BTreeSet<u32> =
+        swarm.agents().iter().filter_map(|agent| agent["pid"].as_u64()).map(|pid| pid as u32).collect();
+    let others: Vec<u32> =
+        children(swarm.running.pid()).into_iter().filter(|pid| !agents.contains(pid)).collect();
+    assert_eq!(others.len(), 1, "one child is no agent");
+    others[0]
+}
+
+fn is_replaced(swarm: &Swarm, before: &Value) -> Value {
+    let id = before["id"].as_str().expect("an id");
+    swarm.until(&format!("{id} is replaced"), |swarm| {
+        let agent = swarm.agent(id);
+        (agent["state"] == "ready" && agent["pid"] != before["pid"]).then_some(agent)
+    })
+}
+
+#[test]
+fn a_standby_that_was_there_before_takes_the_place_of_the_dead() {
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 2}}}));
+    for round in 0..5 {
+        let waiting = standby(&swarm);
+        let before = swarm.agent(&format!("compute-{}", round % 2));
+        assert!(signal(pid_of(&before), Signal::KILL));
+        let after = is_replaced(&swarm, &before);
+        assert_eq!(pid_of(&after), waiting, "no process was started for it: {after:#}");
+        assert_eq!(after["cores"], before["cores"], "{after:#}");
+        assert_eq!(after["incarnation"].as_u64(), before["incarnation"].as_u64().map(|life| life + 1));
+    }
+    swarm.place.cli(&["submit", "--kernel", "noop", "--wait"]).ends(0);
+    let report = swarm.end();
+    let recoveries = report["recoveries"].as_array().expect("a list");
+    assert_eq!(recoveries.iter().filter(|recovery| recovery["warm"] == true).count(), 5, "{recoveries:#?}");
+}
+
+#[test]
+fn a_dead_standby_and_a_stopped_one_cost_nothing_but_themselves() {
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 1}}}));
+    let first = standby(&swarm);
+    assert!(signal(first, Signal::KILL));
+    swarm.until("it is missed", |swarm| (!swarm.events_of("standby_died").is_empty()).then_some(()));
+    let second = standby(&swarm);
+    assert_ne!(first, second);
+    // Stopped, it cannot answer; the place is given to another a moment later.
+    assert!(signal(second, Signal::STOP));
+    let before = swarm.agent("compute-0");
+    assert!(signal(pid_of(&before), Signal::KILL));
+    swarm.place.cli(&["submit", "--kernel", "noop", "--wait"]).ends(0);
+    let after = is_replaced(&swarm, &before);
+    assert_ne!(pid_of(&after), second);
+    let report = swarm.end();
+    assert_eq!((&report["tasks"]["lost"], &report["tasks"]["failed"]), (&json!(0), &json!(0)));
+}
+
+#[test]
+fn without_standbys_there_are_none() {
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 1, "standbys": 0}}}));
+    let before = swarm.agent("compute-0");
+    assert!(signal(pid_of(&before), Signal::KILL));
+    is_replaced(&swarm, &before);
+    assert_eq!(children(swarm.running.pid()).len(), swarm.agents().len());
+    let report = swarm.end();
+    assert_eq!(report["recoveries"][0]["warm"], false);
+}
+
+/// Deploys a swarm whose agents leave processes behind.
+fn littered(config: &Value) -> Swarm {
+    let place = Place::new();
+    let mut command = place.command(&[]);
+    command.env(LITTER.0, LITTER.1);
+    Swarm::deploy_by(place, command, config, &[])
+}
+
+/// Processes that an agent left: number, command, and the life that it belongs to.
+fn left_behind(place: &Place) -> Vec<(u32, String)> {
+    let lives = place.processes().into_iter().filter(|(_, line)| line.starts_with("sleep 10000"));
+    lives
+        .map(|(pid, _)| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let life = environment.split(|byte| *byte == 0).find_map(|variable| {
+                std::str::from_utf8(variable).ok()?.strip_prefix("AI_SWARM_LIFE=").map(str::to_owned)
+            });
+            (pid, life.unwrap_or_default())
+        })
+        .collect()
+}
+
+#[test]
+fn what_an_agent_started_dies_with_it_and_what_others_started_does_not() {
+    let swarm = littered(&json!({"agents": {"compute": {"count": 2, "standbys": 0}}}));
+    let agents = swarm.agents().len();
+    let all = || {
+        let left = left_behind(&swarm.place);
+        (left.len() == 2 * agents).then_some(left)
+    };
+    let before = until("all have left two", all, || format!("{:?}", swarm.place.processes()));
+    let victim = swarm.agent("compute-1");
+    let environment = fs::read(format!("/proc/{}/environ", pid_of(&victim))).expect("it lives");
+    let life = environment.split(|byte| *byte == 0).find_map(|variable| {
+        std::str::from_utf8(variable).ok()?.strip_prefix("AI_SWARM_LIFE=").map(str::to_owned)
+    });
+    let (its_own, others): (Vec<_>, Vec<_>) =
+        before.into_iter().partition(|(_, of)| Some(of) == life.as_ref());
+    assert_eq!(its_own.len(), 2);
+    assert!(signal(pid_of(&victim), Signal::KILL));
+    let gone = || its_own.iter().all(|(pid, _)| !lives(*pid)).then_some(());
+    until("they are gone", gone, || format!("{its_own:?}\n{}", swarm.running.err()));
+    is_replaced(&swarm, &victim);
+    assert!(others.iter().all(|(pid, _)| lives(*pid)), "{others:?}");
+    // Nothing of it may be left at the end: `end` looks.
+    swarm.end();
+}
+
+/// Kills, and returns how long it took until all of these were dead.
+fn time_to_die(swarm: &Swarm, all: &[OwnedFd]) -> Duration {
+    let began = Instant::now();
+    swarm.signal(Signal::KILL);
+    for fd in all {
+        let mut polled = [PollFd::new(fd, PollFlags::IN)];
+        let limit = rustix::time::Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(poll(&mut polled, Some(&limit)), Ok(1), "a process outlived its supervisor by a minute");
+    }
+    began.elapsed()
+}
+
+#[test]
+fn a_killed_supervisor_takes_everybody_along_also_the_stopped_and_the_detached() {
+    let mut times = Vec::new();
+    for round in 0..4 {
+        let swarm = littered(&json!({"agents": {"compute": {"count": 2}}}));
+        standby(&swarm);
+        let has_namespace = swarm.status()["safety"]["containment"] == "pid_namespace";
+        let agents = swarm.agents();
+        if round % 2 == 0 {
+            for agent in &agents {
+                assert!(signal(pid_of(agent), Signal::STOP));
+            }
+        }
+        let everybody = swarm.place.processes();
+        let left = everybody.iter().filter(|(_, line)| line.starts_with("sleep 10000")).count();
+        assert!(left >= 2 * agents.len(), "{everybody:#?}");
+        // The guard has ended everybody by then; its own end waits until the host's init has looked at the dead agents,
+        // which some do once in a second or two.
+        let counted = everybody
+            .iter()
+            .filter(|(pid, line)| !is_guard(*pid) && (has_namespace || !line.starts_with("sleep")));
+        let open = |(pid, _): &(u32, String)| {
+            pidfd_open(Pid::from_raw(*pid as i32).expect("a number"), PidfdFlags::empty()).ok()
+        };
+        let all: Vec<OwnedFd> = counted.filter_map(open).collect();
+        times.push(time_to_die(&swarm, &all));
+        if has_namespace {
+            // What is left by name the next start removes.
+            let place = swarm.kill();
+            place.cli(&["--monitor-duration", "0.1", "--quiet"]).ends(0);
+        } else {
+            // Only adopted: the detached stay, and `status` has said so.
+            let Swarm { place, .. } = swarm;
+            for (pid, _) in place.processes() {
+                signal(pid, Signal::KILL);
+            }
+        }
+    }
+    times.sort();
+    println!("all gone after a kill of the supervisor: {times:?}");
+    assert!(times[times.len() / 2] < Duration::from_millis(100), "{times:?}");
+}
+
+#[test]
+fn a_supervisor_killed_at_any_instant_leaves_no_orphan() {
+    let kills = std::env::var("AI_SWARM_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    let seed: u64 = std::env::var("AI_SWARM_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(7);
+    println!("AI_SWARM_TEST_SEED={seed} AI_SWARM_TEST_KILLS={kills}");
+    let mut luck = SplitMix64::new(seed);
+    let place = Place::new();
+    let config = json!({"agents": {"compute": {"count": 2}}});
+    let file = place.write("config.json", &config.to_string());
+    let mut met = 0;
+    for kill in 0..kills {
+        let mut command = place.command(&["--config", file.to_str().expect("text"), "--quiet"]);
+        let supervisor = command.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null()).spawn();
+        let mut supervisor = supervisor.expect("started");
+        std::thread::sleep(Duration::from_micros(luck.next_u64() % 250_000));
+        let mut agents = children(supervisor.id());
+        met += agents.len();
+        // Some are frozen, as by a debugger, some are dead at that very moment and about to be replaced.
+        for pid in agents.drain(..) {
+            match luck.next_u64() % 4 {
+                0 => _ = signal(pid, Signal::STOP),
+                1 => _ = signal(pid, Signal::KILL),
+                _ => {}
+            }
+        }
+        supervisor.kill().expect("it lives or is ours");
+        supervisor.wait().expect("ours");
+        let gone = || place.processes().is_empty().then_some(());
+        until("nobody is left", gone, || format!("kill {kill}: {:#?}", place.processes()));
+    }
+    assert!(met >= kills, "only {met} agents were met alive: the kills came too early");
+    // What the last one left by name is removed by the next, which ends well.
+    place.cli(&["--monitor-duration", "0.2", "--quiet"]).ends(0);
+    place.is_clean();
+}
+
+#[test]
+fn when_the_guard_dies_all_agents_come_back_and_no_task_is_lost() {
+    let fault = json!({"restart_limit": 1000, "backoff_max_s": 0.02});
+    let swarm = Swarm::deploy(&json!({"agents": {"fault": fault, "compute": {"count": 2}}}));
+    if swarm.status()["safety"]["containment"] != "pid_namespace" {
+        swarm.end();
+        return;
+    }
+    let tasks: Vec<Value> = (0..200)
+        .map(|n| json!({"id": format!("t-{n}"), "kernel": "sleep", "params": {"seconds": 0.005}}))
+        .collect();
+    swarm.submit(&tasks.into());
+    let text =
+        fs::read_to_string(format!("/proc/{0}/task/{0}/children", swarm.running.pid())).expect("it lives");
+    let guard = text.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|&pid| is_guard(pid));
+    assert!(signal(guard.expect("a guard"), Signal::KILL));
+    swarm.until("all tasks are done", |swarm| (swarm.status()["tasks"]["succeeded"] == 200).then_some(()));
+    swarm.until("all are back", |swarm| {
+        swarm.agents().iter().all(|agent| agent["state"] == "ready").then_some(())
+    });
+    assert_eq!(swarm.events_of("guard_died").len(), 1);
+    let report = swarm.end();
+    assert_eq!((&report["tasks"]["lost"], &report["tasks"]["duplicated"]), (&json!(0), &json!(0)));
+}
+
+/// Descriptors and resident kilobytes of a process.
+fn footprint(pid: u32) -> (usize, usize) {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    (descriptors, line.trim_end_matches("kB").trim().parse().expect("a number"))
+}
+
+#[test]
+fn descriptors_and_memory_of_the_supervisor_come_back_to_where_they_were() {
+    let fault = json!({"restart_limit": 1000, "backoff_max_s": 0.02});
+    let swarm = Swarm::deploy(&json!({"agents": {"fault": fault, "compute": {"count": 2}}}));
+    let kill = |rounds: usize| {
+        for round in 0..rounds {
+            standby(&swarm);
+            let before = swarm.agent(&format!("compute-{}", round % 2));
+            assert!(signal(pid_of(&before), Signal::KILL));
+            is_replaced(&swarm, &before);
+        }
+        standby(&swarm);
+        footprint(swarm.running.pid())
+    };
+    let first = kill(15);
+    let second = kill(45);
+    println!("descriptors and kB resident after 15 kills {first:?}, after 60 {second:?}");
+    assert_eq!(first.0, second.0, "descriptors leak");
+    // Events and recoveries are kept on record, a few hundred bytes each.
+    assert!(second.1 < first.1 + 1024, "memory leaks: {first:?}, {second:?}");
+    swarm.end();
+}
+
+#[test]
+fn while_one_dies_every_ten_milliseconds_the_others_go_on() {
+    let fault = json!({"restart_limit": 1000, "backoff_max_s": 0.02});
+    let swarm =
+        Swarm::deploy(&json!({"agents": {"fault": fault, "compute": {"count": 3}}, "tasks": {"window": 1}}));
+    let mut given = 0;
+    let mut feed = |until: Instant, mut each: Box<dyn FnMut() + '_>| {
+        let others = |swarm: &Swarm| {
+            ["compute-1", "compute-2"]
+                .map(|id| swarm.agent(id)["tasks"].as_u64().expect("a number"))
+                .iter()
+                .sum::<u64>()
+        };
+        let (before, began) = (others(&swarm), Instant::now());
+        while Instant::now() < until {
+            if swarm.status()["queued"].as_u64() < Some(300) {
+                let tasks = (given..given + 300).map(
+                    |n| json!({"id": format!("t-{n}"), "kernel": "sleep", "params": {"seconds": 0.004}}),
+                );
+                swarm.submit(&tasks.collect::<Vec<_>>().into());
+                given += 300;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            each();
+        }
+        (others(&swarm) - before) as f64 / began.elapsed().as_secs_f64()
+    };
+    let quiet = feed(Instant::now() + Duration::from_secs(2), Box::new(|| {}));
+    let mut kills = 0;
+    let stormy = feed(
+        Instant::now() + Duration::from_secs(2),
+        Box::new(|| {
+            if let Some(pid) = swarm.agent("compute-0")["pid"].as_u64() {
+                kills += usize::from(signal(pid as u32, Signal::KILL));
+            }
+        }),
+    );
+    println!("{kills} kills; the others did {quiet:.0} tasks/s undisturbed, {stormy:.0} beside them");
+    assert!(kills >= 20, "only {kills} kills");
+    for id in ["compute-1", "compute-2"] {
+        assert_eq!(swarm.agent(id)["restarts"], 0);
+    }
+    assert!(stormy > 0.7 * quiet, "{stormy:.0} of {quiet:.0} tasks/s");
+    swarm.until("all tasks are done", |swarm| {
+        let counts = &swarm.status()["tasks"];
+        (counts["succeeded"] == counts["total"]).then_some(())
+    });
+    let report = swarm.end();
+    assert_eq!((&report["tasks"]["lost"], &report["tasks"]["duplicated"]), (&json!(0), &json!(0)));
+}
+
+/// Writes a `/proc` that has so much memory free, percent.
+fn memory(folder: &Path, percent: f64) {
+    fs::create_dir_all(folder.join("pressure")).expect("a folder");
+    let text = format!("MemTotal: 1000000 kB\nMemAvailable: {} kB\n", (percent * 1e4) as u64);
+    fs::write(folder.join("meminfo"), text).expect("written");
+    let calm =
+        "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+    fs::write(folder.join("pressure/memory"), calm).expect("written");
+}
+
+#[test]
+fn short_of_memory_the_swarm_gives_up_one_thing_after_the_other_and_takes_all_back() {
+    let place = Place::new();
+    let procfs = place.beside("proc");
+    memory(&procfs, 50.0);
+    let agents = json!({"resource": {"procfs": procfs}, "compute": {"count": 2}});
+    let swarm = Swarm::deploy_in(place, &json!({"agents": agents}), &[]);
+    standby(&swarm);
+    let at = |level: &str| {
+        swarm.until(level, |swarm| (swarm.status()["safety"]["level"] == level).then_some(()));
+    };
+    let state = |id: &str| swarm.agent(id)["state"].clone();
+
+    memory(&procfs, 2.5);
+    at("accept_only");
+    swarm.until("they rest", |_| {
+        ["compute-1", "learning-0", "optimization-0"].iter().all(|id| state(id) == "resting").then_some(())
+    });
+    assert_eq!(state("compute-0"), "ready");
+    assert_eq!(swarm.get("/api/v1/health")["status"], "degraded");
+    swarm.until("no standby is left", |swarm| {
+        (children(swarm.running.pid()).len() == swarm.agents().len() - 3).then_some(())
+    });
+    swarm.submit(&json!([{"id": "a", "kernel": "noop"}]));
+
+    memory(&procfs, 1.0);
+    at("refuse");
+    let job = json!({"tasks": [{"id": "b", "kernel": "noop"}]});
+    swarm.ask("POST", "/api/v1/tasks/submit", Some(&job)).refuses(503, "1.0 % of memory is free");
+    assert_eq!(swarm.task("a")["state"], "queued", "accepted, and kept");
+    let text = swarm.place.cli(&["status"]).ends(0).says("level refuse").out;
+    assert!(text.contains("of memory is free"), "{text}");
+
+    memory(&procfs, 50.0);
+    at("full");
+    assert_eq!(swarm.until_task("a", "succeeded")["attempts"], 1);
+    swarm.until("all are back", |swarm| {
+        swarm.agents().iter().all(|agent| agent["state"] == "ready").then_some(())
+    });
+    standby(&swarm);
+    let steps: Vec<String> = swarm
+        .events()
+        .iter()
+        .filter(|event| event["kind"] == "degraded" || event["kind"] == "eased")
+        .map(|event| event["text"].as_str().expect("words").split(':').next().expect("one").to_owned())
+        .collect();
+    let levels = [
+        "full",
+        "no_standbys",
+        "fewer_compute_agents",
+        "no_optimization_or_learning",
+        "accept_only",
+        "refuse",
+    ];
+    let down = levels.windows(2).map(|pair| format!("from {} to {}", pair[0], pair[1]));
+    let up = levels.windows(2).rev().map(|pair| format!("from {} to {}", pair[1], pair[0]));
+    assert_eq!(steps, down.chain(up).collect::<Vec<_>>());
+    swarm.end();
+}
+
+/// Restarts all compute agents one after the other under load; returns how many tasks ended in each tenth of a second.
+fn roll(swarm: &Swarm) -> Vec<u64> {
+    let seen = swarm.events_of("rolling_restart_ended").len();
+    let mut given = swarm.status()["tasks"]["total"].as_u64().expect("a number");
+    swarm.ask("POST", "/api/v1/agents/compute/restart", Some(&json!({"rolling": true}))).is(200);
+    let mut done = Vec::new();
+    while swarm.events_of("rolling_restart_ended").len() == seen {
+        let status = swarm.status();
+        done.push(status["tasks"]["succeeded"].as_u64().expect("a number"));
+        if status["queued"].as_u64() < Some(200) {
+            let tasks = (given..given + 200)
+                .map(|n| json!({"id": format!("t-{n}"), "kernel": "sleep", "params": {"seconds": 0.002}}));
+            swarm.submit(&tasks.collect::<Vec<_>>().into());
+            given += 200;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(done.len() < 600, "it takes for ever: {:#?}", swarm.events());
+    }
+    done.windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+#[test]
+fn a_rolling_restart_loses_nothing_and_never_stops_the_work() {
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 2}}}));
+    let before = ["compute-0", "compute-1"].map(|id| pid_of(&swarm.agent(id)));
+    standby(&swarm);
+    let rates = roll(&swarm);
+    // The first span may have begun before there was a task.
+    assert!(rates.iter().skip(2).all(|&ended| ended > 0), "work stopped: {rates:?}");
+    let after = ["compute-0", "compute-1"].map(|id| pid_of(&swarm.agent(id)));
+    assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
+    swarm.until("all tasks are done", |swarm| {
+        let counts = &swarm.status()["tasks"];
+        (counts["succeeded"] == counts["total"]).then_some(())
+    });
+    assert!(swarm.events_of("agent_died").is_empty(), "{:#?}", swarm.events_of("agent_died"));
+    swarm
+        .ask("POST", "/api/v1/agents/nobody/restart", Some(&json!({"rolling": true})))
+        .refuses(404, "nobody");
+    swarm.place.cli(&["agent", "restart", "thermal-0"]).ends(0);
+    swarm.until("it is replaced", |swarm| (swarm.agent("thermal-0")["incarnation"] == 2).then_some(()));
+    let report = swarm.end();
+    assert_eq!((&report["tasks"]["retried"], &report["tasks"]["lost"]), (&json!(0), &json!(0)));
+}
+
+#[test]
+fn a_new_binary_comes_in_by_a_rolling_restart_and_a_broken_one_stays_out() {
+    let place = Place::new();
+    let (path, next) = (place.path("ai_swarm_deploy"), place.path("next"));
+    let ours = Path::new(env!("CARGO_BIN_EXE_ai_swarm_deploy"));
+    fs::copy(ours, &path).expect("copied");
+    let mut command = Command::new(&path);
+    place.equip(&mut command);
+    command.args(["--name", place.name()]);
+    let swarm = Swarm::deploy_by(place, command, &json!({"agents": {"compute": {"count": 2}}}), &[]);
+    let file_of = |id: &str| {
+        let pid = pid_of(&swarm.agent(id));
+        fs::metadata(format!("/proc/{pid}/exe")).expect("it lives").ino()
+    };
+    let old = fs::metadata(&path).expect("there").ino();
+    assert_eq!(file_of("compute-0"), old);
+
+    fs::copy("/bin/false", &next).expect("copied");
+    fs::rename(&next, &path).expect("replaced");
+    standby(&swarm);
+    swarm.ask("POST", "/api/v1/agents/compute/restart", Some(&json!({"rolling": true}))).is(200);
+    swarm
+        .until("it is refused", |swarm| (!swarm.events_of("binary_upgrade_failed").is_empty()).then_some(()));
+    swarm.until("all work", |swarm| {
+        swarm.agents().iter().all(|agent| agent["state"] == "ready").then_some(())
+    });
+    assert_eq!((file_of("compute-0"), file_of("compute-1")), (old, old));
+
+    fs::copy(ours, &next).expect("copied");
+    let new = fs::metadata(&next).expect("there").ino();
+    fs::rename(&next, &path).expect("replaced");
+    roll(&swarm);
+    assert_eq!((file_of("compute-0"), file_of("compute-1"), file_of("thermal-0")), (new, new, old));
+    assert_eq!(swarm.events_of("binary_upgraded").len(), 1);
+    swarm.until("all tasks are done", |swarm| {
+        let counts = &swarm.status()["tasks"];
+        (counts["succeeded"] == counts["total"]).then_some(())
+    });
+    let report = swarm.end();
+    assert_eq!((&report["tasks"]["retried"], &report["tasks"]["lost"]), (&json!(0), &json!(0)));
+}
+
+#[test]
+fn without_the_right_to_a_namespace_orphans_are_adopted_and_ended() {
+    let place = Place::new();
+    // Of util-linux. Where it is missing or not allowed, so that nobody can give the right up, there is nothing to see.
+    let words = ["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"];
+    let can = Command::new("setpriv").args(words).arg("true").status();
+    if !can.is_ok_and(|status| status.success()) {
+        println!("not run: setpriv cannot take a right away here");
+        return;
+    }
+    let mut command = Command::new("setpriv");
+    place.equip(&mut command);
+    command.args(words).arg(env!("CARGO_BIN_EXE_ai_swarm_deploy")).args(["--name", place.name()]);
+    command.env(LITTER.0, LITTER.1);
+    let config = json!({"agents": {"compute": {"count": 2, "standbys": 0}}});
+    let swarm = Swarm::deploy_by(place, command, &config, &[]);
+    let safety = swarm.status()["safety"].clone();
+    assert_eq!(safety["containment"], "adoption", "{safety}");
+    assert!(
+        safety["containment_because"].as_str().is_some_and(|why| why.contains("CAP_SYS_ADMIN")),
+        "{safety}"
+    );
+    let agents = swarm.agents().len();
+    let all = || (left_behind(&swarm.place).len() == 2 * agents).then_some(());
+    until("all have left two", all, || format!("{:?}", swarm.place.processes()));
+    let victim = swarm.agent("compute-1");
+    assert!(signal(pid_of(&victim), Signal::KILL));
+    is_replaced(&swarm, &victim);
+    // The successor has left two as well by now; those of the dead are gone.
+    let is_as_before = || {
+        let left = left_behind(&swarm.place);
+        let lives: BTreeSet<&String> = left.iter().map(|(_, life)| life).collect();
+        (left.len() == 2 * agents && lives.len() == agents).then_some(())
+    };
+    until("each has its own", is_as_before, || format!("{:?}", left_behind(&swarm.place)));
+    // A killed supervisor cannot end them; the next start of the same swarm does.
+    swarm.signal(Signal::KILL);
+    let Swarm { place, running, .. } = swarm;
+    running.finish();
+    place.cli(&["--monitor-duration", "0.1", "--quiet"]).ends(0);
+    let gone = || place.processes().is_empty().then_some(());
+    until("the strays are gone", gone, || format!("{:?}", place.processes()));
+}
