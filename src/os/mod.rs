@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
 pub mod affinity;
+mod birth;
 pub mod clock;
 pub mod containment;
 pub mod filemap;

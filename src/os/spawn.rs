@@ -11,9 +11,11 @@
 //!    as the process: the supervisor's main thread.
 //! 3. Between clone and exec the child makes system calls on prepared data only: it shares memory with a parent whose
 //!    other threads run on, so it allocates nothing, locks nothing and frees nothing.
-//! 4. Signals are blocked from before the clone until the child has its own handlers: none of the parent's handlers
+//! 4. Nobody waits for a child that was stopped before exec: see [`birth`].
+//! 5. Signals are blocked from before the clone until the child has its own handlers: none of the parent's handlers
 //!    runs in the child, on the parent's memory.
 
+use super::birth;
 use super::process::{ChildProcess, Exit};
 use rustix::process::Pid;
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -100,22 +102,21 @@ pub fn spawn(order: &Order<'_>) -> io::Result<ChildProcess> {
     if order.birthplace == Birthplace::NewNamespace {
         flags |= libc::CLONE_NEWPID;
     }
-    let mut pidfd: c_int = -1;
     // SAFETY: `stack` and `prepared` outlive the child's use of them, because VFORK holds this thread until the child
     // has called exec or has ended. The child runs on a stack of its own, grows down from its end, and makes
-    // async-signal-safe calls only (invariant 3). All signals are blocked meanwhile (invariant 4).
-    let (pid, error) = unsafe {
+    // async-signal-safe calls only (invariant 3). All signals are blocked meanwhile (invariant 5).
+    let (pid, pidfd, error) = birth::attended(|pidfd| unsafe {
         let mut all = std::mem::zeroed();
         let mut before = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
         let top = stack.as_mut_ptr().add(STACK_UNITS).cast::<c_void>();
         let argument = (&raw mut prepared).cast::<c_void>();
-        let pid = libc::clone(child, top, flags, argument, &raw mut pidfd);
+        let pid = libc::clone(child, top, flags, argument, pidfd);
         let error = io::Error::last_os_error();
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        (pid, error)
-    };
+        (pid, *pidfd, error)
+    });
     let Some(pid) = (pid > 0).then(|| Pid::from_raw(pid)).flatten() else { return Err(error) };
     // SAFETY: the kernel has just opened it for us, close-on-exec.
     let child = ChildProcess::new(pid, unsafe { OwnedFd::from_raw_fd(pidfd) });
@@ -271,7 +272,7 @@ mod tests {
     #[test]
     fn a_child_reports_its_code_and_has_our_environment_and_more() {
         assert_eq!(wait_for_exit(&shell("exit 7", &[])), Exit::Code(7));
-        let script = "test \"$AI_SWARM_TEST_SPAWN\" = here && test -n \"$CARGO_MANIFEST_DIR\"";
+        let script = "test \"$AI_SWARM_TEST_SPAWN\" = here && test -n \"$HOME\"";
         assert_eq!(wait_for_exit(&shell(script, &[])), Exit::Code(0));
     }
 
@@ -315,6 +316,39 @@ mod tests {
             careless.as_raw_fd()
         );
         assert_eq!(wait_for_exit(&shell(&script, &[wanted.as_fd()])), Exit::Code(0));
+    }
+
+    /// Waits for a child of the thread and stops it; goes on with it if nobody has ended it ten seconds later.
+    fn stop_the_first_child_of(thread: u32) {
+        let path = format!("/proc/self/task/{thread}/children");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let child = loop {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            if let Some(pid) = text.split_whitespace().find_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+                break pid;
+            }
+            assert!(Instant::now() < deadline, "no child was started");
+        };
+        rustix::process::kill_process(child, rustix::process::Signal::STOP).expect("it was just born");
+        while Instant::now() < deadline && rustix::process::test_kill_process(child).is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = rustix::process::kill_process(child, rustix::process::Signal::CONT);
+    }
+
+    #[test]
+    fn a_child_that_is_stopped_before_its_exec_holds_nobody_up() {
+        let silence = silence().expect("/dev/null");
+        // So many calls before exec take tens of milliseconds: time to be stopped in.
+        let inherit = vec![silence.as_fd(); 100_000];
+        std::thread::scope(|scope| {
+            let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+            scope.spawn(move || stop_the_first_child_of(thread));
+            let began = Instant::now();
+            let child = start("/bin/sleep", &["600"], &inherit).expect("it was born");
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+            assert_eq!(wait_for_exit(&child), Exit::Signal(9), "it was stopped too late");
+        });
     }
 
     #[test]
