@@ -110,8 +110,9 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn the_configuration_names_the_policies_that_there_are() {
+    assert_eq!(config::keys::POLICIES, POLICIES, "no word that the swarm would not know");
     for policy in POLICIES {
-        for mode in ["learned", "frozen", "static", "safe"] {
+        for &mode in config::keys::MODES {
             let text = format!(r#"{{"balancer": {{"policy": "{policy}", "mode": "{mode}"}}}}"#);
             let balancer = config::from_text(&text, Path::new("c.json"), &[]).expect("allowed").balancer;
             assert_eq!((balancer.policy, balancer.mode), (policy, mode));

@@ -55,19 +55,26 @@ fn copy(from: &Path, to: &Path) {
 /// A small journal with some groups in the store and some records in the front only; with its records.
 fn small(folder: &Path) -> Vec<Record> {
     let inside = folder.join("inside");
-    std::fs::create_dir(&inside).expect("folder");
-    let (mut journal, none, _) = open(&inside, Options { ring: 4096, ..OPTIONS }).expect("new");
-    assert!(none.is_empty());
-    for task in 1..=3 {
-        live(&mut journal, task, task != 2);
-        drain(&journal);
+    loop {
+        std::fs::create_dir(&inside).expect("folder");
+        let (mut journal, none, _) = open(&inside, Options { ring: 4096, ..OPTIONS }).expect("new");
+        assert!(none.is_empty());
+        for task in 1..=3 {
+            live(&mut journal, task, task != 2);
+            drain(&journal);
+        }
+        live(&mut journal, 4, true);
+        copy(&inside, folder);
+        // On a busy host the keeper may have been quicker than the copy, which then has the last records twice.
+        let in_front_only = journal.backlog_bytes() > 0;
+        drop(journal);
+        let (_, records, _) = open(&inside, OPTIONS).expect("closed well");
+        assert_eq!(records.len(), 11);
+        if in_front_only {
+            return records;
+        }
+        std::fs::remove_dir_all(&inside).expect("ours");
     }
-    live(&mut journal, 4, true);
-    copy(&inside, folder);
-    drop(journal);
-    let (_, records, _) = open(&inside, OPTIONS).expect("closed well");
-    assert_eq!(records.len(), 11);
-    records
 }
 
 /// What is there after a change to one file: all of it, or a part from the beginning and words about the rest.

@@ -430,10 +430,7 @@ fn owner_dies(swarm: &Swarm, partner: &mut Partner, order: &str) {
     let (mut owner, diary) = mortal(swarm, "owner", Some(order));
     until(
         "it has given its blocks away",
-        || {
-            let given = Diary::read(&kept) == BLOCKS[0] && Diary::read(&diary) == 1;
-            (given || order.starts_with("arena.release")).then_some(())
-        },
+        || (Diary::read(&kept) == BLOCKS[0] && Diary::read(&diary) == 1).then_some(()),
         || format!("{order}: {} of {BLOCKS:?}", Diary::read(&kept)),
     );
     let mut received = 0;
