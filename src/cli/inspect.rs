@@ -580,6 +580,9 @@ fn incidents_text(incidents: &[Incident], output: &OutputOptions) -> String {
             things(incident.tasks_moved, "task")
         );
         line(&mut text, "action", &done, output);
+        if let Some(dump) = &incident.dump {
+            line(&mut text, "saved", dump, output);
+        }
     }
     text
 }

@@ -131,12 +131,17 @@ impl LinkObjects {
         let bell = self.bell.map(Access::Write)?;
         let down =
             ChannelMemory { slots: down, first_slot: 0, heads: desk.clone(), first_head: pages::HEADS };
-        let up =
-            ChannelMemory { slots: up, first_slot: 0, heads: sup_page.clone(), first_head: pages::HEADS };
+        let inbox = ChannelMemory {
+            slots: up.clone(),
+            first_slot: 0,
+            heads: sup_page.clone(),
+            first_head: pages::HEADS,
+        };
         Ok(SupervisorLink {
+            up,
             wire: Wire::new(
                 LaneSender::new(&down, Meter::private_sender()),
-                LaneReceiver::new(&up, Meter::private_receiver()),
+                LaneReceiver::new(&inbox, Meter::private_receiver()),
                 store,
                 reader,
                 Shelf::new(self.arena.duplicate()?),
@@ -196,6 +201,7 @@ pub struct Contact {
 #[derive(Debug)]
 pub struct SupervisorLink {
     wire: Wire,
+    up: Arc<Words>,
     bell: AgentBell,
     far_sent: Meter,
     far_received: Meter,
@@ -231,6 +237,11 @@ impl SupervisorLink {
     /// Whether blocks wait to be given back.
     pub fn owes_blocks(&self) -> bool {
         !self.wire.returns.is_empty()
+    }
+
+    /// The slots that the other side writes, for whoever looks into what it wrote.
+    pub fn far_slots(&self) -> Arc<Words> {
+        self.up.clone()
     }
 
     /// Tells the agent to give `task` up if it runs right now. Send [`ToAgent::Cancel`](super::ToAgent::Cancel)

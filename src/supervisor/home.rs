@@ -15,6 +15,7 @@ const LOCK: &str = "lock";
 const BOARD: &str = "board";
 const SOCKET: &str = "control.sock";
 const SNAPSHOTS: &str = "snapshots";
+const CRASHES: &str = "crashes";
 const ATTACH: &str = "attach.sock";
 /// The folder of swarms that nobody else talks to.
 const PRIVATE: &str = "private";
@@ -193,6 +194,11 @@ impl Home {
     /// The state directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where channels that carried nonsense are kept; nowhere in a private swarm.
+    pub fn crashes(&self) -> Option<PathBuf> {
+        (!self.private).then(|| self.path.join(CRASHES))
     }
 
     /// Where agents keep what they know; nowhere in a private swarm, which is gone as a whole.

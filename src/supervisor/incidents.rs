@@ -10,6 +10,7 @@ use crate::base::words::things;
 use crate::os::process::Exit;
 use crate::tasks::ledger::POISON;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::VecDeque;
 
 /// Incidents that are remembered.
@@ -41,6 +42,9 @@ pub struct Incident {
     pub recovery_us: Option<f64>,
     /// Tasks that went back to the queue.
     pub tasks_moved: usize,
+    /// Where the damaged channel was saved, with what was found in it beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dump: Option<String>,
     /// When it was found, for `recovery_us`.
     #[serde(skip)]
     found: Nanos,
@@ -122,11 +126,29 @@ impl Supervisor {
             evidence,
             recovery_us: None,
             tasks_moved: 0,
+            dump: None,
             found: clock::now(),
         };
         let id = self.incidents.open(incident);
         let text = format!("incident {id}: {}: {cause}", failure.name());
         self.events.add(Severity::Info, "incident_opened", Some(&agent), text);
+    }
+
+    /// Saves the channel of an agent that wrote nonsense, and says in its incident where.
+    pub(super) fn save_channel(&mut self, slot: AgentSlot, what: &str) {
+        let Some(seat) = self.dispatcher.get(slot) else { return };
+        let channel = seat.link.far_slots();
+        let Some(record) = self.record(slot) else { return };
+        let (agent, life) = (record.id.clone(), record.incarnation);
+        let (Some(folder), Some(incident)) = (self.home.crashes(), self.incidents.of_life(&agent, life))
+        else {
+            return;
+        };
+        let about = json!({"found": what, "incident": incident});
+        match dump::save(folder, &agent, channel, about) {
+            Ok(path) => incident.dump = Some(path.display().to_string()),
+            Err(error) => tracing::warn!("the damaged channel of {agent} is not saved: {error}"),
+        }
     }
 
     /// The agent is ready again, or gone for good.
@@ -196,6 +218,7 @@ mod tests {
             detect_us: None,
             recovery_us: None,
             tasks_moved: 0,
+            dump: None,
             found: Nanos(1000),
         }
     }

@@ -16,6 +16,7 @@
 
 pub mod action;
 pub mod degradation;
+mod dump;
 pub mod events;
 pub mod home;
 pub mod incidents;

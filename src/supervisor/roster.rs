@@ -612,6 +612,7 @@ impl Supervisor {
         if lives {
             *self.switchboard.closed.entry(switchboard::reason_class(what)).or_default() += 1;
             self.open_incident(slot, Failure::Garbage, what, Vec::new());
+            self.save_channel(slot, what);
             self.kill(slot, "channel_corrupt", format!("killed: its channel carries nonsense: {what}"));
         }
     }

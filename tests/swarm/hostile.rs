@@ -13,10 +13,10 @@ use ai_swarm::shm::{Access, SharedObject};
 use rustix::fs::{FallocateFlags, SealFlags};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -507,6 +507,15 @@ fn an_agent_whose_channel_is_nonsense_is_replaced_and_its_tasks_are_done_once() 
         assert_eq!(events.len(), round + 1, "{events:#?}");
         assert!(events.iter().all(|event| event["agent"] == "compute-0"), "{events:#?}");
         assert!(!lives(pid));
+        // What it wrote is kept.
+        let incidents = swarm.status()["incidents"].clone();
+        let last = incidents.as_array().and_then(|all| all.iter().rfind(|one| one["failure"] == "garbage"));
+        let saved = PathBuf::from(last.expect("an incident")["dump"].as_str().expect("a path"));
+        let bytes = swarm.until("its channel is saved", |_| {
+            saved.with_extension("json").exists().then(|| fs::read(&saved).expect("written before"))
+        });
+        assert_eq!(bytes.len(), 65536);
+        assert!(bytes.chunks(8).zip(slots.chunks(8)).filter(|(a, b)| a == b).count() > 4096, "other bytes");
     }
     assert_eq!((submitted, ends.iter().all(|&count| count == 1)), (TASKS, true));
     let closed = swarm.get("/api/v1/system/statistics")["closed_channels"].clone();
