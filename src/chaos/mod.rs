@@ -11,7 +11,9 @@ mod victim;
 mod work;
 
 use crate::base::prng::SplitMix64;
+use crate::base::words::things;
 use crate::cli::output::{OutputOptions, Table, say, wrap};
+use crate::cli::run::steps;
 use crate::os::signals::StopSignals;
 use anyhow::Context as _;
 use faults::{Fault, Injected};
@@ -33,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Plan {
     pub seed: u64,
     pub duration: Duration,
+    /// Ends with so many faults, if they come before the time is over.
+    pub count: Option<u64>,
     /// Faults a second, on average.
     pub rate: f64,
     /// Kinds of faults; empty: all.
@@ -55,8 +59,23 @@ struct Verdict {
 pub(crate) fn run(plan: &Plan, output: &OutputOptions) -> anyhow::Result<bool> {
     let signals = StopSignals::listen()?;
     say(output, &format!("seed {}: again with `chaos --seed {}`", plan.seed, plan.seed));
-    let mut luck = SplitMix64::new(plan.seed);
     let mut victim = Victim::deploy(plan.folder.as_deref())?;
+    let kept = storm(plan, &mut victim, &signals, output);
+    if matches!(kept, Ok(true)) {
+        victim.is_done_with();
+    } else {
+        say(output, &format!("journal, log and saved channels are kept in {}", victim.place().display()));
+    }
+    kept
+}
+
+fn storm(
+    plan: &Plan,
+    victim: &mut Victim,
+    signals: &StopSignals,
+    output: &OutputOptions,
+) -> anyhow::Result<bool> {
+    let mut luck = SplitMix64::new(plan.seed);
     let mut work = Work::new(victim.folder())?;
     let baseline = victim.footprint()?;
     let mut injected: BTreeMap<Fault, Injected> = BTreeMap::new();
@@ -64,22 +83,33 @@ pub(crate) fn run(plan: &Plan, output: &OutputOptions) -> anyhow::Result<bool> {
 
     let began = Instant::now();
     let mut next = pause(&mut luck, plan.rate);
-    while began.elapsed() < plan.duration && signals.take() == 0 {
-        work.fill(&mut victim, BACKLOG)?;
+    let (bar, mut done) = (steps(output), 0);
+    while began.elapsed() < plan.duration
+        && plan.count.is_none_or(|count| done < count)
+        && signals.take() == 0
+    {
+        work.fill(victim, BACKLOG)?;
         if began.elapsed() < next {
             std::thread::sleep((next - began.elapsed().min(next)).min(Duration::from_millis(5)));
             continue;
         }
         next = began.elapsed() + pause(&mut luck, plan.rate);
         let fault = faults::choose(&kinds, &mut luck);
-        let outcome =
-            faults::inject(fault, &mut victim, &mut luck).with_context(|| format!("fault {fault:?}"))?;
+        let outcome = faults::inject(fault, victim, &mut luck).with_context(|| format!("fault {fault:?}"))?;
+        done += *outcome.as_ref().unwrap_or(&0);
         injected.entry(fault).or_default().add(outcome);
+        bar.set_message(format!(
+            "{}, {}",
+            things(done as usize, "fault"),
+            things(work.accepted() as usize, "task")
+        ));
+        bar.tick();
     }
+    bar.finish_and_clear();
     let calm = Instant::now();
-    let late = work.wait(&mut victim, PATIENCE)?;
+    let late = work.wait(victim, PATIENCE)?;
     let calmed = calm.elapsed();
-    let mut verdicts = work.judge(&mut victim, late)?;
+    let mut verdicts = work.judge(victim, late)?;
     verdicts.extend(victim.judge(&baseline)?);
     let report = victim.end()?;
     verdicts.extend(report.verdicts);

@@ -22,7 +22,7 @@ const DESCRIPTORS_SPARE: usize = 8;
 
 pub(super) struct Victim {
     folder: PathBuf,
-    /// Removed at the end: nobody named it.
+    /// Nobody named it: it goes when there is nothing to look into.
     temporary: bool,
     name: String,
     child: Child,
@@ -68,6 +68,18 @@ impl Victim {
         let mut victim = Self { folder, temporary, name, child, client: None, gone_after, orphans };
         victim.wait_ready()?;
         Ok(victim)
+    }
+
+    /// Where everything is that the swarm wrote.
+    pub(super) fn place(&self) -> &Path {
+        &self.folder
+    }
+
+    /// All went well: a folder that nobody named is removed.
+    pub(super) fn is_done_with(self) {
+        if self.temporary {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
     }
 
     /// Where tasks find and leave their files.
@@ -182,7 +194,7 @@ impl Victim {
     }
 
     /// Ends it in good order and looks for what is left.
-    pub(super) fn end(mut self) -> anyhow::Result<End> {
+    pub(super) fn end(&mut self) -> anyhow::Result<End> {
         let report = self.get("/api/v1/system/report")?;
         let mut ready_us: Vec<f64> = report["recoveries"]
             .as_array()
@@ -278,9 +290,6 @@ impl Drop for Victim {
             for name in self.segments() {
                 let _ = fs::remove_file(Path::new("/dev/shm").join(name));
             }
-        }
-        if self.temporary {
-            let _ = fs::remove_dir_all(&self.folder);
         }
     }
 }

@@ -207,13 +207,16 @@ pub enum Command {
         /// Inject faults for so long: 30, 20m, 1h
         #[arg(long = "for", value_name = "SECONDS", default_value = "30", value_parser = parse_duration)]
         duration: Duration,
+        /// End with so many faults, if they come before the time is over
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
         /// Faults a second, on average
         #[arg(long, value_name = "PER_S", default_value_t = 20.0, value_parser = parse_rate)]
         rate: f64,
         /// Only this kind; may be given more than once
         #[arg(long, value_enum)]
         fault: Vec<crate::chaos::FaultKind>,
-        /// Work in this folder and leave it; otherwise a temporary one is removed at the end
+        /// Work in this folder and leave it; otherwise a temporary one, which is removed when all held
         #[arg(long, value_name = "DIR")]
         folder: Option<PathBuf>,
     },

@@ -158,12 +158,13 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Some(Command::Bench { what, quick }) => {
             crate::bench::main(*what, *quick, &load_config(global)?, &output)
         }
-        Some(Command::Chaos { seed, duration, rate, fault, folder }) => {
+        Some(Command::Chaos { seed, duration, count, rate, fault, folder }) => {
             let fresh =
                 || std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000);
             let plan = crate::chaos::Plan {
                 seed: seed.unwrap_or_else(fresh),
                 duration: *duration,
+                count: *count,
                 rate: *rate,
                 faults: fault.clone(),
                 folder: folder.clone(),
