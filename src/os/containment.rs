@@ -129,6 +129,11 @@ impl Containment {
         }
     }
 
+    /// Whether orphans become our own children, and have to be waited for.
+    pub fn adopts(&self) -> bool {
+        matches!(self.means, Means::Adoption { .. })
+    }
+
     /// `pid_namespace` or `adoption`.
     pub fn name(&self) -> &'static str {
         match self.means {
@@ -159,9 +164,14 @@ impl Containment {
     }
 
     /// Kills orphans whose agent is gone. `lives` says of a name found under [`VARIABLE`] whether that life still lasts,
-    /// or `None` that it is none of ours. Returns how many there were; those that a killed one leaves behind come next
-    /// time.
-    pub fn end_orphans(&mut self, lives: impl Fn(&str) -> Option<bool>) -> usize {
+    /// or `None` that it is none of ours. Orphans that have ended by themselves are waited for, where that is ours to do;
+    /// `is_kept` names the children whose end somebody else waits for. Returns how many were killed; those that a killed one
+    /// leaves behind come next time.
+    pub fn end_orphans(
+        &mut self,
+        lives: impl Fn(&str) -> Option<bool>,
+        is_kept: impl Fn(u32) -> bool,
+    ) -> usize {
         self.dying.retain(|child| child.try_reap().is_none());
         let (parent, all_ours) = match &self.means {
             Means::Namespace { guard, .. } => (guard.pid(), true),
@@ -174,6 +184,10 @@ impl Containment {
             let Some(raw) = Pid::from_raw(pid) else { continue };
             let Ok(pidfd) = rustix::process::pidfd_open(raw, PidfdFlags::NONBLOCK) else { continue };
             if living_under(pid) != Some(parent) {
+                if !all_ours && !is_kept(pid as u32) {
+                    // Nobody but us can give its number back.
+                    ChildProcess::new(raw, pidfd).try_reap();
+                }
                 continue;
             }
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -202,7 +216,7 @@ impl Containment {
         }
         // Each look may find children of those that the look before has killed.
         for _ in 0..ENDINGS {
-            let found = self.end_orphans(|life| is_ours(life).then_some(false));
+            let found = self.end_orphans(|life| is_ours(life).then_some(false), |_| false);
             if found == 0 && self.dying.is_empty() {
                 break;
             }

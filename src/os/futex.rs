@@ -26,7 +26,7 @@ pub fn wake(word: &AtomicU32) {
 pub const WAIT_ANY_MAX: usize = 128;
 
 /// Sleeps while every one of `words` (at most [`WAIT_ANY_MAX`]) holds what is expected of it. As [`wait`], it may return
-/// early. False when the kernel cannot do this (before 5.16).
+/// early. False when the kernel cannot do this (before 5.16) or does not let us (old lists of permitted calls).
 pub fn wait_any(words: &[(&AtomicU32, u32)], timeout: Option<Duration>) -> bool {
     let waits: Vec<futex::Wait> = words
         .iter()
@@ -44,7 +44,8 @@ pub fn wait_any(words: &[(&AtomicU32, u32)], timeout: Option<Duration>) -> bool 
     });
     let (flags, clock) = (futex::WaitvFlags::empty(), rustix::time::ClockId::Monotonic);
     let outcome = futex::waitv(&waits, flags, deadline.as_ref(), clock);
-    outcome != Err(rustix::io::Errno::NOSYS)
+    use rustix::io::Errno;
+    matches!(outcome, Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT))
 }
 
 #[cfg(test)]

@@ -7,14 +7,22 @@
 
 use crate::base::sync::{AtomicU32, Ordering};
 use crate::messaging::link::LifeWord;
-use crate::os::futex;
+use crate::os::{clock, futex};
 use crate::shm::doorbell::HubBell;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Stack of the thread: it calls next to nothing.
 const STACK: usize = 64 << 10;
+
+/// A sleep of less is none.
+const SHORT: Duration = Duration::from_micros(50);
+/// So many of them in a row, and the thread pauses between two looks.
+const IN_VAIN_MAX: u32 = 64;
+/// That pause.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// See the module.
 pub(super) struct Vigil {
@@ -65,7 +73,12 @@ impl Shared {
 }
 
 fn keep(shared: &Shared) {
+    let mut in_vain = 0;
     loop {
+        // An agent may write to its own word as often as it likes; it shall not keep this thread busy.
+        if in_vain > IN_VAIN_MAX {
+            std::thread::sleep(PAUSE);
+        }
         // Before the list: a change after this look is not slept through.
         let changes = shared.changes.load(Ordering::Acquire);
         let Some(words) = shared.words.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
@@ -75,8 +88,11 @@ fn keep(shared: &Shared) {
         }
         let mut waits = vec![(&shared.changes, changes)];
         waits.extend(held.into_iter().take(futex::WAIT_ANY_MAX - 1));
+        let began = clock::now();
         if !futex::wait_any(&waits, None) {
             return;
         }
+        let slept = clock::now().since(began);
+        in_vain = if slept < SHORT { in_vain + 1 } else { 0 };
     }
 }
