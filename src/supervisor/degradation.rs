@@ -21,8 +21,10 @@ pub const DOWN_EVERY: Duration = Duration::from_secs(1);
 pub const UP_AFTER: Duration = Duration::from_secs(3);
 /// Between two looks at the host.
 pub const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A refused start counts so long.
+/// A refused start counts so long; the next one, soon after, twice as long, and so on, up to some ten minutes.
 const REFUSAL_COUNTS: Duration = Duration::from_secs(10);
+/// After so long without a refusal the next one is the first.
+const REFUSALS_FORGOTTEN: Duration = Duration::from_secs(1800);
 
 /// How much the swarm does without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +98,15 @@ pub struct Step {
     pub why: String,
 }
 
+/// The system had no room for a process.
+#[derive(Debug)]
+struct Refusal {
+    then: Nanos,
+    /// It leads down to here.
+    to: Level,
+    why: String,
+}
+
 /// Where the swarm stands, and since when.
 #[derive(Debug)]
 pub struct Ladder {
@@ -105,7 +116,10 @@ pub struct Ladder {
     last_step: Nanos,
     /// Since when everything has been easy enough for a step up.
     easy_since: Option<Nanos>,
-    refused: Option<(Nanos, String)>,
+    refused: Option<Refusal>,
+    /// When the last one came, and how many came soon after the one before.
+    last_refused: Nanos,
+    refusals: u32,
     gauge: StrainGauge,
     /// Readings that this host does not have, each with its reason.
     blind: Vec<String>,
@@ -120,6 +134,8 @@ impl Ladder {
             last_step: Nanos(0),
             easy_since: None,
             refused: None,
+            last_refused: Nanos(0),
+            refusals: 0,
             gauge: StrainGauge::new(procfs),
             blind: Vec::new(),
         }
@@ -140,9 +156,21 @@ impl Ladder {
         &self.blind
     }
 
-    /// The system refused to start a process for lack of something.
-    pub fn on_start_refused(&mut self, why: String, now: Nanos) {
-        self.refused = Some((now, why));
+    /// The system refused to start a process for lack of something. `to` is how far down that leads at most: the agents of a
+    /// swarm that has no room for a standby are well.
+    pub fn on_start_refused(&mut self, to: Level, why: String, now: Nanos) {
+        if self.refused.is_none() {
+            let is_long_ago = self.refusals == 0 || now.since(self.last_refused) > REFUSALS_FORGOTTEN;
+            self.refusals = if is_long_ago { 1 } else { self.refusals + 1 };
+        }
+        let to = self.refused.as_ref().map_or(to, |refusal| refusal.to.max(to));
+        self.last_refused = now;
+        self.refused = Some(Refusal { then: now, to, why });
+    }
+
+    /// How long a refusal counts: what is tried again and refused again is tried again later and later.
+    fn refusal_counts(&self) -> Duration {
+        REFUSAL_COUNTS * 2u32.pow(self.refusals.saturating_sub(1).min(6))
     }
 
     /// Looks at the host and takes a step if one is due.
@@ -158,7 +186,8 @@ impl Ladder {
     }
 
     fn step(&mut self, strain: &MemoryStrain, now: Nanos) -> Option<Step> {
-        self.refused.take_if(|(then, _)| now.since(*then) > REFUSAL_COUNTS);
+        let counts = self.refusal_counts();
+        self.refused.take_if(|refusal| now.since(refusal.then) > counts);
         let available = strain.available_percent.get();
         let stalled = strain.stalled_percent.get();
         let wanted = |level: &Level| {
@@ -169,8 +198,8 @@ impl Ladder {
             if let Some(stalled) = stalled.filter(|&stalled| stalled > most) {
                 return Some(format!("stalled for memory {stalled:.0} % of the time, {most} % is the most"));
             }
-            let (_, why) = self.refused.as_ref().filter(|_| *level <= Level::FewerAgents)?;
-            Some(format!("a process could not be started: {why}"))
+            let refusal = self.refused.as_ref().filter(|refusal| *level <= refusal.to)?;
+            Some(format!("a process could not be started: {}", refusal.why))
         };
         let deeper = self.level.deeper();
         if deeper != self.level
@@ -182,7 +211,7 @@ impl Ladder {
         let (least, most) = self.level.bounds()?;
         let is_easy = available.is_none_or(|available| available >= 1.3 * least)
             && stalled.is_none_or(|stalled| stalled <= 0.5 * most)
-            && (self.refused.is_none() || self.level > Level::FewerAgents);
+            && self.refused.as_ref().is_none_or(|refusal| self.level > refusal.to);
         if !is_easy {
             self.easy_since = None;
             return None;
@@ -263,11 +292,30 @@ mod tests {
     #[test]
     fn refused_starts_cost_standbys_and_agents_but_no_tasks() {
         let (mut ladder, mut now) = (Ladder::new(Path::new("/nowhere")), Nanos(1_000_000_000));
-        ladder.on_start_refused("out of processes".to_owned(), now);
+        ladder.on_start_refused(Level::FewerAgents, "out of processes".to_owned(), now);
         let easy = strain(90.0, 0.0);
         assert_eq!(run(&mut ladder, &mut now, &easy, 6), [Level::NoStandbys, Level::FewerAgents]);
         assert!(ladder.why().contains("out of processes"), "{}", ladder.why());
         assert_eq!(run(&mut ladder, &mut now, &easy, 30), [Level::NoStandbys, Level::Full]);
+    }
+
+    #[test]
+    fn without_room_for_a_standby_no_agent_rests_and_tries_become_rare() {
+        let (mut ladder, mut now) = (Ladder::new(Path::new("/nowhere")), Nanos(1_000_000_000));
+        let easy = strain(90.0, 0.0);
+        let mut tries = Vec::new();
+        for _ in 0..2000 {
+            if ladder.level() == Level::Full {
+                tries.push(now);
+                ladder.on_start_refused(Level::NoStandbys, "out of processes".to_owned(), now);
+            }
+            for level in run(&mut ladder, &mut now, &easy, 1) {
+                assert!(level <= Level::NoStandbys, "{level:?}");
+            }
+        }
+        let pauses: Vec<u64> = tries.windows(2).map(|two| two[1].since(two[0]).as_secs()).collect();
+        assert!(pauses.windows(2).all(|two| two[1] >= two[0]), "{pauses:?}");
+        assert!(pauses[0] < 20 && pauses.last().is_some_and(|&last| last > 500), "{pauses:?}");
     }
 
     #[test]
