@@ -93,6 +93,10 @@ const ADOPTED_LIMIT: Duration = Duration::from_millis(250);
 const AGENT_END_LIMIT: Duration = Duration::from_secs(2);
 /// After a death, orphans are looked for so many times more: what one leaves behind is found the next time.
 const SWEEPS: u32 = 3;
+/// Between two tries to start an agent while its guard is being taken apart.
+const GUARD_PAUSE: Duration = Duration::from_millis(5);
+/// The loop never rests so long: if it did, it stood still.
+const PAUSED: Duration = Duration::from_millis(1500);
 /// An agent that does not give a task up within this time is killed for it.
 const GIVE_UP_LIMIT: Duration = Duration::from_millis(500);
 /// Open files of the supervisor without any member, and while it starts one; 24 and 20 were seen. An agent that
@@ -225,6 +229,10 @@ pub struct Supervisor {
     cores_before: Option<CoreMask>,
     /// The fault agent's beat and since when it stands still: nobody else watches the watcher.
     watcher: (u64, Nanos),
+    /// When things were last looked after.
+    tidied: Nanos,
+    /// Who could not be told of whom.
+    untold: Vec<(AgentSlot, AgentSlot)>,
     started: Nanos,
     first_ready: Option<Nanos>,
     first_accepted: Option<Nanos>,
@@ -411,6 +419,8 @@ impl Supervisor {
             patience: Patience::default(),
             cores_before,
             watcher: (0, started),
+            tidied: started,
+            untold: Vec::new(),
             started,
             first_ready: None,
             first_accepted: None,
@@ -719,6 +729,7 @@ impl Supervisor {
     }
 
     fn tidy(&mut self) {
+        self.forgive_a_pause();
         self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
         self.limit = self.most_at_work();
         self.dispatcher.pass_on_experience();
@@ -733,6 +744,12 @@ impl Supervisor {
         self.settle();
         self.tend_standbys();
         self.advance_rolling();
+        if !self.untold.is_empty() {
+            self.tell_the_rest();
+        }
+        if !self.dying.is_empty() {
+            self.bury();
+        }
         if self.sweeps_left > 0 {
             self.sweeps_left -= 1;
             self.end_orphans();
@@ -740,6 +757,25 @@ impl Supervisor {
         if self.now >= self.next_strain {
             self.next_strain = self.now.plus(degradation::LOOK_EVERY);
             self.climb();
+            // Adopted orphans that have ended by themselves hold their numbers until somebody looks.
+            if self.nursery.containment.adopts() {
+                self.sweeps_left = self.sweeps_left.max(1);
+            }
+        }
+    }
+
+    /// If this process itself stood still (stopped, or its host paused), nobody else's time has run out.
+    fn forgive_a_pause(&mut self) {
+        let gap = self.now.since(std::mem::replace(&mut self.tidied, self.now));
+        if gap < PAUSED {
+            return;
+        }
+        self.watcher.1 = self.now;
+        for record in self.roster.iter_mut().flatten() {
+            record.born = record.born.plus(gap);
+        }
+        for giving_up in &mut self.giving_up {
+            giving_up.by = giving_up.by.plus(gap);
         }
     }
 
@@ -767,13 +803,18 @@ impl Supervisor {
     /// Ends what agents left behind that are gone.
     fn end_orphans(&mut self) {
         let token = &self.nursery.token;
-        let alive = self.switchboard.lives().chain(self.standbys.iter().map(|started| started.owner));
+        let agents = self.roster.iter().flatten().filter_map(|record| Some((record, record.child.as_ref()?)));
+        let alive = agents.clone().map(|(record, _)| record.owner);
+        let alive = alive.chain(self.standbys.iter().map(|started| started.owner));
         let alive: Vec<String> = alive.map(|owner| spawn::life_name(token, owner)).collect();
         let lives = |name: &str| {
             let is_ours = name.strip_prefix(token.as_str()).is_some_and(|rest| rest.starts_with('.'));
             is_ours.then(|| alive.iter().any(|life| life == name))
         };
-        let ended = self.nursery.containment.end_orphans(lives);
+        let children = agents.map(|(_, child)| child).chain(&self.dying);
+        let children = children.chain(self.standbys.iter().map(|started| &started.child));
+        let children: Vec<u32> = children.map(ChildProcess::pid).collect();
+        let ended = self.nursery.containment.end_orphans(lives, |pid| children.contains(&pid));
         if ended > 0 {
             self.sweeps_left = SWEEPS;
             let text = format!("ended {ended} that an agent had started and left behind");
@@ -788,10 +829,14 @@ impl Supervisor {
         self.nursery.renew_guard();
         if let Some(guard) = self.nursery.containment.guard() {
             let data = epoll::EventData::new_u64(WATCH_GUARD);
-            // Unwatched, its death would show when an agent cannot be started.
+            // Unwatched, its death shows when an agent has died or cannot be started.
             let _ = epoll::add(&self.epoll, guard, data, epoll::EventFlags::IN);
         }
-        let text = format!("{}; all agents died with it, and there is another one", exit.describe());
+        let next = match self.nursery.containment.why_not_better() {
+            None => "there is another one".to_owned(),
+            Some(why) => format!("what agents start is found by adoption from here on: {why}"),
+        };
+        let text = format!("{}; all agents died with it, and {next}", exit.describe());
         self.events.add(Severity::Warning, "guard_died", None, text);
     }
 

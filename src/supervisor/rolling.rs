@@ -34,16 +34,15 @@ impl Supervisor {
             return refuse("a rolling restart is under way".to_owned());
         }
         let kind = AgentKind::from_name(who);
-        let meant = |record: &Record| {
-            (record.id == who || kind == Some(record.kind))
-                && matches!(record.state, AgentState::Ready | AgentState::Starting)
-        };
+        let meant = |record: &Record| record.id == who || kind == Some(record.kind);
+        let runs = |record: &Record| matches!(record.state, AgentState::Ready | AgentState::Starting);
         let found = self.roster.iter().enumerate().filter_map(|(at, record)| {
-            let record = record.as_ref().filter(|record| meant(record))?;
+            let record = record.as_ref().filter(|record| meant(record) && runs(record))?;
             Some((AgentSlot(at as u16), record.incarnation))
         });
         let left: VecDeque<_> = found.collect();
-        if left.is_empty() {
+        let is_benched = |record: &Record| meant(record) && matches!(record.state, AgentState::Benched(_));
+        if left.is_empty() && !self.roster.iter().flatten().any(is_benched) {
             return match self.slot_of(who) {
                 Some(_) => refuse(format!("agent {who} does not run, so it cannot be restarted")),
                 None if kind.is_some() => refuse(format!("no {who} agent runs")),
@@ -64,6 +63,10 @@ impl Supervisor {
                     format!("the file at our path cannot be used, agents keep the binary in force: {error}");
                 self.events.add(Severity::Warning, "binary_upgrade_failed", None, text);
             }
+        }
+        // Who waits for a better time has been given one.
+        for record in self.roster.iter_mut().flatten().filter(|record| is_benched(record)) {
+            record.state = AgentState::Backoff(self.now);
         }
         let text =
             format!("{who}: {} one after the other, each after what it holds", things(left.len(), "agent"));
@@ -90,6 +93,10 @@ impl Supervisor {
                 record.incarnation > life && record.state == AgentState::Ready
                     || matches!(record.state, AgentState::Stopped | AgentState::Resting)
             });
+            if record.is_some_and(|record| record.incarnation == life) {
+                // It still finishes what it holds, which takes as long as it takes.
+                rolling.since = self.now;
+            }
             let is_stuck = record.is_some_and(|record| matches!(record.state, AgentState::Benched(_)));
             if is_stuck || !is_over && self.now.since(rolling.since) > SUCCESSOR_LIMIT {
                 let id = self.id_of(slot);

@@ -82,6 +82,8 @@ pub(super) struct Record {
     adopted: bool,
     /// The swarm does without it for now.
     resting: bool,
+    /// Names this life in the environment of all that it starts.
+    pub(super) owner: u64,
     /// The death that the next readiness ends.
     recovering: Option<(usize, Nanos)>,
     /// It shall not live again.
@@ -137,6 +139,7 @@ impl Supervisor {
             file: (0, 0),
             adopted: false,
             resting: false,
+            owner: 0,
             recovering: None,
             unwanted: false,
         });
@@ -216,18 +219,14 @@ impl Supervisor {
         {
             return self.adopt(standby, &newborn);
         }
-        match self.spawn(&newborn) {
+        match self.spawn(&newborn, epoll::EventData::new_u64(u64::from(slot.0))) {
             Ok(started) => {
                 let Started { child, link, talk, contact, owner, file } = started;
                 self.record_mut(slot).expect("callers have seen it").file = file;
-                let data = epoll::EventData::new_u64(u64::from(slot.0));
-                if epoll::add(&self.epoll, &child, data, epoll::EventFlags::IN).is_err() {
-                    // Unwatched, its death would go unnoticed.
-                    child.kill();
-                }
                 let seat = Seat::new(slot, newborn.incarnation, newborn.kind, link);
                 self.give_seat(&newborn, child, Talks { talk, contact, pid: 0, owner }, seat);
             }
+            Err(_) if self.is_guard_ending() => self.schedule_restart(slot, Doing::Outside),
             Err(error) => {
                 let text = format!("cannot start: {error}");
                 self.events.add(Severity::Warning, "agent_start_failed", Some(&id), text);
@@ -264,25 +263,46 @@ impl Supervisor {
         let data = epoll::EventData::new_u64(WATCH_MEMBER | u64::from(slot.0));
         // Without it the agent hears no peers; its tasks do not need them.
         let _ = epoll::add(&self.epoll, &talks.talk, data, epoll::EventFlags::IN);
+        let owner = talks.owner;
         self.switchboard.add_agent(slot, newborn.id, newborn.kind, Talks { pid: child.pid(), ..talks });
         let record = self.record_mut(slot).expect("callers have seen it");
+        record.owner = owner;
         record.child = Some(child);
         record.state = AgentState::Starting;
         self.dispatcher.seat(seat);
     }
 
-    /// Starts a process. A host that has no room for it is noted: it may have to do with fewer.
-    pub(super) fn spawn(&mut self, newborn: &Newborn<'_>) -> io::Result<Started> {
-        let started =
-            self.nursery.spawn(newborn, self.switchboard.store.clone(), self.switchboard.hub_arena());
-        if let Err(error) = &started
-            && let Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) = error.raw_os_error()
-            // A namespace whose guard is dying takes nobody in, which says nothing about the host.
-            && self.nursery.containment.guard().is_none_or(|guard| ending(guard).is_none())
-        {
-            self.ladder.on_start_refused(error.to_string(), self.now);
+    /// Starts a process; its end is heard of under `data`. A host that has no room for it is noted: it may have to do with
+    /// fewer. A program that cannot be executed is one that does not get ready.
+    pub(super) fn spawn(&mut self, newborn: &Newborn<'_>, data: epoll::EventData) -> io::Result<Started> {
+        let (store, file) = (self.switchboard.store.clone(), self.nursery.binary.file());
+        let error = match self.nursery.spawn(newborn, store, self.switchboard.hub_arena()) {
+            Ok(started) => match epoll::add(&self.epoll, &started.child, data, epoll::EventFlags::IN) {
+                Ok(()) => return Ok(started),
+                Err(error) => {
+                    // Unwatched, its death would go unnoticed.
+                    started.child.kill();
+                    self.dying.push(started.child);
+                    io::Error::from(error)
+                }
+            },
+            Err(error) => error,
+        };
+        match error.raw_os_error() {
+            // A namespace whose guard is dying takes nobody in, which says nothing about host and program.
+            _ if self.is_guard_ending() => {}
+            Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ENOSPC) => {
+                let to = if newborn.core.is_some() { Level::FewerAgents } else { Level::NoStandbys };
+                self.ladder.on_start_refused(to, error.to_string(), self.now);
+            }
+            _ => self.on_binary_failed(file, &error.to_string()),
         }
-        started
+        Err(error)
+    }
+
+    /// Whether the agents' namespace is on its way out, and everybody inside.
+    pub(super) fn is_guard_ending(&self) -> bool {
+        self.nursery.containment.guard().is_some_and(|guard| ending(guard).is_some())
     }
 
     pub(super) fn on_ready(&mut self, slot: AgentSlot, incarnation: Incarnation, core: Option<usize>) {
@@ -315,40 +335,60 @@ impl Supervisor {
             Some(&id),
             format!("process {pid}, life {incarnation}, {place}"),
         );
-        self.introduce(slot, incarnation, pid, kind);
+        self.introduce(slot, kind);
     }
 
     /// Tells the agents that watch others about a new one, and tells a new watcher about everybody.
-    fn introduce(&mut self, slot: AgentSlot, incarnation: Incarnation, pid: u32, kind: AgentKind) {
-        let newcomer = ToAgent::Peer { slot, incarnation, pid, kind: kind as u8 };
-        self.tell_watchers(&newcomer);
+    fn introduce(&mut self, slot: AgentSlot, kind: AgentKind) {
+        self.tell_watchers(slot);
         if is_watcher(kind) {
-            let others: Vec<ToAgent<'static>> = (0..self.roster.len())
-                .filter_map(|at| {
-                    let record =
-                        self.roster[at].as_ref().filter(|record| record.state == AgentState::Ready)?;
-                    Some(ToAgent::Peer {
-                        slot: AgentSlot(at as u16),
-                        incarnation: record.incarnation,
-                        pid: record.child.as_ref()?.pid(),
-                        kind: record.kind as u8,
-                    })
-                })
-                .collect();
-            if let Some(seat) = self.dispatcher.get_mut(slot) {
-                for other in &others {
-                    let _ = seat.link.send(Lane::Control, other);
-                }
-                seat.touched = true;
+            let is_ready = |at: &usize| {
+                self.roster[*at].as_ref().is_some_and(|record| record.state == AgentState::Ready)
+            };
+            let others: Vec<AgentSlot> =
+                (0..self.roster.len()).filter(is_ready).map(|at| AgentSlot(at as u16)).collect();
+            for about in others {
+                self.tell_watcher(slot, about);
             }
         }
     }
 
-    fn tell_watchers(&mut self, message: &ToAgent<'_>) {
-        for seat in self.dispatcher.iter_mut().filter(|seat| seat.ready && is_watcher(seat.kind)) {
-            // A watcher that does not read is itself watched by the ready limit and its beat.
-            let _ = seat.link.send(Lane::Control, message);
-            seat.touched = true;
+    fn tell_watchers(&mut self, about: AgentSlot) {
+        let watchers = self.dispatcher.iter().filter(|seat| seat.ready && is_watcher(seat.kind));
+        let watchers: Vec<AgentSlot> = watchers.map(|seat| seat.slot).collect();
+        for watcher in watchers {
+            self.tell_watcher(watcher, about);
+        }
+    }
+
+    /// How it is with the agent of a place, for one that watches. What finds no room is told later.
+    fn tell_watcher(&mut self, watcher: AgentSlot, about: AgentSlot) {
+        let record = self.record(about).filter(|record| record.state == AgentState::Ready);
+        let message = match record.and_then(|record| Some((record, record.child.as_ref()?))) {
+            Some((record, child)) => ToAgent::Peer {
+                slot: about,
+                incarnation: record.incarnation,
+                pid: child.pid(),
+                kind: record.kind as u8,
+            },
+            None => {
+                ToAgent::Peer { slot: about, incarnation: self.past_lives[about.index()], pid: 0, kind: 0 }
+            }
+        };
+        let Some(seat) = self.dispatcher.get_mut(watcher) else { return };
+        seat.touched = true;
+        if seat.link.send(Lane::Control, &message).is_err() && !self.untold.contains(&(watcher, about)) {
+            self.untold.push((watcher, about));
+        }
+    }
+
+    /// Tells watchers what they had no room for.
+    pub(super) fn tell_the_rest(&mut self) {
+        for (watcher, about) in std::mem::take(&mut self.untold) {
+            let is_watcher = |seat: &&Seat| seat.ready && is_watcher(seat.kind);
+            if self.dispatcher.get(watcher).filter(is_watcher).is_some() {
+                self.tell_watcher(watcher, about);
+            }
         }
     }
 
@@ -375,6 +415,8 @@ impl Supervisor {
                 None => (ending(child), true),
             };
             if exit.is_some() && is_whole {
+                // Its main thread is dead, and all that it may still do without is over.
+                child.kill();
                 // Its tasks need not wait for its memory. It is waited for beside everything else.
                 let data = epoll::EventData::new_u64(WATCH_DYING);
                 let _ = epoll::modify(&self.epoll, child, data, epoll::EventFlags::IN);
@@ -399,7 +441,12 @@ impl Supervisor {
 
     /// Somebody who was given up early is gone for good.
     pub(super) fn bury(&mut self) {
+        let before = self.dying.len();
         self.dying.retain(|child| child.try_reap().is_none());
+        if self.dying.len() < before {
+            // Only now has what it started become an orphan.
+            self.sweeps_left = SWEEPS;
+        }
     }
 
     /// An agent is dead.
@@ -443,9 +490,9 @@ impl Supervisor {
             AgentKind::Thermal => self.board.publish_thermal(&Thermal::UNKNOWN),
             _ => {}
         }
-        self.tell_watchers(&ToAgent::Peer { slot, incarnation, pid: 0, kind: 0 });
+        self.roster[slot.index()].as_mut().expect("just seen").state = AgentState::Stopped;
+        self.tell_watchers(slot);
         if self.closing {
-            self.roster[slot.index()].as_mut().expect("just seen").state = AgentState::Stopped;
             return;
         }
         let detect_us = killed.map(|then| now.since(then).as_nanos() as f64 / 1000.0);
@@ -470,7 +517,8 @@ impl Supervisor {
             self.events.add(Severity::Info, "agent_resting", Some(&id), text);
             return;
         }
-        if was_starting {
+        let is_killed_from_outside = exit == Exit::Signal(libc::SIGKILL) && killed.is_none();
+        if was_starting && !is_killed_from_outside {
             self.on_binary_failed(file, &cause);
         }
         if orderly {
@@ -520,6 +568,14 @@ impl Supervisor {
             self.events.add(Severity::Warning, "agent_not_restarted", Some(&id), text);
             return;
         }
+        if self.nursery.containment.guard().is_some_and(|guard| ending(guard).is_some()) {
+            // Everybody dies with the guard, which says nothing about anybody.
+            record.restarts +=
+                u32::from(!matches!(record.state, AgentState::Backoff(_) | AgentState::Benched(_)));
+            record.state = AgentState::Backoff(now.plus(GUARD_PAUSE));
+            self.on_guard_gone();
+            return;
+        }
         record.restarts += 1;
         match record.history.on_death(record.born, doing, now, &limits) {
             Decision::At(when) => record.state = AgentState::Backoff(when),
@@ -533,6 +589,8 @@ impl Supervisor {
                 );
                 self.open_incident(slot, Failure::CrashLoop, &text, Vec::new());
                 self.events.add(Severity::Warning, "agent_benched", Some(&id), text);
+                // It may have been the one that was to go on.
+                self.rest_as_the_level_says();
             }
         }
     }
@@ -540,16 +598,25 @@ impl Supervisor {
     /// Half of the compute agents, or optimisation and learning, rest from now on or work again, as the level says.
     pub(super) fn rest_as_the_level_says(&mut self) {
         let level = self.ladder.level();
-        let computes =
-            self.roster.iter().flatten().filter(|record| record.kind == AgentKind::Compute).count();
-        let mut seen = 0;
+        // Who can work is kept first: one that is benched keeps nothing going.
+        let usefulness = |record: &Record| match record.state {
+            AgentState::Ready | AgentState::Starting => 0,
+            AgentState::Backoff(_) | AgentState::Resting => 1,
+            AgentState::Draining => 2,
+            AgentState::Benched(_) | AgentState::Stopped => 3,
+        };
+        let mut computes: Vec<usize> = (0..self.roster.len())
+            .filter(|&at| {
+                self.roster[at].as_ref().is_some_and(|it| it.kind == AgentKind::Compute && !it.unwanted)
+            })
+            .collect();
+        computes.sort_by_key(|&at| self.roster[at].as_ref().map(usefulness));
+        let spared = if level >= Level::FewerAgents { computes.len().div_ceil(2) } else { computes.len() };
+        let working = &computes[..spared];
         for at in 0..self.roster.len() {
             let Some(record) = &mut self.roster[at] else { continue };
             let shall_rest = match record.kind {
-                AgentKind::Compute => {
-                    seen += 1;
-                    level >= Level::FewerAgents && seen > computes.div_ceil(2)
-                }
+                AgentKind::Compute => !working.contains(&at),
                 AgentKind::Learning | AgentKind::Optimization => level >= Level::NoLearning,
                 _ => false,
             };

@@ -84,7 +84,9 @@ impl Binary {
             return Ok(false);
         }
         let before = std::mem::replace(&mut self.file, found);
-        self.trial = Some((before, self.upgrade.replace(file)));
+        let upgrade = self.upgrade.replace(file);
+        // What worked last, also when one that was never proved is replaced by the next.
+        self.trial.get_or_insert((before, upgrade));
         Ok(true)
     }
 
@@ -98,6 +100,11 @@ impl Binary {
         let Some((before, upgrade)) = self.trial.take_if(|_| file == self.file) else { return false };
         (self.file, self.upgrade) = (before, upgrade);
         true
+    }
+
+    /// What agents are started from now.
+    pub(super) fn file(&self) -> FileId {
+        self.file
     }
 
     fn program(&self) -> PathBuf {

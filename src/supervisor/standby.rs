@@ -7,6 +7,7 @@
 
 use super::spawn::{Newborn, Started};
 use super::*;
+use crate::os::process::Exit;
 
 /// From the start, or from the use of a standby, to the start of the next: work goes first.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -67,6 +68,15 @@ impl Standby {
     fn is_ready(&self) -> bool {
         self.ready && !self.killed && !self.dismissed && !self.started.link.is_abandoned()
     }
+
+    /// Tells it to end, once. From here on it has the time that an end may take.
+    fn dismiss(&mut self, now: Nanos) {
+        if !self.dismissed {
+            (self.dismissed, self.born) = (true, now);
+            let _ = self.started.link.send(Lane::Control, &ToAgent::Stop);
+            self.started.link.ring();
+        }
+    }
 }
 
 impl Supervisor {
@@ -91,11 +101,7 @@ impl Supervisor {
         }
         let too_many = self.standbys.all.len().saturating_sub(self.wanted_standbys());
         for standby in self.standbys.all.iter_mut().rev().take(too_many) {
-            if !standby.dismissed {
-                standby.dismissed = true;
-                let _ = standby.started.link.send(Lane::Control, &ToAgent::Stop);
-                standby.started.link.ring();
-            }
+            standby.dismiss(now);
         }
         for standby in &mut self.standbys.all {
             let patience = if standby.dismissed { AGENT_END_LIMIT } else { READY_LIMIT };
@@ -109,11 +115,8 @@ impl Supervisor {
 
     /// All standbys go, for others of the binary in force.
     pub(super) fn dismiss_standbys(&mut self) {
-        for standby in self.standbys.all.iter_mut().filter(|standby| !standby.dismissed) {
-            standby.dismissed = true;
-            standby.born = self.now;
-            let _ = standby.started.link.send(Lane::Control, &ToAgent::Stop);
-            standby.started.link.ring();
+        for standby in &mut self.standbys.all {
+            standby.dismiss(self.now);
         }
     }
 
@@ -128,13 +131,9 @@ impl Supervisor {
             core: None,
             core_shared: true,
         };
-        match self.spawn(&newborn) {
+        let data = epoll::EventData::new_u64(WATCH_STANDBY | u64::from(serial));
+        match self.spawn(&newborn, data) {
             Ok(started) => {
-                let data = epoll::EventData::new_u64(WATCH_STANDBY | u64::from(serial));
-                if epoll::add(&self.epoll, &started.child, data, epoll::EventFlags::IN).is_err() {
-                    // Unwatched, its death would go unnoticed.
-                    started.child.kill();
-                }
                 let standby = Standby {
                     started,
                     serial,
@@ -145,7 +144,9 @@ impl Supervisor {
                 };
                 self.standbys.all.push(standby);
             }
-            Err(error) => self.standby_failed(self.now, &format!("cannot start: {error}")),
+            // The guard is dying: it is nobody's failure, and soon there is another one.
+            Err(_) if self.is_guard_ending() => {}
+            Err(error) => self.standby_failed(self.now, Doing::ItsOwn, &format!("cannot start: {error}")),
         }
     }
 
@@ -178,19 +179,26 @@ impl Supervisor {
         let standby = self.standbys.all.remove(at);
         self.vigil_is_stale = true;
         self.sweeps_left = SWEEPS;
-        if !standby.dismissed {
-            if !standby.ready {
-                self.on_binary_failed(standby.started.file, &exit.describe());
-            }
-            self.standby_failed(standby.born, &exit.describe());
+        if standby.dismissed {
+            return;
         }
+        let is_killed_from_outside = exit == Exit::Signal(libc::SIGKILL) && !standby.killed;
+        let doing = if is_killed_from_outside { Doing::Outside } else { Doing::ItsOwn };
+        if !standby.ready && doing == Doing::ItsOwn {
+            self.on_binary_failed(standby.started.file, &exit.describe());
+        }
+        self.standby_failed(standby.born, doing, &exit.describe());
     }
 
-    fn standby_failed(&mut self, born: Nanos, why: &str) {
+    fn standby_failed(&mut self, born: Nanos, doing: Doing, why: &str) {
         let (now, limits) = (clock::now(), self.restart_limits());
-        let decision = self.standbys.history.on_death(born, Doing::ItsOwn, now, &limits);
-        let (Decision::At(when) | Decision::Bench(when)) = decision;
+        let (when, then) = match self.standbys.history.on_death(born, doing, now, &limits) {
+            Decision::At(when) => (when, String::new()),
+            Decision::Bench(until) => {
+                (until, format!("; there will be no standby for {} s", restart::BENCH.as_secs()))
+            }
+        };
         self.standbys.next_start = when.max(now.plus(PAUSE));
-        self.events.add(Severity::Warning, "standby_died", None, format!("a standby died: {why}"));
+        self.events.add(Severity::Warning, "standby_died", None, format!("a standby died: {why}{then}"));
     }
 }

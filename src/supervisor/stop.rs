@@ -64,6 +64,10 @@ impl Supervisor {
             standby.child.kill();
         }
         self.turn_until(AGENTS_END, Self::is_alone);
+        if let Some(guard) = self.nursery.containment.guard() {
+            // Its end, which comes next, is no news any more.
+            let _ = epoll::delete(&self.epoll, guard);
+        }
         self.nursery.end_left_behind();
         self.ledger.cancel_waiting(STOPPED, clock::now());
         self.turn();

@@ -362,11 +362,6 @@ impl Switchboard {
         total
     }
 
-    /// The lives of all members.
-    pub(super) fn lives(&self) -> impl Iterator<Item = u64> {
-        self.members.iter().flatten().map(|member| member.owner)
-    }
-
     fn is_ready(&self) -> bool {
         self.clients.iter().any(|&at| {
             self.member(at)

@@ -10,7 +10,7 @@ use crate::messaging::envelope::{Done, Experience, Severity, Verdict};
 use crate::messaging::failure::Failure;
 use crate::messaging::link::{ChannelTraffic, LinkTraffic};
 use crate::messaging::{FromAgent, Lane, ToAgent};
-use crate::shm::ring::Message;
+use crate::shm::ring::{Message, SLOT_WORDS};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 
@@ -277,9 +277,13 @@ impl Dispatcher {
     fn collect_from(&mut self, slot: AgentSlot, ledger: &mut Ledger, now: Nanos, signals: &mut Vec<Signal>) {
         let Some(mut seat) = self.seats.get_mut(slot.index()).and_then(Option::take) else { return };
         let mut message = std::mem::take(&mut self.message);
-        while let Ok(true) = seat.link.receive(&mut message) {
-            if self.on_message(&mut seat, &message, ledger, now, signals).is_err() {
-                break;
+        // What the channel holds, and no more: who is taken for dead may still have a thread that writes.
+        for _ in 0..=seat.link.far_slots().len() / SLOT_WORDS {
+            match seat.link.receive(&mut message) {
+                Ok(true) if self.on_message(&mut seat, &message, ledger, now, signals).is_ok() => {}
+                // Blocks that came back, of which it takes some at a time; results may stand behind them.
+                Ok(false) if seat.link.is_ready() => {}
+                Ok(_) | Err(_) => break,
             }
         }
         self.message = message;
