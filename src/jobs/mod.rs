@@ -12,6 +12,7 @@ mod body;
 pub use body::Body;
 
 use crate::kernels::{KernelId, Level, check_inputs_count, check_params, output_needed, spec};
+use crate::shm::board::CLASSES;
 use crate::supervisor::RefusedTask;
 use crate::tasks::{Priority, TaskSpec};
 use serde_json::{Map, Value};
@@ -353,6 +354,29 @@ pub fn level_word(level: Option<Level>) -> u8 {
 /// The wish that [`level_word`] wrote; nonsense is no wish.
 pub fn level_wished(word: u8) -> Option<Level> {
     word.checked_sub(1).and_then(Level::from_code)
+}
+
+/// Whether a task that comes from another process is one that a job could have asked for. Its body is for its agent to read.
+pub fn check_spec(spec: &TaskSpec) -> Result<(), String> {
+    if usize::from(spec.class) >= CLASSES {
+        return Err(format!("field `class`: {} is not below {CLASSES}", spec.class));
+    }
+    if spec.level != 0 && level_wished(spec.level).is_none() {
+        return Err(format!("field `backend`: code {} is none", spec.level));
+    }
+    if u64::from(spec.retries) > RETRIES_MAX {
+        return Err(format!("field `retries`: {}, at most {RETRIES_MAX} are allowed", spec.retries));
+    }
+    for (field, text) in [("id", &spec.name), ("idempotency_key", &spec.key)] {
+        let bytes = text.as_deref().map_or(1, str::len);
+        if !(1..=NAME_BYTES).contains(&bytes) {
+            return Err(format!("field `{field}`: {bytes} bytes, 1 to {NAME_BYTES} are allowed"));
+        }
+    }
+    match spec.output.as_ref().filter(|path| !path.is_absolute()) {
+        Some(path) => Err(format!("field `output`: {} is no absolute path", path.display())),
+        None => Ok(()),
+    }
 }
 
 /// The octave of an amount of work, 0 to 31.

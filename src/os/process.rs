@@ -4,6 +4,7 @@
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 /// A running child.
 #[derive(Debug)]
@@ -63,6 +64,27 @@ impl ChildProcess {
     /// Ends the child at once. A child that is gone already is fine.
     pub fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
+    }
+
+    /// Whether somebody has stopped the child, and it was not continued since.
+    pub fn is_stopped(&self) -> bool {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        matches!(rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options), Ok(Some(_)))
+    }
+
+    /// Waits for the child's end and reaps it; false when it still lives after this time.
+    pub fn ends_within(&self, span: Duration) -> bool {
+        let began = Instant::now();
+        loop {
+            if self.try_reap().is_some() {
+                return true;
+            }
+            let left = span.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return false;
+            }
+            super::socket::wait(&self.pidfd, left);
+        }
     }
 
     /// Reaps the child when it has ended; never blocks.

@@ -137,7 +137,8 @@ pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
     Ok(Received::Message(found.bytes, fds))
 }
 
-/// Waits until something can be received, at most `timeout`. True when there is something, or an end.
+/// Waits until something can be received, at most `timeout`. True when there is something, or an end. A pidfd has its end
+/// when its process has.
 pub fn wait(socket: &OwnedFd, timeout: std::time::Duration) -> bool {
     let timeout = rustix::time::Timespec {
         tv_sec: timeout.as_secs().min(i64::MAX as u64) as i64,

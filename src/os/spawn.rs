@@ -289,6 +289,29 @@ mod tests {
     }
 
     #[test]
+    fn a_stopped_child_is_known_as_such_until_it_is_continued() {
+        let child = shell("sleep 600", &[]);
+        let signal = |signal| {
+            rustix::process::kill_process(Pid::from_raw(child.pid() as i32).expect("a number"), signal)
+        };
+        let until = |stopped| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while child.is_stopped() != stopped {
+                assert!(Instant::now() < deadline, "stopped: {stopped}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        assert!(!child.is_stopped() && !child.ends_within(Duration::from_millis(1)));
+        signal(rustix::process::Signal::STOP).expect("it lives");
+        until(true);
+        assert!(child.is_stopped(), "looking changes nothing");
+        signal(rustix::process::Signal::CONT).expect("it lives");
+        until(false);
+        child.kill();
+        assert!(child.ends_within(Duration::from_secs(20)) && !child.is_stopped());
+    }
+
+    #[test]
     fn how_a_child_ends_is_known_before_it_is_waited_for() {
         for (script, exit) in [("exit 3", Exit::Code(3)), ("kill -SEGV $$", Exit::Signal(11))] {
             let child = shell(script, &[]);
