@@ -2,6 +2,9 @@
 //!
 //! One connection serves all requests of a client, so thousands of them in a row cost no set-up. Event streams
 //! get one of their own.
+//!
+//! A gateway may die at any time; the next one takes over the listening socket. What may be asked twice is then asked
+//! again, over a fresh connection; of everything else nobody knows whether it was done, and [`ClientError::Broken`] says so.
 
 use super::problem::PROBLEM_JSON;
 use crate::supervisor::events::Event;
@@ -21,6 +24,12 @@ use tokio::runtime::Runtime;
 
 /// An older connection may be about to be closed by the other side; a fresh one costs microseconds.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// Something that breaks off so often in a row is given up,
+const REPEATS: u32 = 20;
+/// with this pause in between. Fresh connections wait for the next gateway anyway.
+const REPEAT_PAUSE: Duration = Duration::from_millis(10);
+/// What went well for so long is no part of a row.
+const CALM: Duration = Duration::from_secs(1);
 
 /// Why a request brought no answer.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +59,9 @@ pub enum ClientError {
         detail: String,
     },
     /// The connection ended before the answer; what was asked may or may not have been done.
-    #[error("the swarm ended or closed the connection before it answered: {0}")]
+    #[error(
+        "the connection ended before the answer came, and what was asked may or may not have been done: {0}"
+    )]
     Broken(#[source] hyper::Error),
     /// The answer is not what this version understands.
     #[error("cannot understand the swarm's answer: {0}")]
@@ -101,21 +112,22 @@ impl Client {
 
     /// Asks for something. `path` begins with `/`; ids in it come from [`segment`].
     pub fn get(&mut self, path: &str) -> Result<Value, ClientError> {
-        match self.request(Method::GET, path, None) {
-            // A question may be asked twice.
-            Err(ClientError::Broken(_)) => self.request(Method::GET, path, None),
-            answer => answer,
-        }
+        self.repeat(&Method::GET, path, None)
     }
 
-    /// Sends something.
+    /// Sends something, once.
     pub fn post(&mut self, path: &str, body: &Value) -> Result<Value, ClientError> {
-        self.request(Method::POST, path, Some(body))
+        self.request(&Method::POST, path, Some(body))
+    }
+
+    /// Sends something that may come twice: a submission whose tasks all have an idempotency key, a stop.
+    pub fn post_repeatable(&mut self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.repeat(&Method::POST, path, Some(body))
     }
 
     /// Removes something.
     pub fn delete(&mut self, path: &str) -> Result<Value, ClientError> {
-        self.request(Method::DELETE, path, None)
+        self.request(&Method::DELETE, path, None)
     }
 
     /// Passes on the events after number `after`; with `follow` also those that happen from now on, until
@@ -125,6 +137,44 @@ impl Client {
         after: u64,
         follow: bool,
         mut on_event: impl FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<(), ClientError> {
+        let (mut last, mut patience, mut broken) = (after, Patience::default(), None);
+        loop {
+            let ended = self.stream(last, follow, &mut |event| {
+                last = event.seq;
+                on_event(event)
+            });
+            match ended {
+                // The next gateway knows what happened meanwhile.
+                Err(error @ ClientError::Broken(_)) if patience.lasts() => broken = Some(error),
+                Err(ClientError::NotRunning { .. }) if broken.is_some() => {
+                    return Err(broken.expect("just seen"));
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    fn repeat(&mut self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+        let (mut patience, mut broken) = (Patience::default(), None);
+        loop {
+            match self.request(method, path, body) {
+                Err(error @ ClientError::Broken(_)) if patience.lasts() => broken = Some(error),
+                // The swarm is gone, and nobody knows what it did before.
+                Err(ClientError::NotRunning { .. }) if method != Method::GET && broken.is_some() => {
+                    return Err(broken.expect("just seen"));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Passes on events until one connection ends.
+    fn stream(
+        &self,
+        after: u64,
+        follow: bool,
+        on_event: &mut impl FnMut(Event) -> ControlFlow<()>,
     ) -> Result<(), ClientError> {
         let path = format!("/api/v1/events?after={after}&follow={follow}");
         self.runtime.block_on(async {
@@ -149,7 +199,7 @@ impl Client {
         })
     }
 
-    fn request(&mut self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+    fn request(&mut self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let connection = self.connection.take().filter(|connection| connection.used.elapsed() < IDLE_LIMIT);
         let (connection, answer) = self.runtime.block_on(async {
             let ready = match connection {
@@ -160,7 +210,7 @@ impl Client {
                 Some(connection) => connection,
                 None => Connection::open(&self.socket).await?,
             };
-            let response = connection.sender.send_request(request(&method, path, body)?).await;
+            let response = connection.sender.send_request(request(method, path, body)?).await;
             let answer = read_answer(response.map_err(ClientError::Broken)?).await;
             connection.used = Instant::now();
             Ok((connection, answer))
@@ -169,6 +219,32 @@ impl Client {
             self.connection = Some(connection);
         }
         answer
+    }
+}
+
+/// Counts how often in a row something broke off.
+struct Patience {
+    left: u32,
+    since: Instant,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { left: REPEATS, since: Instant::now() }
+    }
+}
+
+impl Patience {
+    /// Whether it is tried again, now.
+    fn lasts(&mut self) -> bool {
+        if self.since.elapsed() > CALM {
+            self.left = REPEATS;
+        }
+        if self.left > 0 {
+            std::thread::sleep(REPEAT_PAUSE);
+        }
+        self.since = Instant::now();
+        self.left.checked_sub(1).map(|left| self.left = left).is_some()
     }
 }
 
