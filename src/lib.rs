@@ -19,7 +19,7 @@
 //! | [`agents`] | what an agent is, and the six that ship |
 //! | [`supervisor`] | owner of processes and of the ledger; one loop |
 //! | [`jobs`] | job files and requests become tasks |
-//! | [`gateway`] | the control API over a Unix socket, and its client |
+//! | [`gateway`] | the control API over a Unix socket, in a process of its own, and its client |
 //! | [`client`] | a process of the user's own: tasks and messages |
 //! | [`cli`], [`mod@bench`] | words in, text out; what `bench` measures |
 //! | [`chaos`] | breaks a swarm of its own and checks the promises |

@@ -311,7 +311,9 @@ fn run_until(supervisor: &mut Supervisor, done: impl Fn(&Supervisor) -> bool) ->
     let deadline = clock::now().plus(Duration::from_secs(30));
     supervisor.run_until_deadline(deadline, |supervisor| done(supervisor));
     if !done(supervisor) {
-        let Reply::Events(events) = ask(supervisor, Action::Events(0))? else { bail!("unexpected answer") };
+        let Reply::Events { events, .. } = ask(supervisor, Action::Events(0))? else {
+            bail!("unexpected answer")
+        };
         let last = &events[events.len().saturating_sub(8)..];
         bail!("nothing happened for 30 s; the last events: {last:?}");
     }

@@ -12,7 +12,7 @@ use super::run::NOTHING_TO_DO;
 use crate::base::ids::AgentKind;
 use crate::base::words::things;
 use crate::gateway::client::{Client, ClientError, segment};
-use crate::supervisor::action::{AgentView, Known, SafetyView, StatusView, Submitted, TaskView};
+use crate::supervisor::action::{AgentView, GatewayView, Known, SafetyView, StatusView, Submitted, TaskView};
 use crate::supervisor::events::Event;
 use crate::supervisor::incidents::Incident;
 use anyhow::{Context as _, Result, anyhow};
@@ -76,7 +76,8 @@ pub(super) fn wrong_words(error: ClientError) -> Result<u8> {
 /// when the job as a whole is wrong.
 pub fn submit(client: &mut Client, mut job: Value, wait: bool, output: &OutputOptions) -> Result<u8> {
     job["wait"] = wait.into();
-    let answer = match client.post("/api/v1/tasks/submit", &job) {
+    give_keys(&mut job);
+    let answer = match client.post_repeatable("/api/v1/tasks/submit", &job) {
         Ok(answer) => answer,
         Err(error) => return wrong_words(error),
     };
@@ -103,6 +104,16 @@ pub fn submit(client: &mut Client, mut job: Value, wait: bool, output: &OutputOp
         return Ok(exit::FAILED);
     }
     Ok(exit::DONE)
+}
+
+/// Every task has a key of its own, so that the job may be handed in again when the answer was lost on its way.
+fn give_keys(job: &mut Value) {
+    let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
+    let tasks = job.get_mut("tasks").and_then(Value::as_array_mut).into_iter().flatten();
+    for (at, task) in tasks.filter_map(Value::as_object_mut).enumerate() {
+        let key = || format!("submit-{}-{time}-{at}", std::process::id()).into();
+        task.entry("idempotency_key").or_insert_with(key);
+    }
 }
 
 fn is_final(state: &str) -> bool {
@@ -516,6 +527,7 @@ fn status_text(status: &StatusView, output: &OutputOptions) -> String {
     }
     text += &host_lines(status, output);
     text += &safety_lines(&status.safety, output);
+    text.extend(status.gateway.iter().map(|gateway| gateway_line(gateway, output)));
     text.push('\n');
     text += &agent_table(&status.agents, output);
     if let Some(last) = status.incidents.last() {
@@ -612,7 +624,16 @@ fn host_value(name: &str, value: f64) -> String {
     }
 }
 
-/// The host in a few lines; what is not known comes once, with its reason.
+/// The process of the control API.
+fn gateway_line(gateway: &GatewayView, output: &OutputOptions) -> String {
+    let pid = gateway.pid.map_or_else(|| ABSENT.to_owned(), |pid| pid.to_string());
+    let replaced = match gateway.restarts {
+        0 => String::new(),
+        restarts => format!(", replaced {}", things(restarts as usize, "time")),
+    };
+    format!("{}process {pid}{replaced}\n", heading("gateway", output))
+}
+
 /// What is ready for failures, and what the swarm does without.
 fn safety_lines(safety: &SafetyView, output: &OutputOptions) -> String {
     let mut text = String::new();
@@ -629,6 +650,7 @@ fn safety_lines(safety: &SafetyView, output: &OutputOptions) -> String {
     text
 }
 
+/// The host in a few lines; what is not known comes once, with its reason.
 fn host_lines(status: &StatusView, output: &OutputOptions) -> String {
     const GROUPS: [(&str, &[(&str, &str)]); 4] = [
         (
@@ -743,7 +765,7 @@ fn event_text(event: &Event, output: &OutputOptions) -> String {
 /// `stop`: asks for a clean end and waits until it has come.
 pub fn stop(client: &mut Client, output: &OutputOptions) -> Result<u8> {
     let pid = client.get("/api/v1/system/status").ok().and_then(|status| status["pid"].as_u64());
-    match client.post("/api/v1/system/stop", &json!({})) {
+    match client.post_repeatable("/api/v1/system/stop", &json!({})) {
         // It was ending already, or was quicker than its answer.
         Err(
             ClientError::NotRunning { .. }
@@ -892,6 +914,7 @@ mod tests {
             ],
             incidents: Vec::new(),
             incidents_total: 0,
+            gateway: Some(GatewayView { pid: Some(43), restarts: 2 }),
         }
     }
 
@@ -928,6 +951,7 @@ mod tests {
             "disk       reads 0 B/s   writes 12.3 kB/s",
             "safety     level no_standbys   standbys 0 of 0   contained by pid namespace\n",
             "           — no_standbys: 9.0 % of memory is free, 10 % is the least\n",
+            "gateway    process 43, replaced 2 times\n",
             "           — hottest: no_sensor\n",
             "           — stalled: no PSI in this kernel\n",
             "compute-0       ready    1234567     1  12,345  12.3 s  98 %  12.1 MiB         0\n",

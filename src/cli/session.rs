@@ -5,7 +5,6 @@ use super::log::{self, LogSink};
 use super::output::{OutputOptions, say};
 use super::{Failure, exit, pasted};
 use crate::config::SwarmConfig;
-use crate::gateway::{self, Gateway};
 use crate::jobs::Defaults;
 use crate::journal::JournalError;
 use crate::supervisor::action::ReportView;
@@ -15,7 +14,6 @@ use std::io::IsTerminal as _;
 /// A swarm with everything around it.
 pub(crate) struct Session {
     pub(crate) supervisor: Supervisor,
-    gateway: Option<Gateway>,
     log: LogSink,
     output: OutputOptions,
 }
@@ -58,16 +56,7 @@ impl Session {
         if !private {
             let _ = sink.also_to(supervisor.state_dir(), config.telemetry.log_file_max_bytes);
         }
-        let gateway = match supervisor.socket() {
-            Some(socket) => {
-                Some(gateway::start(&socket, supervisor.handle(), defaults(config)).map_err(|error| {
-                    Failure::new(exit::CANNOT, format!("cannot listen on {}: {error}", socket.display()))
-                        .hint("name another place with --state-dir, or switch `gateway.enabled` off")
-                })?)
-            }
-            None => None,
-        };
-        Ok(Self { supervisor, gateway, log: sink, output: *output })
+        Ok(Self { supervisor, log: sink, output: *output })
     }
 
     /// Ends the swarm and returns its report.
@@ -79,7 +68,6 @@ impl Session {
         }
         self.supervisor.shut_down(on_end);
         let report = self.supervisor.report(all_tasks);
-        drop(self.gateway.take());
         self.log.flush();
         report
     }
@@ -108,6 +96,8 @@ fn start_failure(error: StartError, global: &Global, config: &SwarmConfig) -> Fa
         ),
         StartError::Board(_) => Failure::new(exit::CANNOT, error.to_string())
             .hint("free some shared memory: `df /dev/shm` shows what is there"),
+        StartError::Listen { .. } => Failure::new(exit::CANNOT, error.to_string())
+            .hint("name another place with --state-dir, or switch `gateway.enabled` off"),
         StartError::OpenFiles { needed, .. } => Failure::new(exit::CANNOT, error.to_string()).hint(format!(
             "allow more with `ulimit -n {needed}`, or start fewer agents: `agents.compute.count`"
         )),

@@ -18,8 +18,8 @@ pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// A body that is too large is read on and thrown away up to here, so that its sender sees the answer rather
 /// than a broken pipe.
 const DISCARD_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
-/// Connections at once; further ones wait in the backlog. Each costs a descriptor of the supervisor's process,
-/// which needs most of the usual 1024 for its agents.
+/// Connections at once; further ones wait in the backlog. Each may have one question open in the supervisor, which takes
+/// a bounded number.
 pub const CONNECTIONS_MAX: usize = 256;
 /// Time for the head of a request, and for a connection to be idle.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);

@@ -1,40 +1,43 @@
-//! The gateway: HTTP and JSON outside, [`Action`] and [`Reply`](crate::supervisor::action::Reply) inside.
+//! The gateway: HTTP and JSON outside, [`Action`] and [`Reply`](crate::supervisor::action::Reply) inside. It is a process
+//! of its own: whatever happens to it, the swarm computes on, and the supervisor starts another one.
 //!
 //! ```text
-//!  socket ─► http: accept, our own user only ─► routes: JSON ─► Action ─► supervisor
+//!  socket ─► http: accept, our own user only ─► routes: JSON ─► Action ─► remote ─► the supervisor's hatch
 //!                                                       JSON ◄─ Reply  ◄─┘
 //! ```
-//! 1. [`start`] binds the socket and runs everything else on one thread of its own, which sleeps in the kernel
-//!    while nobody asks.
+//! 1. [`main`] is handed the listening socket, which stays open in the supervisor, and a line to it; [`serve`] runs
+//!    everything on one thread, which sleeps in the kernel while nobody asks.
 //! 2. `http` takes connections, limits them, and reads bodies.
-//! 3. `routes` turns requests into actions and replies into JSON, here and not in the supervisor's loop.
-//! 4. [`problem`] is what every error looks like.
-//! 5. `messenger` passes messages on through shared memory, as a client of the swarm.
-//! 6. [`client`] is the other end, for the command line and for tests.
+//! 3. `routes` turns requests into actions and replies into JSON.
+//! 4. `remote` carries actions to the supervisor and brings replies and news.
+//! 5. [`problem`] is what every error looks like.
+//! 6. `messenger` passes messages on through shared memory, as a client of the swarm.
+//! 7. [`client`] is the other end, for the command line and for tests.
 //!
 //! Invariants
-//! 1. All that is known about the supervisor is [`Ask`]; the gateway could be a process of its own.
+//! 1. All that is known about the supervisor is [`Ask`] and [`wire`](crate::supervisor::wire).
 //! 2. Whatever a client sends or leaves out, the supervisor sees whole, checked actions or nothing.
-//! 3. Nothing runs while nobody asks: no timer, no polling.
+//! 3. Nothing here has to outlive the process: who was answered finds it in the supervisor, who was not asks again.
+//! 4. Nothing runs while nobody asks: no timer, no polling. Only the supervisor knocks now and then.
 
 pub mod client;
 mod http;
 mod messenger;
 pub mod payload;
 pub mod problem;
+mod remote;
 mod routes;
 
 use crate::jobs::Defaults;
-use crate::os::socket::listen;
-use crate::supervisor::action::{Action, Answer, Handle};
-use rustix::net::SocketType;
-use std::fs;
+use crate::os::process;
+use crate::supervisor::action::{Action, Answer};
+use crate::supervisor::wire::{self, GatewayStart, Note};
+use anyhow::Context as _;
+use messenger::Messenger;
+use remote::Remote;
 use std::io;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use tokio::sync::watch;
 
 /// Somebody who takes actions: the supervisor, or in tests one made of paper.
 pub trait Ask: Send + Sync {
@@ -43,71 +46,65 @@ pub trait Ask: Send + Sync {
     fn ask(&self, action: Action, answer: Answer);
 }
 
-impl Ask for Handle {
-    fn ask(&self, action: Action, answer: Answer) {
-        Handle::ask(self, action, answer);
+/// The main of the gateway's process. Its words: the numbers of the descriptors that it was handed.
+pub fn main(mut words: impl Iterator<Item = String>) -> i32 {
+    let mut word = || words.next().unwrap_or_default();
+    match run(&word(), &word()) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("the gateway cannot run: {error:#}");
+            1
+        }
     }
 }
 
-/// A running gateway. Dropping it stops it.
-#[derive(Debug)]
-pub struct Gateway {
-    socket: PathBuf,
-    closing: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
+fn run(listener: &str, line: &str) -> anyhow::Result<()> {
+    let inherited = |word: &str| anyhow::Ok(process::inherited(word.parse()?)?);
+    let listener = UnixListener::from(inherited(listener).context("the control socket")?);
+    let mut line = UnixStream::from(inherited(line).context("the line to the supervisor")?);
+    let start = greeting(&mut line).context("the supervisor's first word")?;
+    crate::cli::log::init_agent(&start.log_filter, start.log_json);
+    let defaults = start.defaults();
+    serve(listener, line, defaults, |supervisor| {
+        Ok(Arc::new(Messenger::start(supervisor, &start.control)?))
+    })?;
+    Ok(())
 }
 
-/// Listens on `socket`, for processes of our own user and root only, and serves until the gateway is dropped.
-/// `defaults` are what submitted tasks get when they do not say.
-pub fn start(socket: &Path, handle: Handle, defaults: Defaults) -> io::Result<Gateway> {
-    let messenger = messenger::Messenger::start(Arc::new(handle), socket)?;
-    start_with(socket, Arc::new(messenger), defaults)
+fn greeting(line: &mut UnixStream) -> anyhow::Result<GatewayStart> {
+    let mut body = Vec::new();
+    wire::read(line, &mut body)?.context("it has hung up")?;
+    match serde_json::from_slice(&body)? {
+        Note::Start(start) => Ok(start),
+        other => anyhow::bail!("it should say how to start and says {other:?}"),
+    }
 }
 
-/// [`start`] for anybody who takes actions.
-pub fn start_with(socket: &Path, supervisor: Arc<dyn Ask>, defaults: Defaults) -> io::Result<Gateway> {
-    let listener = UnixListener::from(listen(socket, SocketType::STREAM)?);
-    let (closing, is_closing) = watch::channel(false);
-    let mut gateway = Gateway { socket: socket.to_owned(), closing, thread: None };
-    // From here on dropping the gateway removes the socket.
+/// Serves whoever connects to `listener`, until the supervisor at the other end of `line` says that it is over or is
+/// gone. `defaults` are what submitted tasks get when they do not say; `around` puts itself between requests and
+/// supervisor.
+fn serve(
+    listener: UnixListener,
+    line: UnixStream,
+    defaults: Defaults,
+    around: impl FnOnce(Arc<dyn Ask>) -> io::Result<Arc<dyn Ask>>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let listener = {
         let _inside = runtime.enter();
         tokio::net::UnixListener::from_std(listener)?
     };
-    let router = routes::router(supervisor, defaults, is_closing.clone());
-    let serve = move || {
-        runtime.block_on(http::serve(listener, router, is_closing));
-        // Whoever is still connected is not waited for.
-        runtime.shutdown_background();
-    };
-    let thread = std::thread::Builder::new().name("gateway".to_owned()).spawn(serve)?;
-    gateway.thread = Some(thread);
-    Ok(gateway)
-}
-
-impl Gateway {
-    /// Where it listens.
-    pub fn socket(&self) -> &Path {
-        &self.socket
-    }
-
-    /// Stops it: no new connections, event streams end, answers that are ready go out, the socket is removed.
-    pub fn stop(self) {
-        drop(self);
-    }
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.closing.send_replace(true);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the gateway's thread has panicked");
+    let (remote, heard) = Remote::start(line, runtime.handle().clone())?;
+    let router = routes::router(around(Arc::new(remote))?, defaults, heard.closing.clone(), heard.news);
+    runtime.block_on(async {
+        tokio::select! {
+            () = http::serve(listener, router, heard.closing) => {}
+            _ = heard.lost => {}
         }
-        let _ = fs::remove_file(&self.socket);
-    }
+    });
+    // Whoever is still connected is not waited for.
+    runtime.shutdown_background();
+    Ok(())
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 /// The supervisor answers within microseconds; when it takes so long, something is wrong.
@@ -30,11 +30,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Tasks in a list when no number is asked for, and at most.
 const LIST_DEFAULT: usize = 100;
 const LIST_MAX: usize = 100_000;
-/// Events on their way to one client. What does not fit is fetched again from the supervisor's memory.
-const EVENTS_BUFFERED: usize = 256;
 /// A sign of life on a silent event stream, so that dead connections are noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Longest name of a topic.
 /// Longest time that somebody may wait for a reply.
 const REPLY_LIMIT: Duration = Duration::from_secs(3600);
 /// The words for states of tasks.
@@ -50,10 +47,17 @@ struct Gate {
     supervisor: Arc<dyn Ask>,
     defaults: Defaults,
     closing: watch::Receiver<bool>,
+    /// Number of the latest event.
+    news: watch::Receiver<u64>,
 }
 
 /// All routes.
-pub fn router(supervisor: Arc<dyn Ask>, defaults: Defaults, closing: watch::Receiver<bool>) -> Router {
+pub fn router(
+    supervisor: Arc<dyn Ask>,
+    defaults: Defaults,
+    closing: watch::Receiver<bool>,
+    news: watch::Receiver<u64>,
+) -> Router {
     let api = Router::new()
         .route("/tasks/submit", post(submit))
         .route("/tasks", get(tasks))
@@ -84,7 +88,7 @@ pub fn router(supervisor: Arc<dyn Ask>, defaults: Defaults, closing: watch::Rece
             let detail = format!("{} is not possible at {}", request.method(), request.uri().path());
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
         })
-        .with_state(Gate { supervisor, defaults, closing })
+        .with_state(Gate { supervisor, defaults, closing, news })
 }
 
 impl Gate {
@@ -145,9 +149,10 @@ impl Gate {
         }
     }
 
-    async fn events_after(&self, after: u64) -> Result<Vec<Event>, Problem> {
+    /// Events after this number, and the number of the latest one.
+    async fn events_after(&self, after: u64) -> Result<(Vec<Event>, u64), Problem> {
         match self.ask(Action::Events(after)).await? {
-            Reply::Events(events) => Ok(events),
+            Reply::Events { events, latest } => Ok((events, latest)),
             other => Err(unexpected(&other)),
         }
     }
@@ -536,15 +541,12 @@ struct EventsQuery {
 /// A client's place in the stream of events.
 struct Listener {
     gate: Gate,
-    /// Future events; `None`: only past ones were asked for.
-    live: Option<mpsc::Receiver<Event>>,
-    /// Past events on their way.
+    /// Hears that there are more; `None`: only past ones were asked for.
+    news: Option<watch::Receiver<u64>>,
+    /// Events on their way.
     pending: VecDeque<Event>,
-    /// Number of the last event that was passed on.
+    /// Number of the last event that was taken up.
     last: u64,
-    /// Future events that came without a pause. As many as the buffer holds: it may have run over.
-    in_a_row: usize,
-    ended: bool,
 }
 
 async fn events(
@@ -561,18 +563,17 @@ async fn events(
             None => return Err(Problem::bad_request(format!("`Last-Event-ID` is {id:?}, needs a number"))),
         },
     };
-    let live = if follow.unwrap_or(true) {
-        let (sender, receiver) = mpsc::channel(EVENTS_BUFFERED);
-        gate.ask(Action::Subscribe(sender)).await?;
-        Some(receiver)
-    } else {
-        None
-    };
-    let mut listener = Listener { gate, live, pending: VecDeque::new(), last: 0, in_a_row: 0, ended: false };
-    // After the subscription: what happens in between comes twice and is recognised by its number.
-    if let Some(seen) = seen.or((follow == Some(false)).then_some(0)) {
-        listener.rewind(seen).await?;
+    let mut news = follow.unwrap_or(true).then(|| gate.news.clone());
+    // From here on; what happens before the first look as well is found by that.
+    news.iter_mut().for_each(watch::Receiver::mark_unchanged);
+    let seen = seen.or(news.is_none().then_some(0));
+    let (mut past, latest) = gate.events_after(seen.unwrap_or(u64::MAX)).await?;
+    if seen.is_some_and(|seen| seen > latest) {
+        // Numbers begin anew with every swarm: it has seen those of another one.
+        past = gate.events_after(0).await?.0;
     }
+    let last = past.last().map_or(latest, |event| event.seq);
+    let listener = Listener { gate, news, pending: past.into(), last };
     let stream = futures_util::stream::unfold(listener, |mut listener| async move {
         let text = listener.next().await?;
         Some((Ok::<_, std::convert::Infallible>(text), listener))
@@ -585,81 +586,34 @@ async fn events(
 }
 
 impl Listener {
-    /// Takes up the past after event number `seen`.
-    async fn rewind(&mut self, seen: u64) -> Result<(), Problem> {
-        // With the last one seen, to see that it was one of ours: numbers begin anew with every swarm.
-        let mut past = self.gate.events_after(seen.saturating_sub(1)).await?;
-        let mut last = seen;
-        if seen > 0 && past.is_empty() {
-            last = 0;
-            past = self.gate.events_after(0).await?;
-        }
-        self.last = last;
-        self.pending = past.into_iter().filter(|event| event.seq > last).collect();
-        Ok(())
-    }
-
-    /// The next piece of the stream, with as many events as are there.
+    /// The next piece of the stream, with as many events as are there; `None`: it has ended.
     async fn next(&mut self) -> Option<Bytes> {
         let mut text = String::new();
         loop {
             while let Some(event) = self.pending.pop_front() {
-                self.last = event.seq;
                 write_event(&mut text, &event);
                 if text.len() > 64 << 10 {
                     return Some(text.into());
                 }
             }
-            let at_once = self.live.as_mut().and_then(|live| live.try_recv().ok());
-            let event = match at_once {
-                Some(event) => event,
-                None if self.in_a_row >= EVENTS_BUFFERED => {
-                    self.in_a_row = 0;
-                    self.catch_up(u64::MAX).await;
-                    continue;
-                }
-                None if !text.is_empty() => return Some(text.into()),
-                None => {
-                    self.in_a_row = 0;
-                    match self.wait().await? {
-                        Some(event) => event,
-                        None => return Some(Bytes::from_static(b": still here\n\n")),
-                    }
-                }
+            if !text.is_empty() {
+                return Some(text.into());
+            }
+            let news = self.news.as_mut()?;
+            let heard = tokio::select! {
+                biased;
+                _ = self.gate.closing.wait_for(|closing| *closing) => return None,
+                heard = timeout(KEEP_ALIVE, news.changed()) => heard,
             };
-            self.in_a_row += 1;
-            if event.seq <= self.last {
-                continue;
+            match heard {
+                Ok(Ok(())) => {
+                    let (events, _) = self.gate.events_after(self.last).await.ok()?;
+                    self.last = events.last().map_or(self.last, |event| event.seq);
+                    self.pending = events.into();
+                }
+                Ok(Err(_)) => return None,
+                Err(_) => return Some(Bytes::from_static(b": still here\n\n")),
             }
-            if self.last > 0 && event.seq > self.last + 1 {
-                self.catch_up(event.seq).await;
-            }
-            self.pending.push_back(event);
-        }
-    }
-
-    /// We were too slow and lost events before number `before`; the supervisor still remembers.
-    async fn catch_up(&mut self, before: u64) {
-        let missed = self.gate.events_after(self.last).await.unwrap_or_default();
-        self.pending
-            .extend(missed.into_iter().filter(|missed| missed.seq > self.last && missed.seq < before));
-    }
-
-    /// The next event, or nothing for a while. The outer `None`: the stream has ended.
-    async fn wait(&mut self) -> Option<Option<Event>> {
-        let live = self.live.as_mut().filter(|_| !self.ended)?;
-        let event = tokio::select! {
-            biased;
-            event = timeout(KEEP_ALIVE, live.recv()) => event,
-            _ = self.gate.closing.wait_for(|closing| *closing) => Ok(None),
-        };
-        match event {
-            Ok(Some(event)) => Some(Some(event)),
-            Ok(None) => {
-                self.ended = true;
-                None
-            }
-            Err(_) => Some(None),
         }
     }
 }

@@ -1,22 +1,27 @@
-//! The gateway against a supervisor made of paper: the real socket, the real client, and clients that do not
-//! mean well.
+//! The gateway against a supervisor made of paper: the real socket, the real line between the two, the real client, and
+//! clients that do not mean well.
 
 use super::client::{Client, ClientError, segment};
 use super::*;
 use crate::base::ids::AgentKind;
 use crate::messaging::envelope::Severity;
+use crate::os::socket::listen;
 use crate::supervisor::action::{
     AgentView, Refused, Reply, ReportHost, ReportView, SafetyView, StatisticsView, StatusView, Submitted,
     TaskCounts, TaskView,
 };
 use crate::supervisor::events::EventLog;
+use crate::supervisor::hatch::Hatch;
+use rustix::net::SocketType;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const DEFAULTS: Defaults = Defaults { timeout: None, retries: 2 };
@@ -167,6 +172,7 @@ impl Ask for Paper {
                 incidents: Vec::new(),
                 incidents_total: 0,
                 safety: SafetyView { level: "full".into(), ..SafetyView::default() },
+                gateway: None,
             })),
             Action::Statistics => Reply::Statistics(Box::new(StatisticsView {
                 tasks: TaskCounts::default(),
@@ -199,10 +205,8 @@ impl Ask for Paper {
                 incidents: Vec::new(),
                 tasks_detail: all_tasks.then(Vec::new),
             })),
-            Action::Events(after) => Reply::Events(state.events.since(after)),
-            Action::Subscribe(subscriber) => {
-                state.events.subscribe(subscriber);
-                Reply::Done
+            Action::Events(after) => {
+                Reply::Events { events: state.events.since(after), latest: state.events.latest() }
             }
             Action::SendMessage { to, .. } if to == "nobody" => not_found("member", &to),
             Action::SendMessage { to, payload, request } => {
@@ -227,6 +231,84 @@ impl Ask for Paper {
     }
 }
 
+/// Messages do not go to the supervisor; here they go to the paper as well.
+struct Door {
+    supervisor: Arc<dyn Ask>,
+    paper: Arc<Paper>,
+}
+
+impl Ask for Door {
+    fn ask(&self, action: Action, answer: Answer) {
+        match action {
+            Action::SendMessage { .. } | Action::BroadcastMessage { .. } => self.paper.ask(action, answer),
+            action => self.supervisor.ask(action, answer),
+        }
+    }
+}
+
+/// A gateway on a thread where there would be a process. Dropping it stops it.
+#[derive(Debug)]
+struct Gateway {
+    socket: PathBuf,
+    listener: UnixListener,
+    hatch: Option<Hatch>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+fn start_with(socket: &Path, paper: Arc<Paper>, defaults: Defaults) -> io::Result<Gateway> {
+    start_on(UnixListener::from(listen(socket, SocketType::STREAM)?), socket, paper, defaults)
+}
+
+/// On a listening socket that was there before it.
+fn start_on(
+    listener: UnixListener,
+    socket: &Path,
+    paper: Arc<Paper>,
+    defaults: Defaults,
+) -> io::Result<Gateway> {
+    let lent = listener.try_clone()?;
+    let (here, mut there) = UnixStream::pair()?;
+    let Defaults { timeout, retries } = defaults;
+    let (control, log_filter) = (socket.to_owned(), "info".to_owned());
+    let start = GatewayStart { control, timeout, retries, log_filter, log_json: false };
+    let asked = Arc::clone(&paper);
+    let hatch = Hatch::open(here, &start, move |action, answer| asked.ask(action, answer))?;
+    paper.lock().events.follow_by(hatch.news());
+    let serve = move || {
+        let defaults = greeting(&mut there).expect("the first word").defaults();
+        serve(lent, there, defaults, |supervisor| Ok(Arc::new(Door { supervisor, paper })))
+    };
+    let thread = Some(std::thread::Builder::new().name("gateway".to_owned()).spawn(serve)?);
+    Ok(Gateway { socket: socket.to_owned(), listener, hatch: Some(hatch), thread })
+}
+
+impl Gateway {
+    fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    fn stop(self) {
+        drop(self);
+    }
+
+    /// Ends without a word to anybody.
+    fn die(mut self) {
+        self.hatch = None;
+        self.socket = PathBuf::new();
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.socket);
+        self.hatch.iter().for_each(Hatch::close);
+        let ended = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            assert!(matches!(ended, Some(Ok(Ok(())))), "{ended:?}");
+        }
+    }
+}
+
 struct Setup {
     paper: Arc<Paper>,
     gateway: Gateway,
@@ -237,7 +319,7 @@ fn setup() -> Setup {
     let folder = tempfile::tempdir().expect("folder");
     let paper = Arc::new(Paper::default());
     let gateway =
-        start_with(&folder.path().join("control.sock"), Arc::clone(&paper) as _, DEFAULTS).expect("started");
+        start_with(&folder.path().join("control.sock"), Arc::clone(&paper), DEFAULTS).expect("started");
     Setup { paper, gateway, folder }
 }
 
@@ -686,7 +768,7 @@ fn a_client_outlives_a_restart_of_the_swarm() {
     let socket = setup.gateway.socket().to_owned();
     setup.gateway.stop();
     assert!(matches!(client.get("/readyz"), Err(ClientError::NotRunning { .. })));
-    let _second = start_with(&socket, Arc::clone(&setup.paper) as _, DEFAULTS).expect("started again");
+    let _second = start_with(&socket, Arc::clone(&setup.paper), DEFAULTS).expect("started again");
     client.get("/readyz").expect("answered again");
     client.post("/api/v1/tasks/submit", &json!({"tasks": []})).expect("answered again");
 }
@@ -827,13 +909,69 @@ fn a_stop_is_prompt_with_streams_and_waiters_open() {
 }
 
 #[test]
+fn who_was_not_answered_asks_the_next_gateway() {
+    let setup = setup();
+    setup.paper.happen("past", "");
+    // The first gateway dies under a question, a submission and a stream, the second one answers. It is a thread and
+    // cannot be killed: its line is cut, which ends it as abruptly.
+    let (socket, paper) = (setup.gateway.socket().to_owned(), Arc::clone(&setup.paper));
+    paper.lock().hold = true;
+    let (tell, told) = std::sync::mpsc::channel();
+    let follower = {
+        let socket = socket.clone();
+        std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            let outcome = Client::connect(&socket).expect("connected").events(0, true, |event| {
+                seen.push(event.seq);
+                let _ = tell.send(());
+                if event.seq < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            outcome.map(|()| seen)
+        })
+    };
+    told.recv_timeout(Duration::from_secs(20)).expect("the past");
+    let job = json!({"wait": true, "tasks": [{"kernel": "noop", "idempotency_key": "k"}]});
+    let submitters: Vec<_> = [true, false]
+        .into_iter()
+        .map(|again| {
+            let (socket, job) = (socket.clone(), job.clone());
+            std::thread::spawn(move || {
+                let mut client = Client::connect(&socket).expect("connected");
+                let path = "/api/v1/tasks/submit";
+                if again { client.post_repeatable(path, &job) } else { client.post(path, &job) }
+            })
+        })
+        .collect();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while paper.lock().held.len() < 2 {
+        assert!(Instant::now() < deadline, "both have asked");
+        std::thread::yield_now();
+    }
+    let listener = setup.gateway.listener.try_clone().expect("a copy");
+    let Setup { gateway, folder, .. } = setup;
+    gateway.die();
+    paper.lock().hold = false;
+    paper.happen("between", "");
+    let second = start_on(listener, &socket, Arc::clone(&paper), DEFAULTS).expect("started");
+    paper.happen("after", "");
+    let mut outcomes = submitters.into_iter().map(|thread| thread.join().expect("no panic"));
+    let answer = outcomes.next().expect("two").expect("answered by the second");
+    assert_eq!(answer["tasks"][0]["task"]["state"], "succeeded");
+    let error = outcomes.next().expect("two").expect_err("this might have been done twice");
+    assert!(matches!(error, ClientError::Broken(_)), "{error}");
+    assert!(error.to_string().contains("may or may not have been done"), "{error}");
+    assert_eq!(follower.join().expect("no panic").expect("followed to its end"), [1, 2, 3]);
+    second.stop();
+    drop(folder);
+}
+
+#[test]
 fn the_socket_is_ours_alone_and_leftovers_are_replaced() {
     let setup = setup();
     let socket = setup.gateway.socket().to_owned();
     let mode = fs::metadata(&socket).expect("socket").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let error =
-        start_with(&socket, Arc::clone(&setup.paper) as _, DEFAULTS).expect_err("somebody answers there");
+    let error = start_with(&socket, Arc::clone(&setup.paper), DEFAULTS).expect_err("somebody answers there");
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     assert!(socket.exists(), "and keeps its socket");
     setup.gateway.stop();
@@ -841,14 +979,14 @@ fn the_socket_is_ours_alone_and_leftovers_are_replaced() {
     // What a killed gateway leaves.
     drop(UnixListener::bind(&socket).expect("bound"));
     assert!(socket.exists());
-    start_with(&socket, Arc::clone(&setup.paper) as _, DEFAULTS).expect("a dead socket is replaced").stop();
+    start_with(&socket, Arc::clone(&setup.paper), DEFAULTS).expect("a dead socket is replaced").stop();
     // Somebody's file.
     let file = setup.folder.path().join("file");
     fs::write(&file, "precious").expect("written");
-    start_with(&file, Arc::clone(&setup.paper) as _, DEFAULTS).expect_err("not a socket");
+    start_with(&file, Arc::clone(&setup.paper), DEFAULTS).expect_err("not a socket");
     assert_eq!(fs::read_to_string(&file).expect("still there"), "precious");
     let long = setup.folder.path().join("x".repeat(200));
-    start_with(&long, Arc::clone(&setup.paper) as _, DEFAULTS).expect_err("no room in an address");
+    start_with(&long, Arc::clone(&setup.paper), DEFAULTS).expect_err("no room in an address");
 }
 
 #[test]

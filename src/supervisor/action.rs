@@ -2,9 +2,12 @@
 //!
 //! Answers are types of their own, made to be seen from outside; the supervisor only fills them in,
 //! whoever asked turns them into JSON.
+//!
+//! Actions and replies also travel between the supervisor and its gateway's process; `wire` has the form.
 
 use super::events::Event;
 use super::incidents::Incident;
+use super::wire;
 use crate::base::ids::AgentKind;
 pub use crate::messaging::meters::Drops as DropsView;
 use crate::shm::doorbell::HubBell;
@@ -16,10 +19,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Something asked of the supervisor.
+#[derive(Serialize, Deserialize)]
 pub enum Action {
     /// Accept these tasks. A task that was wrong before it came here carries its error.
     Submit {
         /// The tasks, in order.
+        #[serde(with = "wire::tasks")]
         tasks: Vec<Result<TaskSpec, RefusedTask>>,
         /// Keep wrong tasks on record as failed ones.
         record_refused: bool,
@@ -44,6 +49,7 @@ pub enum Action {
     /// Start another agent.
     CreateAgent {
         /// Of this kind.
+        #[serde(with = "wire::kind")]
         kind: AgentKind,
         /// Under this id; else the next free one.
         id: Option<String>,
@@ -65,16 +71,16 @@ pub enum Action {
     Statistics,
     /// Past events after this number.
     Events(u64),
-    /// Future events.
-    Subscribe(tokio::sync::mpsc::Sender<Event>),
     /// The report (tasks in detail when there are not too many, or when asked for).
     Report {
         /// Detail however many there are.
         all_tasks: bool,
     },
-    /// Kill an agent now, as a demonstration; the death is timed from here.
+    /// Kill an agent now, as a demonstration; the death is timed from here. Not asked from outside.
+    #[serde(skip)]
     KillAgent(String),
-    /// Deliver a message to one member of the swarm.
+    /// Deliver a message to one member of the swarm. The gateway does that itself, as a client.
+    #[serde(skip)]
     SendMessage {
         /// Its id.
         to: String,
@@ -83,7 +89,8 @@ pub enum Action {
         /// A reply is wanted, within this time.
         request: Option<Duration>,
     },
-    /// Deliver a message to every member, or to every subscriber of a topic.
+    /// Deliver a message to every member, or to every subscriber of a topic. The gateway does that too.
+    #[serde(skip)]
     BroadcastMessage {
         /// Only to its subscribers.
         topic: Option<String>,
@@ -104,7 +111,7 @@ pub struct RefusedTask {
 }
 
 /// What the supervisor answers.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
     /// To [`Action::Submit`]: one answer per task, in order.
     Submitted(Vec<Submitted>),
@@ -120,11 +127,17 @@ pub enum Reply {
     Status(Box<StatusView>),
     /// Numbers.
     Statistics(Box<StatisticsView>),
-    /// Events.
-    Events(Vec<Event>),
+    /// Past events, and the number of the latest one.
+    Events {
+        /// Those that were asked for and are still remembered.
+        events: Vec<Event>,
+        /// The latest of all.
+        latest: u64,
+    },
     /// The report.
     Report(Box<ReportView>),
     /// To [`Action::SendMessage`] and [`Action::BroadcastMessage`].
+    #[serde(skip)]
     Sent {
         /// Members that have it.
         delivered: usize,
@@ -140,7 +153,7 @@ pub enum Reply {
 }
 
 /// Why an action was not done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refused {
     /// There is no such task or agent.
     NotFound(String),
@@ -284,6 +297,18 @@ pub struct StatusView {
     /// What it does without, and what is ready for failures.
     #[serde(default)]
     pub safety: SafetyView,
+    /// The process that answers here; absent where there is none.
+    #[serde(default)]
+    pub gateway: Option<GatewayView>,
+}
+
+/// The process of the control API.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GatewayView {
+    /// Its number, while it lives.
+    pub pid: Option<u32>,
+    /// Times it was replaced.
+    pub restarts: u32,
 }
 
 /// What a swarm does without, and what is ready for failures.

@@ -1,11 +1,11 @@
-//! What happened, for people and programs: a bounded log with subscribers.
+//! What happened, for people and programs: a bounded log. Whoever follows it is told that there is more, and asks.
 
+use super::hatch::News;
 use crate::base::clock::{Nanos, wall_rfc3339};
 use crate::messaging::envelope::Severity;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::time::Duration;
-use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 /// Events that are remembered.
 const REMEMBERED: usize = 10_000;
@@ -54,16 +54,16 @@ impl Throttle {
 #[derive(Debug, Default)]
 pub struct EventLog {
     events: VecDeque<Event>,
-    next: u64,
-    subscribers: Vec<Sender<Event>>,
+    /// Number of the latest.
+    latest: u64,
+    follower: Option<News>,
     load_is_wanted: bool,
 }
 
 impl EventLog {
-    /// Adds an event, logs it and tells the subscribers. One that does not keep up loses events, which
-    /// it sees from the numbers.
+    /// Adds an event, logs it and tells the follower that it is there.
     pub fn add(&mut self, severity: Severity, kind: &str, agent: Option<&str>, text: String) {
-        self.next += 1;
+        self.latest += 1;
         let word = match severity {
             Severity::Info => "info",
             Severity::Warning => "warning",
@@ -75,19 +75,20 @@ impl EventLog {
             tracing::info!(event = kind, agent, "{text}");
         }
         let event = Event {
-            seq: self.next,
+            seq: self.latest,
             time: wall_rfc3339(),
             severity: word.to_owned(),
             kind: kind.to_owned(),
             agent: agent.map(str::to_owned),
             text,
         };
-        self.subscribers
-            .retain(|subscriber| !matches!(subscriber.try_send(event.clone()), Err(TrySendError::Closed(_))));
         if self.events.len() == REMEMBERED {
             self.events.pop_front();
         }
         self.events.push_back(event);
+        if let Some(follower) = &self.follower {
+            follower.tell(self.latest);
+        }
     }
 
     /// With `wanted`, a busy host is what the swarm was started for: a `performance_alert` is an event as
@@ -106,13 +107,19 @@ impl EventLog {
 
     /// Events after number `after`.
     pub fn since(&self, after: u64) -> Vec<Event> {
-        self.events.iter().filter(|event| event.seq > after).cloned().collect()
+        let seen = self.events.partition_point(|event| event.seq <= after);
+        self.events.range(seen..).cloned().collect()
     }
 
-    /// From now on events go to `subscriber` as well.
-    pub fn subscribe(&mut self, subscriber: Sender<Event>) {
-        self.subscribers.retain(|subscriber| !subscriber.is_closed());
-        self.subscribers.push(subscriber);
+    /// Number of the latest event; 0 before the first.
+    pub fn latest(&self) -> u64 {
+        self.latest
+    }
+
+    /// From now on it is `follower` that hears of new events.
+    pub fn follow_by(&mut self, follower: News) {
+        follower.tell(self.latest);
+        self.follower = Some(follower);
     }
 }
 
@@ -153,18 +160,16 @@ mod tests {
     }
 
     #[test]
-    fn events_are_numbered_remembered_and_passed_on() {
+    fn events_are_numbered_and_the_newest_are_remembered() {
         let mut log = EventLog::default();
-        let (sender, mut receiver) = tokio::sync::mpsc::channel(4);
-        log.subscribe(sender);
+        assert_eq!((log.since(0).len(), log.latest()), (0, 0));
         for i in 0..REMEMBERED + 5 {
             log.add(Severity::Info, "tick", None, i.to_string());
         }
-        assert_eq!(log.since(0).len(), REMEMBERED);
-        assert_eq!(log.since(REMEMBERED as u64 + 4)[0].text, (REMEMBERED + 4).to_string());
-        assert_eq!(receiver.try_recv().expect("the first").seq, 1);
-        drop(receiver);
-        log.add(Severity::Alert, "last", Some("thermal-0"), "hot".into());
-        assert!(log.subscribers.is_empty(), "who left is forgotten");
+        let latest = REMEMBERED as u64 + 5;
+        assert_eq!((log.since(0).len(), log.latest()), (REMEMBERED, latest));
+        assert_eq!(log.since(0)[0].seq, 6, "what is oldest was forgotten");
+        assert_eq!(log.since(latest - 1)[0].text, (latest - 1).to_string());
+        assert!(log.since(latest).is_empty() && log.since(u64::MAX).is_empty());
     }
 }

@@ -13,11 +13,15 @@
 //! 2. A seat exists exactly while its process does; tasks of a dead one are back in the queue before
 //!    the next dispatch.
 //! 3. The supervisor runs no kernel and believes no byte that it did not write.
+//! 4. HTTP is spoken by the gateway, a process that may die: `gatekeeper` keeps it, `hatch` is the line to it, `wire`
+//!    what goes over that line.
 
 pub mod action;
 pub mod degradation;
 mod dump;
 pub mod events;
+mod gatekeeper;
+pub mod hatch;
 pub mod home;
 pub mod incidents;
 mod keeping;
@@ -30,11 +34,12 @@ mod standby;
 mod stop;
 mod switchboard;
 mod vigil;
+pub mod wire;
 
 pub use action::{Action, Handle, Refused, RefusedTask, Reply};
 pub use home::Home;
 pub use roster::AgentState;
-pub use spawn::{GUARD_WORD, is_agent};
+pub use spawn::{GUARD_WORD, is_agent, is_gateway};
 pub use stop::{Ending, OnEnd};
 
 use crate::agents::Settings;
@@ -63,6 +68,7 @@ use crate::tasks::{CostModel, Dispatcher, Lease, Ledger, TaskSpec, TaskState};
 use action::{Answer, Recovery, Requests, Submitted};
 use degradation::{Ladder, Level};
 use events::EventLog;
+use gatekeeper::Gatekeeper;
 use home::HomeError;
 use incidents::IncidentLog;
 use restart::{Decision, Doing, RestartLimits, RestartRecord};
@@ -140,6 +146,14 @@ pub enum StartError {
     /// No room for the board.
     #[error(transparent)]
     Board(#[from] crate::shm::segment::SegmentError),
+    /// Nobody could connect to the control socket.
+    #[error("cannot listen on {}: {source}", socket.display())]
+    Listen {
+        /// Where.
+        socket: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// Too few files may be open.
     #[error("{needed} open files are needed for {agents} agents, and {allowed} are allowed")]
     OpenFiles {
@@ -206,6 +220,8 @@ pub struct Supervisor {
     requests: Requests,
     /// Who may talk to whom, and the clients.
     switchboard: Switchboard,
+    /// Keeps the control API, if there is one.
+    gatekeeper: Option<Gatekeeper>,
     /// The agents by slot.
     roster: Vec<Option<Record>>,
     ledger: Ledger,
@@ -349,6 +365,18 @@ impl Supervisor {
         let bell = HubBell::new((hub_words.clone(), pages::HUB_ASLEEP), copy(&event)?);
         let vigil = Vigil::begin(bell).map_err(system("start a thread"))?;
         let silence = crate::os::spawn::silence().map_err(system("open /dev/null"))?;
+        let gateway_start = |control: &std::path::Path| wire::GatewayStart {
+            control: control.to_owned(),
+            timeout: config.tasks.default_timeout,
+            retries: config.tasks.default_retries,
+            log_filter: options.log_filter.clone(),
+            log_json: options.log_json,
+        };
+        let gatekeeper = home.socket().map(|socket| {
+            Gatekeeper::listen(socket, gateway_start(socket), started)
+                .map_err(|source| StartError::Listen { socket: socket.to_owned(), source })
+        });
+        let gatekeeper = gatekeeper.transpose()?;
         let nursery = Nursery {
             binary: Binary::our_own().map_err(system("find this program's own file"))?,
             containment: spawn::contain(&config.name, silence.as_fd()),
@@ -396,6 +424,7 @@ impl Supervisor {
             may_spin: !computes_beside,
             nursery,
             switchboard,
+            gatekeeper,
             board,
             home,
             signals,
@@ -559,6 +588,7 @@ impl Supervisor {
             self.next_look = self.now.plus(LOOK_EVERY);
             work += self.look_for_the_dying();
             work += self.look_at_kernel(Duration::ZERO);
+            self.tend_gateway();
             work += self.start_due();
             self.hear_standbys();
         }
@@ -597,6 +627,7 @@ impl Supervisor {
             self.next_give_up(),
             self.switchboard.next_due(began),
             self.next_standby(),
+            self.next_gateway(),
             Some(self.next_strain),
             // What is under way is looked at again soon, although nobody rings for it.
             (self.rolling.is_some() || self.sweeps_left > 0).then(|| began.plus(TIDY_EVERY)),
@@ -659,6 +690,7 @@ impl Supervisor {
                 WATCH_SIGNALS => self.stop_signals += self.signals.take(),
                 WATCH_ATTACH => work += self.on_attach(),
                 WATCH_GUARD => self.on_guard_gone(),
+                WATCH_GATEWAY => self.on_gateway_gone(),
                 WATCH_DYING => self.bury(),
                 word if word & WATCH_STANDBY != 0 => self.on_standby_gone(word as u32),
                 word if word & WATCH_MEMBER != 0 => {
@@ -1032,10 +1064,8 @@ impl Supervisor {
             Action::RestartAgents { who, rolling } => self.restart_agents(&who, rolling),
             Action::Status => Reply::Status(Box::new(self.status())),
             Action::Statistics => Reply::Statistics(Box::new(self.statistics())),
-            Action::Events(after) => Reply::Events(self.events.since(after)),
-            Action::Subscribe(subscriber) => {
-                self.events.subscribe(subscriber);
-                Reply::Done
+            Action::Events(after) => {
+                Reply::Events { events: self.events.since(after), latest: self.events.latest() }
             }
             Action::Report { all_tasks } => Reply::Report(Box::new(self.report(all_tasks))),
             Action::KillAgent(id) => match self.slot_of(&id) {
@@ -1099,6 +1129,7 @@ impl Drop for Supervisor {
             std::thread::yield_now();
         }
         self.nursery.end_left_behind();
+        self.close_gateway();
         if let Some(mask) = self.cores_before {
             mask.apply();
         }
@@ -1115,6 +1146,8 @@ const WATCH_SIGNALS: u64 = u64::MAX - 1;
 const WATCH_GUARD: u64 = u64::MAX - 2;
 /// A process whose death was heard of early.
 const WATCH_DYING: u64 = u64::MAX - 3;
+/// The gateway's process.
+const WATCH_GATEWAY: u64 = u64::MAX - 4;
 /// A standby, by its serial number.
 const WATCH_STANDBY: u64 = 1 << 35;
 

@@ -176,6 +176,7 @@ impl Supervisor {
                 containment: self.nursery.containment.name().to_owned(),
                 containment_because: self.nursery.containment.why_not_better().map(str::to_owned),
             },
+            gateway: self.gatekeeper.as_ref().map(Gatekeeper::view),
         }
     }
 

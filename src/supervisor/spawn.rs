@@ -5,6 +5,7 @@
 //! ([`Nursery::look_for_upgrade`]): a new file there is what agents are started from then on, unless the first of them
 //! does not get ready; then it is the old one again.
 
+use super::wire::GATEWAY_WORD;
 use crate::agents::{AgentStart, Settings};
 use crate::base::ids::{AgentKind, AgentSlot, Incarnation};
 use crate::messaging::attach::{SupervisorTalk, VERSION};
@@ -27,8 +28,17 @@ pub const GUARD_WORD: &str = "__guard";
 /// Whether this child of a supervisor is an agent or a standby: neither their guard nor a process that has not become
 /// either yet. Told by its words, while it lives.
 pub fn is_agent(pid: u32) -> bool {
+    has_word(pid, crate::agents::runner::AGENT_WORD)
+}
+
+/// Whether this child of a supervisor is its gateway.
+pub fn is_gateway(pid: u32) -> bool {
+    has_word(pid, GATEWAY_WORD)
+}
+
+fn has_word(pid: u32, word: &str) -> bool {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line.split(|&byte| byte == 0).nth(1) == Some(crate::agents::runner::AGENT_WORD.as_bytes())
+    line.split(|&byte| byte == 0).nth(1) == Some(word.as_bytes())
 }
 
 /// What all agents of a swarm have in common.

@@ -73,6 +73,7 @@ impl Supervisor {
         self.turn();
         self.turn_until(JOURNAL_END, |this| !this.keeps_back());
         self.close_journal();
+        self.close_gateway();
         self.state = "stopped";
         ending
     }

@@ -29,7 +29,6 @@ use crate::messaging::wire::SendError;
 use crate::os::{process, socket};
 use crate::shm::Words;
 use crate::shm::arena::ArenaUsage;
-use crate::shm::board::CLASSES;
 use crate::shm::lossy::LossyMemory;
 use crate::shm::ring::Message;
 use crate::tasks::Priority;
@@ -810,8 +809,8 @@ impl Supervisor {
         let reason = reason_class(reason);
         self.close_line(number, reason);
         let Some(process) = self.switchboard.member(by).map(|member| member.pid) else { return };
-        // Agents, and the gateway, which is a client in this very process.
-        let trusted = by < self.switchboard.first_client || process == std::process::id();
+        // Agents, and the gateway.
+        let trusted = by < self.switchboard.first_client || Some(process) == self.gateway_pid();
         let Some(member) = self.switchboard.members[offender].as_mut() else { return };
         if !member.complaints.contains(&process) {
             member.complaints.push(process);
@@ -832,9 +831,10 @@ impl Supervisor {
         }
         let (id, pid) = (member.id.clone(), member.pid);
         *self.switchboard.closed.entry(reason_class(reason)).or_default() += 1;
+        let gateway = self.gateway_pid();
         self.switchboard.barred.retain(|(pid, ticks)| process::start_ticks(*pid) == *ticks);
-        // The gateway is a client in this very process, and attaches anew.
-        if self.switchboard.barred.len() < BARRED_MAX && pid != std::process::id() {
+        // The gateway attaches anew.
+        if self.switchboard.barred.len() < BARRED_MAX && Some(pid) != gateway {
             self.switchboard.barred.push((pid, process::start_ticks(pid)));
         }
         let reason = &reason[..reason.floor_char_boundary(TEXT_MAX)];
@@ -1124,31 +1124,8 @@ impl Supervisor {
         if submit.ticket >= 1 << TICKET_BITS {
             return Err(format!("field `ticket`: {} is not below 2^{TICKET_BITS}", submit.ticket));
         }
-        if usize::from(submit.class) >= CLASSES {
-            return Err(format!("field `class`: {} is not below {CLASSES}", submit.class));
-        }
-        if submit.level != 0 && crate::jobs::level_wished(submit.level).is_none() {
-            return Err(format!("field `backend`: code {} is none", submit.level));
-        }
-        if submit.name.len() > crate::jobs::NAME_BYTES {
-            return Err(format!(
-                "field `id`: {} bytes, at most {} are allowed",
-                submit.name.len(),
-                crate::jobs::NAME_BYTES
-            ));
-        }
-        if submit.key.len() > crate::jobs::NAME_BYTES {
-            return Err(format!(
-                "field `idempotency_key`: {} bytes, at most {} are allowed",
-                submit.key.len(),
-                crate::jobs::NAME_BYTES
-            ));
-        }
         let output =
             (!submit.output.is_empty()).then(|| PathBuf::from(std::ffi::OsStr::from_bytes(submit.output)));
-        if let Some(path) = output.as_ref().filter(|path| !path.is_absolute()) {
-            return Err(format!("field `output`: {} is no absolute path", path.display()));
-        }
         let timeout = match submit.timeout_ns {
             0 => self.config.tasks.default_timeout,
             ns => Some(Duration::from_nanos(ns)),
@@ -1167,6 +1144,7 @@ impl Supervisor {
             body: submit.body.into(),
             output,
         };
+        crate::jobs::check_spec(&spec)?;
         self.first_accepted.get_or_insert(self.now);
         let batch = batch_of(at, submit.ticket);
         self.ledger.submit_as(spec, batch, self.now).map_err(|error| error.to_string())

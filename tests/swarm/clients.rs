@@ -7,9 +7,8 @@ use ai_swarm::client::{Attach, ClientError, Mail, Rule, What};
 use ai_swarm::messaging::Lane;
 use ai_swarm::messaging::attach::{Heard, MemberTalk};
 use rustix::net::SocketType;
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::{Value, json};
-use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -767,18 +766,19 @@ fn when_no_more_files_can_be_opened_the_swarm_waits_and_works_on() {
     let place = Place::new();
     let config = place.write("config.json", r#"{"agents": {"compute": {"count": 2}}}"#);
     let mut command = place.command(&["--config", config.to_str().expect("plain")]);
-    limit_open_files(&mut command, 110, 110);
     let running = place.start(&mut command);
     let socket = place.socket();
     let first = until("it listens", || Attach::at(&socket).attach().ok(), || running.err());
-    // Connections to the control API and to clients' take what is left, until not even one can be accepted.
+    // Fewer than it has already, until not even one connection can be accepted.
+    let supervisor = Pid::from_raw(running.pid() as i32).expect("a number");
+    let limit = |limit| prlimit(Some(supervisor), Resource::Nofile, limit).expect("our own process");
+    let usual = limit(Rlimit { current: Some(8), maximum: getrlimit(Resource::Nofile).maximum });
     let path = socket.with_file_name("attach.sock");
-    let (mut kept, mut waiting) = (Vec::new(), Vec::new());
+    let mut waiting = Vec::new();
     let paused = || running.err().lines().filter(|line| line.contains("attach_paused")).count();
     until(
         "nobody is let in",
         || {
-            kept.extend(UnixStream::connect(&socket));
             waiting.extend(ai_swarm::os::socket::connect(&path, SocketType::SEQPACKET));
             (paused() > 0).then_some(())
         },
@@ -790,7 +790,8 @@ fn when_no_more_files_can_be_opened_the_swarm_waits_and_works_on() {
     let spent = ticks() - before;
     assert!(spent < 40, "{spent} ticks of 10 ms in 1.5 s, and nothing to do");
     assert_eq!(paused(), 1, "{}", running.err());
-    drop((waiting, kept));
+    drop(waiting);
+    limit(usual);
     let mut client = first;
     let ticket = client.submit_json(&json!({"kernel": "noop"})).expect("taken");
     assert!(client.wait(ticket, SOON).expect("ended").is_success());

@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod death;
 mod foresight;
+mod gateway;
 mod hostile;
 mod intruder;
 mod journal;

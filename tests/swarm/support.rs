@@ -351,9 +351,18 @@ pub fn signal_child(parent: u32, pid: u32, signal: Signal) -> bool {
 /// The children of a supervisor that are its agents and standbys: neither their guard nor who has not become either yet.
 /// A process that is stopped in between stops its supervisor, and before its very first instruction outlives it.
 pub fn children(parent: u32) -> Vec<u32> {
+    children_with(parent, b"__agent")
+}
+
+/// The gateway of a supervisor, if one lives.
+pub fn gateway(parent: u32) -> Option<u32> {
+    children_with(parent, b"__gateway").into_iter().find(|&pid| lives(pid))
+}
+
+fn children_with(parent: u32, word: &[u8]) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     let children = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-    children.filter(|&pid| has_word(pid, b"__agent")).collect()
+    children.filter(|&pid| has_word(pid, word)).collect()
 }
 
 /// Whether a process is the guard of a swarm's agents.
