@@ -6,7 +6,7 @@
 #
 # Parts:
 #   kills         10,000 faults against agents: kills, several at once, stops, scribbled memory
-#   supervisors   500 kills of the supervisor, and of its gateway where that is a process
+#   supervisors   500 kills of the supervisor, and kills and stops of its gateway
 #   soak          20 minutes with a fault every second
 #   races         two million sleep and wake races per way of waiting
 #

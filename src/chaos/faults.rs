@@ -24,11 +24,20 @@ pub enum Fault {
     Memory,
     /// kill -9 of the supervisor; it is started again on the same state directory
     Supervisor,
+    /// kill -9 or SIGSTOP of the gateway: the control API must be back within a second, and work goes on meanwhile
+    Gateway,
 }
 
 impl Fault {
-    pub(super) const ALL: [Fault; 6] =
-        [Fault::Kill, Fault::KillMany, Fault::Stop, Fault::Scribble, Fault::Memory, Fault::Supervisor];
+    pub(super) const ALL: [Fault; 7] = [
+        Fault::Kill,
+        Fault::KillMany,
+        Fault::Stop,
+        Fault::Scribble,
+        Fault::Memory,
+        Fault::Supervisor,
+        Fault::Gateway,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -38,6 +47,7 @@ impl Fault {
             Fault::Scribble => "scribble",
             Fault::Memory => "memory",
             Fault::Supervisor => "supervisor",
+            Fault::Gateway => "gateway",
         }
     }
 
@@ -45,7 +55,7 @@ impl Fault {
     fn weight(self) -> u64 {
         match self {
             Fault::Kill => 60,
-            Fault::KillMany | Fault::Stop | Fault::Scribble => 10,
+            Fault::KillMany | Fault::Stop | Fault::Scribble | Fault::Gateway => 10,
             Fault::Supervisor => 6,
             Fault::Memory => 4,
         }
@@ -114,13 +124,14 @@ pub(super) fn inject(
             victim.kill_supervisor()?;
             Ok(1)
         }
+        Fault::Gateway => victim.strike_gateway([Signal::KILL, Signal::STOP][luck.below(2) as usize])?,
     })
 }
 
-fn signal(pid: Pid, signal: Signal) -> Result<u64, String> {
+pub(super) fn signal(pid: Pid, signal: Signal) -> Result<u64, String> {
     match rustix::process::kill_process(pid, signal) {
         Ok(()) => Ok(1),
-        Err(rustix::io::Errno::SRCH) => Err("the agent had ended".to_owned()),
+        Err(rustix::io::Errno::SRCH) => Err("the process had ended".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -62,7 +62,7 @@ pub(crate) fn run(plan: &Plan, output: &OutputOptions) -> anyhow::Result<bool> {
     let mut victim = Victim::deploy(plan.folder.as_deref())?;
     let kept = storm(plan, &mut victim, &signals, output);
     if matches!(kept, Ok(true)) {
-        victim.is_done_with();
+        victim.discard();
     } else {
         say(output, &format!("journal, log and saved channels are kept in {}", victim.place().display()));
     }

@@ -1,9 +1,13 @@
 //! The swarm under test: a process of its own in a folder of its own, seen from the outside only.
 
 use super::Verdict;
+use super::faults::signal;
+use crate::client::Attach;
 use crate::gateway::client::{Client, ClientError};
+use crate::kernels::KernelId;
 use crate::supervisor::home::socket_path;
-use crate::supervisor::is_agent;
+use crate::supervisor::{is_agent, is_gateway};
+use crate::tasks::{Priority, TaskSpec};
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
@@ -17,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// All agents must be gone so soon after a kill of the supervisor. The promise is 10 ms for 99 of 100 on an idle
 /// host; chaos keeps the host busy.
 const ORPHANS_AFTER: Duration = Duration::from_secs(1);
+/// The control API must answer again so soon after its gateway was killed or stopped.
+const GATEWAY_BACK_AFTER: Duration = Duration::from_secs(1);
 /// Descriptors that may come and go: a connection of ours, a log that is turned.
 const DESCRIPTORS_SPARE: usize = 8;
 
@@ -30,6 +36,9 @@ pub(super) struct Victim {
     /// Kills of the supervisor, and how long its agents outlived it.
     gone_after: Vec<Duration>,
     orphans: Vec<String>,
+    /// Kills and stops of the gateway: after how long a fresh client had an answer, and what was wrong meanwhile.
+    back_after: Vec<Duration>,
+    shut_out: Vec<String>,
 }
 
 /// What a swarm holds while it does nothing.
@@ -64,8 +73,17 @@ impl Victim {
         });
         fs::write(folder.join("config.json"), config.to_string())?;
         let child = start(&folder)?;
-        let (gone_after, orphans) = (Vec::new(), Vec::new());
-        let mut victim = Self { folder, temporary, name, child, client: None, gone_after, orphans };
+        let mut victim = Self {
+            folder,
+            temporary,
+            name,
+            child,
+            client: None,
+            gone_after: Vec::new(),
+            orphans: Vec::new(),
+            back_after: Vec::new(),
+            shut_out: Vec::new(),
+        };
         victim.wait_ready()?;
         Ok(victim)
     }
@@ -76,7 +94,7 @@ impl Victim {
     }
 
     /// All went well: a folder that nobody named is removed.
-    pub(super) fn is_done_with(self) {
+    pub(super) fn discard(self) {
         if self.temporary {
             let _ = fs::remove_dir_all(&self.folder);
         }
@@ -96,7 +114,7 @@ impl Victim {
         loop {
             let answer = match &mut self.client {
                 Some(client) => request(client),
-                None => match Client::connect(&socket_path(&self.name, Some(&self.folder.join("state")))) {
+                None => match Client::connect(&self.control()) {
                     Ok(client) => {
                         self.client = Some(client);
                         continue;
@@ -126,16 +144,22 @@ impl Victim {
         Ok(self.ask(|client| client.get(path))??)
     }
 
+    fn control(&self) -> PathBuf {
+        socket_path(&self.name, Some(&self.folder.join("state")))
+    }
+
     /// Agents and standbys that live: the supervisor's children without their guard, whose death is
     /// all agents', and without those that are just being started: stopped there, they would stop the supervisor.
     pub(super) fn agents(&self) -> anyhow::Result<Vec<Pid>> {
+        Ok(self.children().filter(|&pid| is_agent(pid.as_raw_nonzero().get() as u32)).collect())
+    }
+
+    fn children(&self) -> impl Iterator<Item = Pid> {
         let path = format!("/proc/{0}/task/{0}/children", self.child.id());
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(_) => return Ok(Vec::new()),
-        };
-        let children = text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-        Ok(children.filter(|&pid| lives(pid) && is_agent(pid.as_raw_nonzero().get() as u32)).collect())
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let children: Vec<Pid> =
+            text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect();
+        children.into_iter().filter(|&pid| lives(pid))
     }
 
     /// Waits for all agents and says what the swarm holds.
@@ -169,6 +193,32 @@ impl Victim {
         Ok(())
     }
 
+    /// kill -9 or SIGSTOP of the gateway: while it is gone a task goes through shared memory, and soon the API answers.
+    pub(super) fn strike_gateway(&mut self, with: Signal) -> anyhow::Result<Result<u64, String>> {
+        let Some(gateway) = self.children().find(|&pid| is_gateway(pid.as_raw_nonzero().get() as u32)) else {
+            return Ok(Err("no gateway lives at this moment".to_owned()));
+        };
+        if let Err(why) = signal(gateway, with) {
+            return Ok(Err(why));
+        }
+        let (began, control) = (Instant::now(), self.control());
+        let worker = std::thread::spawn(move || run_beside(&control));
+        // What is connected to the one that is gone says nothing about the next.
+        self.client = None;
+        self.get("/healthz")?;
+        let back = began.elapsed();
+        self.back_after.push(back);
+        if back > GATEWAY_BACK_AFTER {
+            self.shut_out.push(format!("after {with:?} of the gateway the API answered after {back:?}"));
+        }
+        let number = gateway.as_raw_nonzero();
+        if let Ok(Err(error)) = worker.join() {
+            self.shut_out
+                .push(format!("while gateway {number} was gone, a task of a client did not end: {error:#}"));
+        }
+        Ok(Ok(1))
+    }
+
     /// What can be judged while it lives: nobody is missing and nothing has grown.
     pub(super) fn judge(&mut self, before: &Footprint) -> anyhow::Result<Vec<Verdict>> {
         let mut broken = Vec::new();
@@ -189,6 +239,13 @@ impl Victim {
             let what =
                 format!("{kills} kills of the supervisor; its agents were gone after at most {ms:.1} ms");
             verdicts.push(Verdict { promise: "P8", what, broken: self.orphans.clone() });
+        }
+        if let Some(longest) = self.back_after.iter().max() {
+            let (times, ms) = (self.back_after.len(), longest.as_secs_f64() * 1e3);
+            let what = format!(
+                "{times} kills and stops of the gateway; work went on, and the API answered after at most {ms:.0} ms"
+            );
+            verdicts.push(Verdict { promise: "P4", what, broken: self.shut_out.clone() });
         }
         Ok(verdicts)
     }
@@ -233,8 +290,8 @@ impl Victim {
             };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let mut words = line.split(|&byte| byte == 0);
-            let is_agent = words.clone().any(|word| word == b"__agent");
-            if is_agent && words.any(|word| word == self.name.as_bytes()) {
+            let is_ours = words.clone().any(|word| word == b"__agent" || word == b"__gateway");
+            if is_ours && words.any(|word| word == self.name.as_bytes()) {
                 left.push(format!("process {pid}: {}", String::from_utf8_lossy(&line).replace('\0', " ")));
             }
         }
@@ -292,6 +349,18 @@ impl Drop for Victim {
             }
         }
     }
+}
+
+/// One task, not over the control API.
+fn run_beside(control: &Path) -> anyhow::Result<()> {
+    let mut client = Attach::at(control).as_client("chaos").spin(false).attach()?;
+    let kernel = KernelId::Noop;
+    let (priority, kernel_name) = (Priority::High, kernel.name());
+    let noop = TaskSpec { kernel: kernel.code(), kernel_name, priority, ..TaskSpec::default() };
+    let ticket = client.submit(&noop)?;
+    let end = client.wait(ticket, PATIENCE)?;
+    anyhow::ensure!(end.is_success(), "{end:?}");
+    Ok(())
 }
 
 fn lives(pid: Pid) -> bool {

@@ -16,8 +16,9 @@ fn a_storm_of_faults_breaks_no_promise() {
     };
     // Of 240 faults: a storm that did not take place proves nothing.
     assert!(injected("kill") >= 50 && injected("stop") >= 3 && injected("supervisor") >= 2, "{found:#}");
+    assert!(injected("gateway") >= 1, "{found:#}");
     assert!(found["tasks"].as_u64() >= Some(500), "{found:#}");
-    for promise in ["P1", "P2", "P6", "P8"] {
+    for promise in ["P1", "P2", "P4", "P6", "P8"] {
         let looked =
             found["promises"].as_array().expect("a list").iter().any(|row| row["promise"] == promise);
         assert!(looked, "{promise}: {found:#}");
