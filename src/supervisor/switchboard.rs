@@ -255,7 +255,7 @@ pub(super) struct Switchboard {
     barred: Vec<(u32, Option<u64>)>,
     /// Channels and lines closed before their time, by reason.
     pub(super) closed: BTreeMap<&'static str, u64>,
-    message: Message,
+    message: Option<Message>,
     pub(super) store: Store,
     arena: SharedObject,
     half_bytes: usize,
@@ -305,7 +305,7 @@ impl Switchboard {
             lives: 0,
             barred: Vec::new(),
             closed: BTreeMap::new(),
-            message: Message::default(),
+            message: None,
             store,
             // Readers get it read-only, as they get everything that they must not write.
             arena,
@@ -1017,9 +1017,9 @@ impl Supervisor {
             let Some(&at) = self.switchboard.clients.get(place) else { continue };
             let Some(member) = self.switchboard.members[at].as_mut() else { continue };
             let Some(mut client) = member.client.take() else { continue };
-            let mut message = std::mem::take(&mut self.switchboard.message);
+            let mut message = self.switchboard.message.take().unwrap_or_default();
             let outcome = self.serve_client(at, &mut client, &mut message, &mut work);
-            self.switchboard.message = message;
+            self.switchboard.message = Some(message);
             if let Some(member) = self.switchboard.members[at].as_mut() {
                 member.client = Some(client);
             }

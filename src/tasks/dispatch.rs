@@ -161,7 +161,8 @@ pub struct Dispatcher {
     /// The learning agent's seat.
     pub(super) learning: Option<AgentSlot>,
     pub(super) experience: Vec<Experience>,
-    pub(super) message: Message,
+    /// Room for what comes in; taken while it is read into.
+    pub(super) message: Option<Message>,
     /// Latencies and rates so far.
     pub totals: Totals,
 }
@@ -179,7 +180,7 @@ impl Dispatcher {
             upcoming: Vec::new(),
             learning: None,
             experience: Vec::with_capacity(1024),
-            message: Message::default(),
+            message: None,
             totals: Totals::default(),
         }
     }

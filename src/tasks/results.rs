@@ -105,7 +105,7 @@ impl Dispatcher {
     /// Takes what agents have sent. Returns how many messages that were.
     pub fn collect(&mut self, ledger: &mut Ledger, now: Nanos, signals: &mut Vec<Signal>) -> usize {
         let mut work = 0;
-        let mut message = std::mem::take(&mut self.message);
+        let mut message = self.message.take().unwrap_or_default();
         for index in 0..self.seats.len() {
             let Some(mut seat) = self.seats[index].take() else { continue };
             for _ in 0..MESSAGES_PER_TURN {
@@ -126,7 +126,7 @@ impl Dispatcher {
             }
             self.seats[index] = Some(seat);
         }
-        self.message = message;
+        self.message = Some(message);
         signals.append(&mut self.corrupt);
         work
     }
@@ -276,7 +276,7 @@ impl Dispatcher {
 
     fn collect_from(&mut self, slot: AgentSlot, ledger: &mut Ledger, now: Nanos, signals: &mut Vec<Signal>) {
         let Some(mut seat) = self.seats.get_mut(slot.index()).and_then(Option::take) else { return };
-        let mut message = std::mem::take(&mut self.message);
+        let mut message = self.message.take().unwrap_or_default();
         // What the channel holds, and no more: who is taken for dead may still have a thread that writes.
         for _ in 0..=seat.link.far_slots().len() / SLOT_WORDS {
             match seat.link.receive(&mut message) {
@@ -286,7 +286,7 @@ impl Dispatcher {
                 Ok(_) | Err(_) => break,
             }
         }
-        self.message = message;
+        self.message = Some(message);
         self.seats[slot.index()] = Some(seat);
     }
 }
