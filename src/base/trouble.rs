@@ -1,8 +1,9 @@
-//! Places at which a test can make storage fail, as if the disk had done it.
+//! Places at which a test can make storage fail or dawdle, as if the disk had done it.
 //!
-//! The environment variable `AI_SWARM_FAIL_AT` names one place and the passes that fail: `NAME:3` the third one only,
-//! `NAME:3-` the third and all after it, `NAME:3-9` the third to the ninth. With `=full` behind it the error is that of a full disk, else
-//! that of a broken one. The variable is read once, at the first place that is passed.
+//! The environment variable `AI_SWARM_FAIL_AT` names one place and the passes that are meant: `NAME:3` the third one only,
+//! `NAME:3-` the third and all after it, `NAME:3-9` the third to the ninth. They fail as on a broken disk; with `=full` behind it
+//! as on a full one; with `=slow:20ms` they do not fail and take so much longer. The variable is read once, at the first place
+//! that is passed.
 //!
 //! Only builds with debug assertions have this; in all others [`check`] is empty and inlined.
 //!
@@ -11,7 +12,7 @@
 
 use std::io;
 
-/// A place called `name` is passed. Fails if `AI_SWARM_FAIL_AT` says so.
+/// A place called `name` is passed. Fails or takes its time if `AI_SWARM_FAIL_AT` says so.
 #[cfg(debug_assertions)]
 pub fn check(name: &str) -> io::Result<()> {
     use std::sync::OnceLock;
@@ -27,22 +28,32 @@ pub fn check(_name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Which passes of which place fail, and how.
+/// Which passes of which place are meant, and what befalls them.
 #[cfg(debug_assertions)]
 struct Order {
     name: String,
     first: u64,
     last: u64,
-    error: rustix::io::Errno,
+    trouble: Trouble,
     passed: crate::base::sync::AtomicU64,
+}
+
+#[cfg(debug_assertions)]
+enum Trouble {
+    Error(rustix::io::Errno),
+    Pause(std::time::Duration),
 }
 
 #[cfg(debug_assertions)]
 impl Order {
     fn parse(text: &str) -> Option<Self> {
-        let (text, error) = match text.strip_suffix("=full") {
-            Some(text) => (text, rustix::io::Errno::NOSPC),
-            None => (text, rustix::io::Errno::IO),
+        let (text, trouble) = match text.split_once('=') {
+            None => (text, Trouble::Error(rustix::io::Errno::IO)),
+            Some((text, "full")) => (text, Trouble::Error(rustix::io::Errno::NOSPC)),
+            Some((text, how)) => {
+                let millis = how.strip_prefix("slow:")?.strip_suffix("ms")?.parse().ok()?;
+                (text, Trouble::Pause(std::time::Duration::from_millis(millis)))
+            }
         };
         let (name, passes) = text.rsplit_once(':')?;
         let number = |text: &str| text.parse::<u64>().ok().filter(|&number| number > 0);
@@ -52,7 +63,7 @@ impl Order {
             Some((first, last)) => (number(first)?, number(last)?),
         };
         let passed = crate::base::sync::AtomicU64::new(0);
-        (!name.is_empty()).then(|| Self { name: name.to_owned(), first, last, error, passed })
+        (!name.is_empty()).then(|| Self { name: name.to_owned(), first, last, trouble, passed })
     }
 
     fn pass(&self, name: &str) -> io::Result<()> {
@@ -60,7 +71,16 @@ impl Order {
             return Ok(());
         }
         let pass = self.passed.fetch_add(1, crate::base::sync::Ordering::Relaxed) + 1;
-        if (self.first..=self.last).contains(&pass) { Err(self.error.into()) } else { Ok(()) }
+        if !(self.first..=self.last).contains(&pass) {
+            return Ok(());
+        }
+        match self.trouble {
+            Trouble::Error(error) => Err(error.into()),
+            Trouble::Pause(pause) => {
+                std::thread::sleep(pause);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -79,11 +99,14 @@ mod tests {
         assert_eq!([count("a.b:3"), count("a.b:3-"), count("a.b:3-4=full"), count("a.c:3-")], [1, 8, 2, 0]);
         let full = Order::parse("a.b:1=full").expect("well formed").pass("a.b").expect_err("fails");
         assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        let began = std::time::Instant::now();
+        assert_eq!(count("a.b:2-3=slow:15ms"), 0, "slow is not broken");
+        assert!(began.elapsed() >= std::time::Duration::from_millis(30));
     }
 
     #[test]
     fn nonsense_is_no_order() {
-        for text in ["", "a", ":1", "a:0", "a:x", "a:1-x"] {
+        for text in ["", "a", ":1", "a:0", "a:x", "a:1-x", "a:1=slow", "a:1=slow:ms", "a:1=broken"] {
             assert!(Order::parse(text).is_none(), "{text:?}");
         }
     }
