@@ -31,7 +31,7 @@
 //! Sending wakes a receiver that sleeps. To send many messages at the price of one wake-up, use the `push` calls of
 //! [`port`](Client::port) and one [`flush`](Client::flush).
 
-use crate::agents::runner::{Patience, spin_until};
+use crate::agents::runner::Patience;
 use crate::base::clock::Nanos;
 use crate::gateway;
 use crate::jobs::{self, Defaults};
@@ -667,7 +667,9 @@ impl Client {
         let (link, port) = (&mut self.link, &mut self.port);
         let left = deadline.since(began);
         if self.spin.unwrap_or(!link.is_core_shared())
-            && spin_until(began, self.patience.spin().min(left), || link.is_ready() || port.is_ready())
+            && self
+                .patience
+                .spin_until(began, self.patience.spin().min(left), || link.is_ready() || port.is_ready())
         {
             self.patience.learn(clock::now().since(began));
             return;

@@ -101,6 +101,8 @@ pub struct Settings {
     pub optimization_budget_percent: f64,
     /// Compute agents that the swarm starts with.
     pub compute_agents: usize,
+    /// Whoever waits gives way to others on its core, because tasks wait for the disk anyway: level `power`.
+    pub gives_way: bool,
 }
 
 /// The agent's surroundings.

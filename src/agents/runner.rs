@@ -81,7 +81,7 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
     }
 
     let mut message = Message::default();
-    let mut patience = Patience::default();
+    let mut patience = Patience::new(context.start.settings.gives_way);
     loop {
         let mut work = 0;
         while work < MESSAGES_PER_TURN && context.link.receive(&mut message)? {
@@ -155,12 +155,17 @@ fn wait_for_place(context: &mut Context) -> anyhow::Result<bool> {
 /// is not measured beforehand, which would cost every start some wake-ups, but learned from those that happen:
 /// whoever rings a sleeper says when, and the sleeper smooths and bounds what it finds. The supervisor, which sleeps
 /// in epoll and hears no time, keeps the first guess.
+///
+/// Where tasks wait for the disk (durability level `power`), whoever spins gives way to others now and then: the kernel's own
+/// threads bring the request to the disk, and a scheduler may leave a core to a spinner until the next tick, which is
+/// milliseconds where the disk takes a tenth of one.
 #[derive(Debug)]
 pub struct Patience {
     /// Smoothed time from going idle to the next message, ns.
     gap_ns: f64,
     /// Smoothed time from the ring to being awake, ns.
     wake_ns: f64,
+    gives_way: bool,
 }
 
 /// Cost of waking a sleeper, until one was woken.
@@ -173,11 +178,41 @@ const SHORTEST_SPIN: Duration = Duration::from_micros(5);
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { gap_ns: WAKE_COST.as_nanos() as f64, wake_ns: WAKE_COST.as_nanos() as f64 }
+        Self::new(false)
     }
 }
 
 impl Patience {
+    /// With `gives_way`, others get the core while it spins.
+    pub fn new(gives_way: bool) -> Self {
+        let cost = WAKE_COST.as_nanos() as f64;
+        Self { gap_ns: cost, wake_ns: cost, gives_way }
+    }
+
+    /// Whether others get the core.
+    pub fn gives_way(&self) -> bool {
+        self.gives_way
+    }
+
+    /// Spins until `ready` or until `span` has passed since `began`. True when ready.
+    pub fn spin_until(&self, began: Nanos, span: Duration, ready: impl Fn() -> bool) -> bool {
+        loop {
+            // A few pauses between looks leave the line to the writer; the clock is read now and then only.
+            for _ in 0..32 {
+                if ready() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if clock::now().since(began) >= span {
+                return false;
+            }
+            if self.gives_way {
+                std::thread::yield_now();
+            }
+        }
+    }
+
     /// How long to spin now.
     pub fn spin(&self) -> Duration {
         let cost = Duration::from_nanos(self.wake_ns as u64);
@@ -215,7 +250,7 @@ impl Patience {
                     return true;
                 }
             }
-        } else if spin_until(began, self.spin().min(until_due), || is_ready(context)) {
+        } else if self.spin_until(began, self.spin().min(until_due), || is_ready(context)) {
             self.learn(clock::now().since(began));
             return true;
         }
@@ -227,22 +262,6 @@ impl Patience {
         // Nothing came in all this time: at least that long a gap.
         self.learn(if came { waited } else { waited.max(LONGEST_SLEEP) });
         came
-    }
-}
-
-/// Spins until `ready` or until `span` has passed since `began`. True when ready.
-pub fn spin_until(began: Nanos, span: Duration, ready: impl Fn() -> bool) -> bool {
-    loop {
-        // A few pauses between looks leave the line to the writer; the clock is read now and then only.
-        for _ in 0..32 {
-            if ready() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        if clock::now().since(began) >= span {
-            return false;
-        }
     }
 }
 
@@ -281,7 +300,9 @@ mod tests {
 
     #[test]
     fn spinning_ends_when_ready_and_when_time_is_up() {
-        assert!(spin_until(clock::now(), Duration::from_secs(600), || true));
-        assert!(!spin_until(clock::now(), Duration::from_micros(1), || false));
+        for patience in [Patience::new(false), Patience::new(true)] {
+            assert!(patience.spin_until(clock::now(), Duration::from_secs(600), || true));
+            assert!(!patience.spin_until(clock::now(), Duration::from_micros(1), || false));
+        }
     }
 }

@@ -57,7 +57,7 @@ fn swarm(config: &SwarmConfig, level: Durability, folder: &Path) -> anyhow::Resu
 }
 
 pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<Figure>> {
-    let mut figures = vec![throughput(quick, config)?];
+    let mut figures = throughput(quick, config)?;
     figures.push(wait_for_disk(quick, config)?);
     figures.push(way_back(quick, config)?);
     Ok(figures)
@@ -100,38 +100,47 @@ fn rate(supervisor: &mut Supervisor, spec: &TaskSpec, total: usize) -> anyhow::R
     Ok(total as f64 / clock::now().since(began).as_secs_f64())
 }
 
-/// Both levels side by side, in turns, so that a busy host disturbs both.
-fn throughput(quick: bool, config: &SwarmConfig) -> anyhow::Result<Figure> {
+/// Both levels side by side, in turns, so that a busy host disturbs both: tasks that compute a little, and tasks that do not,
+/// which show what the journal takes of the supervisor's time.
+fn throughput(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<Figure>> {
     let (kept_in, unused) = (Folder::new()?, Folder::new()?);
     let mut kept = swarm(config, Durability::Process, &kept_in.0)?;
     let (spec, service) = ten_microseconds(&mut kept)?;
     kept.shut_down(OnEnd::Drain);
     drop(kept);
     let (total, rounds) = if quick { (40_000, 3) } else { (200_000, 5) };
-    let (mut with, mut without) = (Vec::new(), Vec::new());
+    let kinds = [(spec, total), (noop(), 2 * total)];
+    let mut rates = [[const { Vec::new() }; 2], [const { Vec::new() }; 2]];
     for _ in 0..rounds {
-        for (level, folder, rates) in
-            [(Durability::Process, &kept_in, &mut with), (Durability::None, &unused, &mut without)]
+        for (at, (level, folder)) in
+            [(Durability::Process, &kept_in), (Durability::None, &unused)].into_iter().enumerate()
         {
             let mut supervisor = swarm(config, level, &folder.0)?;
-            rate(&mut supervisor, &spec, total / 10)?;
-            rates.push(rate(&mut supervisor, &spec, total)?);
+            for ((spec, total), rates) in kinds.iter().zip(&mut rates) {
+                rate(&mut supervisor, spec, total / 10)?;
+                rates[at].push(rate(&mut supervisor, spec, *total)?);
+            }
             supervisor.shut_down(OnEnd::Drain);
         }
     }
-    let (with, without) = (quantile(&sorted(with), 0.5), quantile(&sorted(without), 0.5));
-    Ok(Figure {
-        bench: "journal",
+    let [figure, bare] = rates.map(|rates| {
+        let [with, without] = rates.map(|rates| quantile(&sorted(rates), 0.5));
+        Figure { bench: "journal", value: with, unit: "tasks/s", floor: Some(without), ..Figure::default() }
+    });
+    let figure = Figure {
         name: "process_rate".to_owned(),
-        value: with,
-        unit: "tasks/s",
-        floor: Some(without),
-        limit: Some(Limit::AtLeast(0.85 * without)),
+        limit: figure.floor.map(|without| Limit::AtLeast(0.85 * without)),
         note: format!(
             "tasks of {service:.1} us at level `process`; the floor is level `none`, in turns with it"
         ),
-        ..Figure::default()
-    })
+        ..figure
+    };
+    let bare = Figure {
+        name: "process_noop_rate".to_owned(),
+        note: "the same with tasks that do nothing".to_owned(),
+        ..bare
+    };
+    Ok(vec![figure, bare])
 }
 
 /// From submitting to being told that the disk has it, at a fixed rate.

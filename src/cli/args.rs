@@ -175,6 +175,9 @@ pub enum Command {
         /// Only events after this number
         #[arg(long, value_name = "N", default_value_t = 0)]
         after: u64,
+        /// Those of the swarm's earlier lives, too, as far as its journal keeps them
+        #[arg(long)]
+        earlier: bool,
     },
     /// Stop the running swarm cleanly
     Stop,

@@ -720,11 +720,17 @@ fn host_lines(status: &StatusView, output: &OutputOptions) -> String {
     text
 }
 
-/// `events`: past ones, and with `follow` those to come.
-pub fn events(client: &mut Client, follow: bool, after: u64, output: &OutputOptions) -> Result<u8> {
+/// `events`: past ones, with `earlier` those of earlier lives as well, and with `follow` those to come.
+pub fn events(
+    client: &mut Client,
+    follow: bool,
+    after: u64,
+    earlier: bool,
+    output: &OutputOptions,
+) -> Result<u8> {
     let mut failure = None;
     let mut last = after;
-    client.events(after, follow, |event| {
+    client.events(after, earlier, follow, |event| {
         let gap = event.seq.saturating_sub(last + 1);
         if gap > 0 && last > 0 {
             let gap = things(gap as usize, "event");

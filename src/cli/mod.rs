@@ -146,8 +146,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
             let body = messages::body(text.as_deref(), topic.as_deref())?;
             messages::broadcast(&mut client(global)?, &body, &output)
         }
-        Some(Command::Events { follow, after }) => {
-            inspect::events(&mut client(global)?, *follow, *after, &output)
+        Some(Command::Events { follow, after, earlier }) => {
+            inspect::events(&mut client(global)?, *follow, *after, *earlier, &output)
         }
         Some(Command::Stop) => inspect::stop(&mut client(global)?, &output),
         Some(Command::Doctor) => {

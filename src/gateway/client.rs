@@ -130,17 +130,18 @@ impl Client {
         self.request(&Method::DELETE, path, None)
     }
 
-    /// Passes on the events after number `after`; with `follow` also those that happen from now on, until
-    /// `on_event` has enough or the swarm ends.
+    /// Passes on the events after number `after`, with `earlier` those of earlier lives first; with `follow` also those
+    /// that happen from now on, until `on_event` has enough or the swarm ends.
     pub fn events(
         &mut self,
         after: u64,
+        earlier: bool,
         follow: bool,
         mut on_event: impl FnMut(Event) -> ControlFlow<()>,
     ) -> Result<(), ClientError> {
         let (mut last, mut patience, mut broken) = (after, Patience::default(), None);
         loop {
-            let ended = self.stream(last, follow, &mut |event| {
+            let ended = self.stream(last, earlier && last == after, follow, &mut |event| {
                 last = event.seq;
                 on_event(event)
             });
@@ -173,10 +174,11 @@ impl Client {
     fn stream(
         &self,
         after: u64,
+        earlier: bool,
         follow: bool,
         on_event: &mut impl FnMut(Event) -> ControlFlow<()>,
     ) -> Result<(), ClientError> {
-        let path = format!("/api/v1/events?after={after}&follow={follow}");
+        let path = format!("/api/v1/events?after={after}&earlier={earlier}&follow={follow}");
         self.runtime.block_on(async {
             let mut connection = Connection::open(&self.socket).await?;
             let request = request(&Method::GET, &path, None)?;

@@ -149,6 +149,14 @@ impl Gate {
         }
     }
 
+    /// Events of earlier lives.
+    async fn earlier_events(&self) -> Result<Vec<Event>, Problem> {
+        match self.ask(Action::EarlierEvents).await? {
+            Reply::Events { events, .. } => Ok(events),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Events after this number, and the number of the latest one.
     async fn events_after(&self, after: u64) -> Result<(Vec<Event>, u64), Problem> {
         match self.ask(Action::Events(after)).await? {
@@ -536,6 +544,7 @@ async fn health(State(gate): State<Gate>) -> Answered {
 struct EventsQuery {
     after: Option<u64>,
     follow: Option<bool>,
+    earlier: Option<bool>,
 }
 
 /// A client's place in the stream of events.
@@ -554,7 +563,7 @@ async fn events(
     headers: HeaderMap,
     wanted: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Answered {
-    let EventsQuery { after, follow } = query(wanted)?;
+    let EventsQuery { after, follow, earlier } = query(wanted)?;
     // A browser that reconnects repeats its first query, so the header is the newer word.
     let seen = match headers.get("last-event-id") {
         None => after,
@@ -566,11 +575,18 @@ async fn events(
     let mut news = follow.unwrap_or(true).then(|| gate.news.clone());
     // From here on; what happens before the first look as well is found by that.
     news.iter_mut().for_each(watch::Receiver::mark_unchanged);
-    let seen = seen.or(news.is_none().then_some(0));
+    let is_past_wanted = news.is_none() || earlier == Some(true);
+    let seen = seen.or(is_past_wanted.then_some(0));
     let (mut past, latest) = gate.events_after(seen.unwrap_or(u64::MAX)).await?;
     if seen.is_some_and(|seen| seen > latest) {
         // Numbers begin anew with every swarm: it has seen those of another one.
         past = gate.events_after(0).await?.0;
+    }
+    if earlier == Some(true) {
+        let mut all = gate.earlier_events().await?;
+        all.retain(|event| seen.is_none_or(|seen| event.seq > seen));
+        all.extend(past);
+        past = all;
     }
     let last = past.last().map_or(latest, |event| event.seq);
     let listener = Listener { gate, news, pending: past.into(), last };

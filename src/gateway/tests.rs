@@ -208,6 +208,10 @@ impl Ask for Paper {
             Action::Events(after) => {
                 Reply::Events { events: state.events.since(after), latest: state.events.latest() }
             }
+            Action::EarlierEvents => {
+                let events = state.events.earlier().to_vec();
+                Reply::Events { events, latest: state.events.latest() }
+            }
             Action::SendMessage { to, .. } if to == "nobody" => not_found("member", &to),
             Action::SendMessage { to, payload, request } => {
                 // `mute` never replies; everybody else says the message back.
@@ -781,7 +785,7 @@ fn past_events_are_replayed_and_new_ones_follow() {
     }
     let numbers = |client: &mut Client, after| {
         let mut seen = Vec::new();
-        let outcome = client.events(after, false, |event| {
+        let outcome = client.events(after, false, false, |event| {
             seen.push(event.seq);
             ControlFlow::Continue(())
         });
@@ -799,7 +803,7 @@ fn past_events_are_replayed_and_new_ones_follow() {
     );
 
     let (paper, mut next) = (Arc::clone(&setup.paper), 3);
-    let outcome = client.events(3, true, |event| {
+    let outcome = client.events(3, false, true, |event| {
         next += 1;
         assert_eq!(event.seq, next);
         // More at once than the buffer holds: what is lost there is fetched again.
@@ -864,7 +868,7 @@ fn a_stop_is_prompt_with_streams_and_waiters_open() {
             std::thread::spawn(move || {
                 let mut seen = 0;
                 let mut client = Client::connect(&socket).expect("connected");
-                let outcome = client.events(0, true, |_| {
+                let outcome = client.events(0, false, true, |_| {
                     seen += 1;
                     let _ = tell.send(());
                     ControlFlow::Continue(())
@@ -921,7 +925,7 @@ fn who_was_not_answered_asks_the_next_gateway() {
         let socket = socket.clone();
         std::thread::spawn(move || {
             let mut seen = Vec::new();
-            let outcome = Client::connect(&socket).expect("connected").events(0, true, |event| {
+            let outcome = Client::connect(&socket).expect("connected").events(0, false, true, |event| {
                 seen.push(event.seq);
                 let _ = tell.send(());
                 if event.seq < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

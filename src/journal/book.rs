@@ -1,5 +1,6 @@
 //! Tasks as records, and back: how the ledger writes into the journal, and what a new life reads from it.
 
+use super::frame::{put_number, put_part};
 use super::{Frame, Journal, Kind, Reader, Trouble};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, TaskId};
@@ -11,8 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Places that are empty.
-const NO_AGENT: u16 = u16::MAX;
+/// No level, where one belongs.
 const NO_LEVEL: u8 = u8::MAX;
 
 /// Writes what the ledger says into the journal.
@@ -31,34 +31,32 @@ impl Recorder {
     }
 }
 
-fn put_part(buffer: &mut Vec<u8>, part: &[u8]) {
-    buffer.extend_from_slice(&(part.len() as u32).to_le_bytes());
-    buffer.extend_from_slice(part);
-}
-
 /// A text that may be absent, which is not the same as empty.
 fn put_text(buffer: &mut Vec<u8>, text: Option<&str>) {
     buffer.push(u8::from(text.is_some()));
-    put_part(buffer, text.unwrap_or("").as_bytes());
+    if let Some(text) = text {
+        put_part(buffer, text.as_bytes());
+    }
 }
 
 fn text(reader: &mut Reader<'_>) -> Option<Option<Box<str>>> {
-    let is_there = reader.u8()? == 1;
-    let text = std::str::from_utf8(reader.part()?).ok()?;
-    Some(is_there.then(|| text.into()))
+    if reader.u8()? == 0 {
+        return Some(None);
+    }
+    Some(Some(std::str::from_utf8(reader.part()?).ok()?.into()))
 }
 
 fn put_spec(buffer: &mut Vec<u8>, task: &Task) {
     let spec = &task.spec;
     buffer.extend_from_slice(&[spec.kernel, spec.class, spec.level, spec.priority as u8]);
-    buffer.extend_from_slice(&spec.retries.to_le_bytes());
     let timeout = spec.timeout.map_or(0, |timeout| timeout.as_nanos().min(u128::from(u64::MAX)) as u64);
-    buffer.extend_from_slice(&timeout.to_le_bytes());
-    buffer.extend_from_slice(&task.submitted.0.to_le_bytes());
+    for number in [u64::from(spec.retries), timeout, task.submitted.0] {
+        put_number(buffer, number);
+    }
     put_text(buffer, spec.name.as_deref());
     put_text(buffer, spec.key.as_deref());
     put_part(buffer, spec.output.as_deref().map_or(&[], |path| path.as_os_str().as_bytes()));
-    buffer.extend_from_slice(&(spec.after.len() as u32).to_le_bytes());
+    put_number(buffer, spec.after.len() as u64);
     for name in &spec.after {
         put_part(buffer, name.as_bytes());
     }
@@ -77,11 +75,12 @@ fn read_task(frame: &Frame<'_>) -> Option<Task> {
     let mut reader = Reader(frame.payload);
     let (kernel, class, level) = (KernelId::from_code(reader.u8()?)?, reader.u8()?, reader.u8()?);
     let priority = *Priority::ALL.get(usize::from(reader.u8()?))?;
-    let (retries, timeout, submitted) = (reader.u32()?, reader.u64()?, Nanos(reader.u64()?));
+    let retries = u32::try_from(reader.number()?).ok()?;
+    let (timeout, submitted) = (reader.number()?, Nanos(reader.number()?));
     let (name, key) = (text(&mut reader)?, text(&mut reader)?);
     let output = reader.part()?;
     let mut after = Vec::new();
-    for _ in 0..reader.u32()? {
+    for _ in 0..reader.number()? {
         after.push(std::str::from_utf8(reader.part()?).ok()?.into());
     }
     let spec = TaskSpec {
@@ -104,12 +103,14 @@ fn read_task(frame: &Frame<'_>) -> Option<Task> {
 fn put_end(buffer: &mut Vec<u8>, task: &Task, with_result: bool) {
     buffer.push(task.state as u8);
     buffer.push(task.ran_level.unwrap_or(NO_LEVEL));
-    buffer.extend_from_slice(&task.agent.map_or(NO_AGENT, |slot| slot.0).to_le_bytes());
-    buffer.extend_from_slice(&task.retries_left.to_le_bytes());
-    for time in [task.submitted, task.queued, task.dispatched, task.started, task.finished] {
-        buffer.extend_from_slice(&time.0.to_le_bytes());
+    put_number(buffer, task.agent.map_or(0, |slot| u64::from(slot.0) + 1));
+    put_number(buffer, u64::from(task.retries_left));
+    put_number(buffer, task.finished.0);
+    // From the end backwards, so that they are short. What never was is 0, and comes back as 0.
+    for time in [task.submitted, task.queued, task.dispatched, task.started] {
+        put_number(buffer, task.finished.0.wrapping_sub(time.0));
     }
-    buffer.extend_from_slice(&task.service_ns.to_le_bytes());
+    put_number(buffer, task.service_ns);
     put_text(buffer, task.result.as_deref().filter(|_| with_result));
     put_text(buffer, task.error.as_deref());
 }
@@ -121,14 +122,16 @@ fn read_end(task: &mut Task, frame: &Frame<'_>) -> Option<()> {
         .into_iter()
         .find(|known| *known as u8 == state)?;
     task.ran_level = Some(reader.u8()?).filter(|level| *level != NO_LEVEL);
-    let agent = u16::from(reader.u8()?) | u16::from(reader.u8()?) << 8;
-    task.agent = (agent != NO_AGENT).then_some(AgentSlot(agent));
+    let agent = reader.number()?;
+    task.agent = (agent > 0).then(|| AgentSlot((agent - 1) as u16));
     task.attempt = Attempt(frame.value);
-    task.retries_left = reader.u32()?;
-    let mut time = || reader.u64().map(Nanos);
-    (task.submitted, task.queued, task.dispatched) = (time()?, time()?, time()?);
-    (task.started, task.finished) = (time()?, time()?);
-    task.service_ns = reader.u64()?;
+    task.retries_left = u32::try_from(reader.number()?).ok()?;
+    let finished = reader.number()?;
+    let mut time = || reader.number().map(|before| Nanos(finished.wrapping_sub(before)));
+    (task.submitted, task.queued) = (time()?, time()?);
+    (task.dispatched, task.started) = (time()?, time()?);
+    task.finished = Nanos(finished);
+    task.service_ns = reader.number()?;
     (task.result, task.error) = (text(&mut reader)?, text(&mut reader)?);
     Some(())
 }
@@ -157,7 +160,10 @@ impl Book for Recorder {
                 (Kind::Accepted, 0)
             }
             Event::Dispatched => {
-                buffer.extend_from_slice(&self.run.to_le_bytes());
+                // Who ran it matters only for the files that it may leave.
+                if task.spec.output.is_some() {
+                    buffer.extend_from_slice(&self.run.to_le_bytes());
+                }
                 (Kind::Dispatched, task.attempt.0)
             }
             Event::Died => {
@@ -182,6 +188,13 @@ impl Book for Recorder {
         }
         buffer.truncate(most);
         self.journal.write(kind, value, task.id.0, buffer);
+    }
+
+    fn tell(&mut self, event: &str) {
+        // A longer one is none of ours, and cut it could not be read.
+        if event.len() <= self.journal.payload_bytes_max() && !self.journal.has_failed() {
+            self.journal.write(Kind::Event, 0, 0, event.as_bytes());
+        }
     }
 
     fn written(&self) -> u64 {
@@ -212,7 +225,7 @@ impl Book for Recorder {
     }
 }
 
-/// The tasks of earlier lives, built from records.
+/// What is known of earlier lives, built from records.
 #[derive(Debug, Default)]
 pub struct Restored {
     /// Number of the first task.
@@ -221,6 +234,8 @@ pub struct Restored {
     pub tasks: VecDeque<Option<Box<Task>>>,
     /// The highest number of a task, forgotten ones included.
     pub highest: u64,
+    /// What else happened, oldest first, in the words of [`Book::tell`].
+    pub events: Vec<Box<str>>,
     /// Open tasks that were with an agent when their supervisor died: which attempt, of which run.
     in_flight: Vec<(u64, u32, u64)>,
     /// A record that cannot be understood, though its checksum is right.
@@ -237,6 +252,10 @@ impl Restored {
     }
 
     fn take_known(&mut self, frame: &Frame<'_>) -> Option<()> {
+        if frame.kind == Kind::Event {
+            self.events.push(std::str::from_utf8(frame.payload).ok()?.into());
+            return Some(());
+        }
         if frame.kind == Kind::Accepted {
             let task = read_task(frame)?;
             if self.tasks.is_empty() {
@@ -294,7 +313,7 @@ mod tests {
     use std::path::Path;
 
     fn open(folder: &Path) -> Ledger {
-        let retention = Retention { tasks: 1000, age: Duration::from_secs(3600) };
+        let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
         let options = Options { synced: false, retention, salvage: false, ring: RING_BYTES };
         let mut restored = Restored::default();
         let (journal, _) =

@@ -29,6 +29,8 @@ pub enum Kind {
     Retrying = 4,
     /// It ended.
     Ended = 5,
+    /// Something happened that is about no task; the payload says what.
+    Event = 6,
     /// The rest of the ring is not used.
     Skip = 16,
     /// First frame of a group: which records it holds.
@@ -44,7 +46,7 @@ pub enum Kind {
 impl Kind {
     fn from_code(code: u8) -> Option<Self> {
         use Kind::*;
-        [Accepted, Dispatched, Died, Retrying, Ended, Skip, Group, Mark, Front, Position]
+        [Accepted, Dispatched, Died, Retrying, Ended, Event, Skip, Group, Mark, Front, Position]
             .into_iter()
             .find(|kind| *kind as u8 == code)
     }
@@ -116,6 +118,21 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, &'static str> {
     Ok(Frame { seq: long(8), kind, value: word(20), task: long(24), payload, bytes })
 }
 
+/// Appends a number, seven bits a byte, the lowest first: small ones are short.
+pub fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number > 0x7F {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Appends bytes after their number.
+pub fn put_part(out: &mut Vec<u8>, part: &[u8]) {
+    put_number(out, part.len() as u64);
+    out.extend_from_slice(part);
+}
+
 /// Reads numbers from a payload that a checksum vouched for; `None` where it is too short.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a>(pub &'a [u8]);
@@ -143,10 +160,23 @@ impl<'a> Reader<'a> {
         self.bytes(8)?.try_into().ok().map(u64::from_le_bytes)
     }
 
-    /// Bytes after their number.
+    /// A number of [`put_number`].
+    pub fn number(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            number |= u64::from(byte & 0x7F) << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// Bytes of [`put_part`].
     pub fn part(&mut self) -> Option<&'a [u8]> {
-        let count = self.u32()? as usize;
-        self.bytes(count)
+        let count = self.number()?;
+        self.bytes(usize::try_from(count).ok()?)
     }
 }
 
@@ -174,5 +204,17 @@ mod tests {
                 assert!(decode(&bytes[..end]).is_err(), "cut at {end}");
             }
         }
+    }
+
+    #[test]
+    fn numbers_and_parts_come_back_and_endless_ones_are_none() {
+        let numbers = [0, 1, 127, 128, 300, u64::from(u32::MAX), 1 << 62, u64::MAX];
+        let mut bytes = Vec::new();
+        numbers.iter().for_each(|&number| put_number(&mut bytes, number));
+        put_part(&mut bytes, b"part");
+        let mut reader = Reader(&bytes);
+        assert!(numbers.iter().all(|&number| reader.number() == Some(number)));
+        assert_eq!((reader.part(), reader.number()), (Some(&b"part"[..]), None));
+        assert_eq!((Reader(&[0xFF; 11]).number(), Reader(&[5, 1]).part()), (None, None));
     }
 }

@@ -18,6 +18,7 @@ use super::frame::{self, ALIGNMENT, Frame, HEAD_BYTES, Kind, Reader};
 use crate::os::filemap::FileMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -25,7 +26,9 @@ const TAIL_AT: usize = 1024;
 const HEAD_AT: u64 = 2048;
 const SYNCED_AT: u64 = 3072;
 const RING_AT: u64 = 4096;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Bytes that are read at once, unless one frame is longer.
+const READ_BYTES: usize = 1 << 20;
 
 /// The tail as one word: the place in units of 8 bytes, and a check of it.
 fn tail_word(position: u64) -> u64 {
@@ -88,6 +91,8 @@ impl Front {
         let new = path.with_extension("new");
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        // Read is only what was just written: a look ahead would fill the cache with what was not.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
         let outcome = Self::lay_out(&file, ring, identity, last);
         let front = outcome.inspect_err(|_| drop(std::fs::remove_file(&new)))?;
         std::fs::rename(&new, path)?;
@@ -108,6 +113,11 @@ impl Front {
         note_head(file, Place { position: 0, seq: last })?;
         note_synced(file, Place { position: 0, seq: last })?;
         if identity.synced {
+            // Blocks that were never written cost the disk a note of its own with the first sync of each.
+            let zeros = vec![0; (1 << 20).min(ring as usize)];
+            for at in (0..ring).step_by(zeros.len()) {
+                file.write_all_at(&zeros[..zeros.len().min((ring - at) as usize)], RING_AT + at)?;
+            }
             file.sync_all()?;
         }
         Ok(Self { map, ring, tail: 0 })
@@ -231,9 +241,13 @@ impl<'a> Reading<'a> {
         }))
     }
 
-    /// The frames from the head on, in their order, each with its offset in the file, until `visit` wants no more.
-    /// Ends at the tail, or where something is wrong; says where that is.
-    pub fn frames(&self, mut visit: impl FnMut(u64, Frame<'_>)) -> io::Result<Result<(), (Place, Bad)>> {
+    /// The frames from the head on, in their order, until `visit` wants no more. Ends at the tail, or where something is
+    /// wrong; says where that is. `bytes` is room to read into, kept from call to call.
+    pub fn frames(
+        &self,
+        bytes: &mut Vec<u8>,
+        mut visit: impl FnMut(Frame<'_>) -> ControlFlow<()>,
+    ) -> io::Result<Result<Place, (Place, Bad)>> {
         let mut place = self.head;
         let at = |position: u64| RING_AT + position % self.ring;
         let Some(tail) = self.tail else {
@@ -245,15 +259,18 @@ impl<'a> Reading<'a> {
                 Bad { offset: TAIL_AT as u64, what: "head and tail do not fit together" },
             )));
         }
-        let mut bytes = Vec::new();
+        let mut most = READ_BYTES;
         while place.position < tail {
             let offset = at(place.position);
             let rest = self.ring - place.position % self.ring;
-            let wanted = rest.min(tail - place.position) as usize;
-            bytes.resize(wanted, 0);
+            let there = rest.min(tail - place.position) as usize;
+            let wanted = there.min(most);
+            if bytes.len() < wanted {
+                bytes.resize(wanted, 0);
+            }
             let mut filled = 0;
             while filled < wanted {
-                match self.file.read_at(&mut bytes[filled..], offset + filled as u64)? {
+                match self.file.read_at(&mut bytes[filled..wanted], offset + filled as u64)? {
                     0 => break,
                     count => filled += count,
                 }
@@ -271,6 +288,13 @@ impl<'a> Reading<'a> {
                 }
                 let frame = match frame::decode(&bytes[used..filled]) {
                     Ok(frame) => frame,
+                    // The frame goes on behind what was read: from its beginning again, with more if it is all there was.
+                    Err(_)
+                        if filled == wanted && wanted < there && wanted - used < frame::FRAME_BYTES_MAX =>
+                    {
+                        most = if used == 0 { 2 * most } else { READ_BYTES };
+                        break;
+                    }
                     Err(what) => return bad(what),
                 };
                 if frame.kind == Kind::Skip {
@@ -284,64 +308,56 @@ impl<'a> Reading<'a> {
                 if frame.seq != place.seq + 1 {
                     return bad("a record has the wrong number");
                 }
-                visit(offset + used as u64, frame);
+                if visit(frame).is_break() {
+                    return Ok(Ok(place));
+                }
                 used += frame.bytes.len();
                 place = Place { position: place.position + frame.bytes.len() as u64, seq: frame.seq };
             }
         }
-        Ok(Ok(()))
+        Ok(Ok(place))
     }
 }
 
-/// Reads the frames between two positions, for the store: appended to `out` without gaps. Returns the place behind the last one,
-/// at most about `limit` bytes further.
-pub fn take(
-    file: &File,
-    ring: u64,
-    from: Place,
-    tail: u64,
-    limit: u64,
-    out: &mut Vec<u8>,
-) -> io::Result<Place> {
-    crate::base::trouble::check("journal.read")?;
-    let head = from;
-    let tail = tail.min(from.position + ring);
-    let reading = Reading {
-        file,
-        ring,
-        identity: Identity { boot: String::new(), synced: false },
-        head,
-        synced: head,
-        tail: Some(tail),
-    };
-    reading.take(limit, out)
+/// Takes frames over for the store, from one place on.
+#[derive(Debug)]
+pub struct Taker<'a> {
+    reading: Reading<'a>,
+    bytes: Vec<u8>,
 }
 
-impl Reading<'_> {
-    fn take(&self, limit: u64, out: &mut Vec<u8>) -> io::Result<Place> {
-        let mut place = self.head;
-        let mut full = false;
-        let start = out.len() as u64;
-        let outcome = self.frames(|offset, frame| {
-            full = full
-                || out.len() as u64 - start + frame.bytes.len() as u64 > limit.max(frame.bytes.len() as u64);
-            if !full {
-                out.extend_from_slice(frame.bytes);
-                // Positions are congruent to offsets; the next one with that offset is meant.
-                let ahead = (offset - RING_AT + self.ring - place.position % self.ring) % self.ring;
-                place = Place { position: place.position + ahead + frame.bytes.len() as u64, seq: frame.seq };
+impl<'a> Taker<'a> {
+    /// Begins at `from`, in a ring of so many bytes.
+    pub fn new(file: &'a File, ring: u64, from: Place) -> Self {
+        let identity = Identity { boot: String::new(), synced: false };
+        let reading = Reading { file, ring, identity, head: from, synced: from, tail: None };
+        Self { reading, bytes: Vec::new() }
+    }
+
+    /// The place up to which all was taken over.
+    pub fn head(&self) -> Place {
+        self.reading.head
+    }
+
+    /// All before this place was taken over.
+    pub fn advance(&mut self, place: Place) {
+        self.reading.head = place;
+    }
+
+    /// Appends the frames before `tail` to `out`, without gaps, at most about `limit` bytes. Returns the place behind the
+    /// last one.
+    pub fn take(&mut self, tail: u64, limit: usize, out: &mut Vec<u8>) -> io::Result<Place> {
+        crate::base::trouble::check("journal.read")?;
+        self.reading.tail = Some(tail);
+        let start = out.len();
+        let outcome = self.reading.frames(&mut self.bytes, |frame| {
+            if out.len() > start && out.len() - start + frame.bytes.len() > limit {
+                return ControlFlow::Break(());
             }
+            out.extend_from_slice(frame.bytes);
+            ControlFlow::Continue(())
         })?;
-        match outcome {
-            Ok(()) => {
-                // What is left is a gap at most.
-                if !full && let Some(tail) = self.tail {
-                    place.position = tail;
-                }
-                Ok(place)
-            }
-            Err((_, bad)) => Err(io::Error::other(format!("offset {}: {}", bad.offset, bad.what))),
-        }
+        outcome.map_err(|(_, bad)| io::Error::other(format!("offset {}: {}", bad.offset, bad.what)))
     }
 }
 
@@ -373,14 +389,16 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("front");
         let (mut front, file) = Front::create(&path, 1024, &identity(), 0).expect("made");
-        let (mut scratch, mut out, mut head) = (Vec::new(), Vec::new(), Place::default());
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
+        let mut taker = Taker::new(&file, 1024, Place::default());
         let mut taken = 0;
         for seq in 1..500u64 {
             let bytes = frame_of(seq, (seq * 7 % 120) as usize);
-            while !front.append(&bytes, head.position, &mut scratch) {
+            while !front.append(&bytes, taker.head().position, &mut scratch) {
                 out.clear();
                 let limit = [1, 300, 5000][(seq % 3) as usize];
-                head = take(&file, 1024, head, front.tail(), limit, &mut out).expect("no damage");
+                let head = taker.take(front.tail(), limit, &mut out).expect("no damage");
+                taker.advance(head);
                 let mut rest = &out[..];
                 while !rest.is_empty() {
                     let frame = frame::decode(rest).expect("whole frames");
@@ -393,9 +411,10 @@ mod tests {
             if seq % 17 == 0 {
                 let reading = Reading::open(&file).expect("readable").expect("well formed");
                 let mut seen = taken;
-                let outcome = reading.frames(|_, frame| {
+                let outcome = reading.frames(&mut Vec::new(), |frame| {
                     seen += 1;
                     assert_eq!((frame.seq, frame.task), (seen, seen * 10));
+                    ControlFlow::Continue(())
                 });
                 assert!(outcome.expect("readable").is_ok());
                 assert_eq!(seen, seq);
@@ -421,9 +440,10 @@ mod tests {
             let fine = match Reading::open(&file).expect("readable") {
                 Err(_) => false,
                 Ok(reading) => {
-                    let outcome = reading.frames(|_, frame| {
+                    let outcome = reading.frames(&mut Vec::new(), |frame| {
                         seen += 1;
                         assert_eq!(frame.bytes, frame_of(seen, (seen * 5) as usize), "nothing is invented");
+                        ControlFlow::Continue(())
                     });
                     outcome.expect("readable").is_ok()
                 }

@@ -1,7 +1,7 @@
 //! The threads of the journal: one takes records over from the front into the store, and at level `power` another one brings the
 //! front to the disk. The supervisor's loop waits for neither.
 
-use super::front::{self, Place};
+use super::front::{self, Place, Taker};
 use super::store::{Retention, Store, StoreError};
 use crate::base::sync::{AtomicU64, Ordering, fence};
 use crate::base::trouble;
@@ -13,15 +13,17 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// Bytes that go into the store as one group, at most but for the last record.
-const GROUP_BYTES: u64 = 4 << 20;
+const GROUP_BYTES: usize = 4 << 20;
 /// Records gather for so long before they are taken over, unless there are many: a group costs more than its records.
 const GATHER: Duration = Duration::from_millis(20);
 /// After a full disk was met, the next try.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// Longest sleep without work. Only at level `power` is a wake-up never missed; elsewhere nobody waits.
 const SLEEP: Duration = Duration::from_millis(500);
+/// From one sync to the next at least: where the disk is quicker, records gather for so long.
+const SYNC_EVERY: Duration = Duration::from_micros(100);
 /// Between two looks for what is to be forgotten.
-const RETAIN_EVERY: Duration = Duration::from_secs(1);
+const RETAIN_EVERY: Duration = Duration::from_millis(200);
 
 /// What keeps the journal from taking more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,6 +215,7 @@ fn sync(shared: &Shared, front: &File, start: Place) {
             shared.sleep(&shared.syncer_sleeps, || shared.written.load(Ordering::Acquire) == done);
             continue;
         }
+        let began = Instant::now();
         let outcome = trouble::check("journal.sync").and_then(|()| front.sync_data()).and_then(|()| {
             // On the disk with the next sync, so it speaks of one group less than is there.
             front::note_synced(front, Place { position: 0, seq: written })
@@ -225,12 +228,15 @@ fn sync(shared: &Shared, front: &File, start: Place) {
         done = written;
         shared.synced.store(done, Ordering::Release);
         (shared.wake)();
+        if let Some(left) = SYNC_EVERY.checked_sub(began.elapsed()) {
+            thread::sleep(left);
+        }
     }
 }
 
 fn keep(shared: &Shared, files: Files, retention: Retention) {
     let Files { front, front_path, ring, start, mut store } = files;
-    let mut head = start;
+    let mut taker = Taker::new(&front, ring, start);
     let mut group = Vec::new();
     let mut next_look = Instant::now();
     let mut forget = |store: &mut Store| {
@@ -245,7 +251,7 @@ fn keep(shared: &Shared, files: Files, retention: Retention) {
         if shared.has_failed() {
             return;
         }
-        let stops = shared.stops();
+        let (stops, head) = (shared.stops(), taker.head());
         let tail = shared.tail.load(Ordering::Acquire);
         if tail == head.position {
             if stops {
@@ -260,7 +266,7 @@ fn keep(shared: &Shared, files: Files, retention: Retention) {
         }
         let tail = shared.tail.load(Ordering::Acquire);
         group.clear();
-        let taken = front::take(&front, ring, head, tail, GROUP_BYTES, &mut group).map_err(StoreError::from);
+        let taken = taker.take(tail, GROUP_BYTES, &mut group).map_err(StoreError::from);
         let outcome = taken.and_then(|place| store.append(&group, head.seq, place.seq).map(|()| place));
         let outcome = outcome.and_then(|place| {
             trouble::check("journal.head").and_then(|()| front::note_head(&front, place))?;
@@ -268,14 +274,12 @@ fn keep(shared: &Shared, files: Files, retention: Retention) {
         });
         match outcome {
             Ok(place) => {
-                head = place;
-                shared.head.store(head.position, Ordering::Release);
+                taker.advance(place);
+                shared.head.store(place.position, Ordering::Release);
                 if !shared.is_fine() {
                     shared.set_state(FINE, String::new());
                 }
-                if group.capacity() as u64 > 2 * GROUP_BYTES {
-                    group = Vec::new();
-                }
+                group.shrink_to(2 * GROUP_BYTES);
                 forget(&mut store);
             }
             Err(error) => {

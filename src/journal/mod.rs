@@ -1,4 +1,5 @@
-//! What must outlive the supervisor: accepted tasks, their attempts, their ends.
+//! What must outlive the supervisor: accepted tasks, their attempts, their ends; and what happened beside, as the life of
+//! agents.
 //!
 //! ```text
 //!  ledger ──record──► front: a ring in a file, written through memory ──groups──► store: SQLite
@@ -34,12 +35,15 @@ use keeper::{Files, Shared, Threads};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{Store, StoreError, with_suffix};
 
 /// Bytes of the ring: what a busy swarm writes while the store is held up for about a second.
 pub const RING_BYTES: u64 = 64 << 20;
+/// As much at level `power`, where it is written once before it is used.
+pub const SYNCED_RING_BYTES: u64 = 16 << 20;
 /// Recovered records go into the store in groups of about so many bytes.
 const GROUP_BYTES: usize = 4 << 20;
 
@@ -52,7 +56,7 @@ pub struct Options {
     pub retention: Retention,
     /// Go on with what is readable of a damaged journal.
     pub salvage: bool,
-    /// Bytes of the front's ring; [`RING_BYTES`] but for tests.
+    /// Bytes of the front's ring: [`RING_BYTES`] or [`SYNCED_RING_BYTES`] but for tests.
     pub ring: u64,
 }
 
@@ -441,13 +445,14 @@ fn survey_front(
     }
     let (mut last, fresh) = (stored, &mut survey.fresh);
     let outcome = reading
-        .frames(|_, frame| {
+        .frames(&mut Vec::new(), |frame| {
             if frame.seq > stored {
                 *records += 1;
                 last = frame.seq;
                 fresh.extend_from_slice(frame.bytes);
                 visit(frame);
             }
+            ControlFlow::Continue(())
         })
         .map_err(io())?;
     survey.last = last;

@@ -1,4 +1,4 @@
-//! The back of the journal: groups of records in an SQLite file, one row a group.
+//! The back of the journal: groups of records in an SQLite file, a row a group, or some where it is large.
 //!
 //! A row holds what gathered while the row before it was committed. Rows are written in order and read in order, so a group costs
 //! little more than its bytes. SQLite brings transactions and a file that tools can open; it has no checksums, so
@@ -18,12 +18,17 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-const VERSION: u32 = 1;
-/// Pages in the write-ahead log at which SQLite moves them into the file.
-const CHECKPOINT_PAGES: u32 = 4000;
+const VERSION: u32 = 2;
+/// Pages in the write-ahead log at which SQLite moves them into the file. Few, so that a move never holds a core for long:
+/// where cores are few it is one that somebody else could use.
+const CHECKPOINT_PAGES: u32 = 256;
+/// Bytes of records in a row, unless one is longer: what SQLite copies at once should be memory that it has already. What
+/// little retention leaves of neighbours becomes one row again.
+const ROW_BYTES: usize = 64 << 10;
 /// Rows looked at in one pass of retention, so that a pass never holds the keeper for long.
-const RETAIN_ROWS: usize = 256;
-/// Free pages given back to the file system per pass.
+const RETAIN_ROWS: usize = 128;
+/// Free pages given back to the file system per pass, once there are many more than pages in use: a busy swarm fills them
+/// again at once.
 const VACUUM_PAGES: u32 = 256;
 
 /// What retention leaves.
@@ -31,6 +36,8 @@ const VACUUM_PAGES: u32 = 256;
 pub struct Retention {
     /// Ended tasks that are kept at most.
     pub tasks: u64,
+    /// Events that are kept at most; as with tasks, up to a row of them more.
+    pub events: u64,
     /// How long they are kept at most.
     pub age: Duration,
 }
@@ -76,29 +83,34 @@ pub struct Mark {
     pub closed: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A row, with the numbers of records in it.
+#[derive(Clone, Copy, Debug, Default)]
 struct Group {
     row: u64,
     last: u64,
     after: u64,
     /// Seconds since 1970.
     written: u64,
-    /// Bytes of records in it.
+    /// Bytes of records.
     bytes: u64,
-    /// Tasks that ended in it, as far as it still says so.
+    /// Tasks that ended in it.
     ended: u64,
-    /// Tasks that were accepted in it, are still in it, and have ended.
+    /// Tasks that were accepted in it and have not ended.
+    open: u64,
+    /// Tasks that were accepted in it and have ended.
     over: u64,
-    /// Records in it that are neither.
+    /// Events about no task.
+    events: u64,
+    /// Records that are none of these.
     others: u64,
-    /// Retention went through it; only open tasks were left.
+    /// Retention went through it; of tasks only open ones were left.
     thinned: bool,
 }
 
 impl Group {
     fn new(row: u64, head: &Head, written: u64) -> Self {
         let &Head { after, last, bytes } = head;
-        Self { row, last, after, written, bytes, ended: 0, over: 0, others: 0, thinned: false }
+        Self { row, last, after, written, bytes, ..Self::default() }
     }
 
     /// Whether it may hold a record of a task that has ended.
@@ -117,6 +129,8 @@ pub struct Store {
     open: HashMap<u64, u64>,
     /// Ended tasks that the store still has.
     ended: u64,
+    /// Events that it has.
+    events: u64,
     row: Vec<u8>,
 }
 
@@ -185,8 +199,15 @@ impl Store {
              PRAGMA mmap_size = 0; PRAGMA cache_size = -2048; PRAGMA journal_mode = WAL;",
         )?;
         db.execute_batch(&format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"))?;
-        let row = Vec::new();
-        Ok(Self { db, groups: VecDeque::new(), mark: Mark::default(), open: HashMap::new(), ended: 0, row })
+        Ok(Self {
+            db,
+            groups: VecDeque::new(),
+            mark: Mark::default(),
+            open: HashMap::new(),
+            ended: 0,
+            events: 0,
+            row: Vec::new(),
+        })
     }
 
     /// Whether each commit waits for the disk. Else only the moves from the log into the file do, so that the file stays whole
@@ -262,7 +283,8 @@ impl Store {
                     return bad(at(offset), "a record has the wrong number".to_owned());
                 }
                 seq = frame.seq;
-                note(&mut self.open, &mut self.groups, &mut self.ended, &frame);
+                // Not through `self`, of which the rows still hold a part.
+                note(&mut self.open, &mut self.groups, (&mut self.ended, &mut self.events), &frame);
                 visit(frame);
                 offset += frame.bytes.len();
             }
@@ -277,114 +299,200 @@ impl Store {
         Ok(())
     }
 
-    /// Adds a group: frames one behind the other, the records behind `after` up to `last`.
+    /// Adds frames, one behind the other: the records behind `after` up to `last`. All of them or none.
     pub fn append(&mut self, frames: &[u8], after: u64, last: u64) -> Result<(), StoreError> {
         trouble::check("journal.commit")?;
         let mark = Mark { last, closed: false, ..self.mark };
         let written = wall_seconds();
-        let head = Head { after, last, bytes: frames.len() as u64 };
-        let group = Group::new(after + 1, &head, written);
-        self.row.clear();
-        head.encode(&mut self.row);
-        self.row.extend_from_slice(frames);
+        let mut row = std::mem::take(&mut self.row);
         let transaction = self.db.unchecked_transaction()?;
-        transaction.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3)")?.execute(params![
-            group.row as i64,
-            written as i64,
-            self.row
-        ])?;
+        let (mut added, mut rest, mut before) = (Vec::new(), frames, after);
+        while !rest.is_empty() {
+            let (mut end, mut until) = (0, before);
+            while let Ok(frame) = frame::decode(&rest[end..])
+                && (end == 0 || end + frame.bytes.len() <= ROW_BYTES)
+            {
+                (end, until) = (end + frame.bytes.len(), frame.seq);
+            }
+            if end == 0 {
+                return Err(io::Error::other("what shall be stored is no record").into());
+            }
+            let (records, behind) = rest.split_at(end);
+            let head = Head { after: before, last: until, bytes: end as u64 };
+            let group = Group::new(before + 1, &head, written);
+            row.clear();
+            head.encode(&mut row);
+            row.extend_from_slice(records);
+            transaction.prepare_cached("INSERT INTO journal VALUES (?1, ?2, ?3)")?.execute(params![
+                group.row as i64,
+                written as i64,
+                row
+            ])?;
+            added.push((group, records));
+            (rest, before) = (behind, until);
+        }
         write_mark(&transaction, mark)?;
         transaction.commit()?;
-        self.mark = mark;
-        self.groups.push_back(group);
-        let mut rest = frames;
-        while let Ok(frame) = frame::decode(rest) {
-            note(&mut self.open, &mut self.groups, &mut self.ended, &frame);
-            rest = &rest[frame.bytes.len()..];
+        (self.mark, self.row) = (mark, row);
+        for (group, mut records) in added {
+            self.groups.push_back(group);
+            while let Ok(frame) = frame::decode(records) {
+                note(&mut self.open, &mut self.groups, (&mut self.ended, &mut self.events), &frame);
+                records = &records[frame.bytes.len()..];
+            }
         }
         Ok(())
     }
 
-    /// How many groups from the front on are beyond the limits. The newest one never is.
-    fn groups_over(&self, retention: Retention) -> usize {
+    /// Rows that there are.
+    #[cfg(test)]
+    pub fn rows(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// How many groups from the front on are beyond a limit: all that `count` finds in them is old, or `total` less that is
+    /// still `most`. The newest group never is.
+    fn groups_over(&self, age: Duration, most: u64, total: u64, count: impl Fn(&Group) -> u64) -> usize {
         let now = wall_seconds();
-        let mut left = self.ended;
-        let mut over = 0;
+        let (mut left, mut over) = (total, 0);
         for (at, group) in self.groups.iter().enumerate().take(self.groups.len().saturating_sub(1)) {
-            left -= group.ended;
-            let is_old = now.saturating_sub(group.written) > retention.age.as_secs();
-            if group.ended > 0 && !is_old && left < retention.tasks {
+            let here = count(group);
+            left -= here;
+            let is_old = now.saturating_sub(group.written) > age.as_secs();
+            if here > 0 && !is_old && left < most {
                 break;
             }
-            if group.ended > 0 {
+            if here > 0 {
                 over = at + 1;
             }
         }
         over
     }
 
-    /// Forgets ended tasks beyond the limits, oldest first, and never one that has not ended. A bounded step, so that it never
-    /// holds the keeper for long; what is left over is for the next call. Says whether something was done.
+    /// Forgets ended tasks and events beyond the limits, oldest first, and never a task that has not ended. A bounded step, so
+    /// that it never holds the keeper for long; what is left over is for the next call. Says whether something was done.
     ///
     /// Groups are gone through from the oldest on: the end of a task is never forgotten before its beginning, which
-    /// stands in the same group or in an older one.
+    /// stands in the same group or in an older one. What little is left of neighbours is put together, so that the
+    /// number of rows follows what is kept and not what was written.
     pub fn retain(&mut self, retention: Retention) -> Result<bool, StoreError> {
-        let over = self.groups_over(retention);
-        if over == 0 {
+        let tasks_over = self.groups_over(retention.age, retention.tasks, self.ended, |group| group.ended);
+        let events_over =
+            self.groups_over(retention.age, retention.events, self.events, |group| group.events);
+        if tasks_over.max(events_over) == 0 {
             return Ok(false);
         }
+        // Before the first open task every record of a task is of an ended one: nothing needs to be read there.
+        let all_ended = self.groups.iter().take_while(|group| group.open == 0).count();
         let transaction = self.db.unchecked_transaction()?;
-        let mut thinned: Vec<(usize, Group)> = Vec::new();
-        for (at, group) in self.groups.iter().enumerate().take(over).filter(|(_, group)| group.holds_ended())
-        {
-            if thinned.len() == RETAIN_ROWS {
+        let (mut passed, mut done) = (0, 0);
+        let mut after: Vec<Thinned> = Vec::new();
+        for (at, group) in self.groups.iter().enumerate().take(tasks_over.max(events_over)) {
+            let drops_ended = at < tasks_over && group.holds_ended();
+            let drops_events = at < events_over && group.events > 0;
+            if done == RETAIN_ROWS {
                 break;
             }
-            let records: Vec<u8> = transaction
-                .prepare_cached("SELECT records FROM journal WHERE row = ?1")?
-                .query_row([group.row as i64], |row| row.get(0))?;
-            let (mut kept, mut others) = (Vec::new(), 0);
-            let mut rest = &records[..];
-            while let Ok(frame) = frame::decode(rest) {
-                rest = &rest[frame.bytes.len()..];
-                if frame.kind != Kind::Group && self.open.contains_key(&frame.task) {
-                    kept.extend_from_slice(frame.bytes);
-                    others += u64::from(frame.kind != Kind::Accepted);
+            passed = at + 1;
+            let is_touched = drops_ended || drops_events;
+            let mut records = (is_touched || group.bytes == 0).then(Vec::new);
+            let keeps_nothing = at < all_ended && drops_ended && (drops_events || group.events == 0);
+            if let Some(records) = records.as_mut().filter(|_| is_touched && !keeps_nothing) {
+                let row: Vec<u8> = transaction
+                    .prepare_cached("SELECT records FROM journal WHERE row = ?1")?
+                    .query_row([group.row as i64], |row| row.get(0))?;
+                let mut rest = &row[..];
+                while let Ok(frame) = frame::decode(rest) {
+                    rest = &rest[frame.bytes.len()..];
+                    let is_kept = match frame.kind {
+                        Kind::Group => false,
+                        Kind::Event => !drops_events,
+                        _ => !drops_ended || self.open.contains_key(&frame.task),
+                    };
+                    if is_kept {
+                        records.extend_from_slice(frame.bytes);
+                    }
                 }
             }
-            let head = Head { after: group.after, last: group.last, bytes: kept.len() as u64 };
-            let mut row = Vec::new();
-            head.encode(&mut row);
-            row.extend_from_slice(&kept);
-            transaction
-                .prepare_cached("UPDATE journal SET records = ?2 WHERE row = ?1")?
-                .execute(params![group.row as i64, row])?;
-            thinned
-                .push((at, Group { others, thinned: true, ..Group::new(group.row, &head, group.written) }));
+            done += usize::from(is_touched);
+            let group = Group { thinned: group.thinned || drops_ended, ..*group };
+            match (after.last_mut(), records) {
+                (Some(before), Some(records)) if before.takes(&records) => before.add(&group, &records),
+                (_, records) => after.push(Thinned { group, records, rows: 1 }),
+            }
         }
         // Rows in front that hold nothing any more go, and the mark moves behind them.
-        let is_empty = |at: usize| {
-            let later = thinned.iter().find(|(place, _)| *place == at).map(|(_, group)| group.bytes);
-            later.unwrap_or(self.groups[at].bytes) == 0
-        };
-        let empty = (0..self.groups.len() - 1).take_while(|&at| is_empty(at)).count();
+        let empty = after.iter().take_while(|thinned| thinned.is_empty()).count();
         let mut mark = self.mark;
-        if let Some(last_empty) = empty.checked_sub(1).map(|at| self.groups[at]) {
-            mark.before = last_empty.last;
+        if let Some(last_empty) = empty.checked_sub(1).map(|at| after[at].group.last) {
+            mark.before = last_empty;
             transaction
                 .prepare_cached("DELETE FROM journal WHERE row > 0 AND row <= ?1")?
-                .execute([last_empty.row as i64])?;
+                .execute([last_empty as i64])?;
+        }
+        after.drain(..empty);
+        for Thinned { group, records, rows } in &after {
+            let Some(records) = records.as_ref().filter(|_| *rows > 1 || group.bytes > 0) else { continue };
+            let head = Head { after: group.after, last: group.last, bytes: records.len() as u64 };
+            let mut row = Vec::new();
+            head.encode(&mut row);
+            row.extend_from_slice(records);
+            transaction
+                .prepare_cached("UPDATE journal SET records = ?2, written = ?3 WHERE row = ?1")?
+                .execute(params![group.row as i64, row, group.written as i64])?;
+            if *rows > 1 {
+                transaction
+                    .prepare_cached("DELETE FROM journal WHERE row > ?1 AND row <= ?2")?
+                    .execute([group.row as i64, group.last as i64])?;
+            }
         }
         write_mark(&transaction, mark)?;
         transaction.commit()?;
         self.mark = mark;
-        for (at, group) in thinned {
-            self.ended -= self.groups[at].ended;
-            self.groups[at] = group;
+        for group in self.groups.drain(..passed) {
+            (self.ended, self.events) = (self.ended - group.ended, self.events - group.events);
         }
-        self.groups.drain(..empty);
-        self.db.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES});"))?;
+        for Thinned { group, records, .. } in after.into_iter().rev() {
+            let group = match records {
+                None => group,
+                Some(records) => self.counted(group, &records),
+            };
+            (self.ended, self.events) = (self.ended + group.ended, self.events + group.events);
+            self.groups.push_front(group);
+        }
+        self.give_back()?;
         Ok(true)
+    }
+
+    /// The group with its records counted again.
+    fn counted(&mut self, group: Group, records: &[u8]) -> Group {
+        let Group { row, last, after, written, thinned, .. } = group;
+        let bytes = records.len() as u64;
+        let mut group = Group { thinned, ..Group::new(row, &Head { after, last, bytes }, written) };
+        let mut rest = records;
+        while let Ok(frame) = frame::decode(rest) {
+            rest = &rest[frame.bytes.len()..];
+            match frame.kind {
+                Kind::Accepted => match self.open.get_mut(&frame.task) {
+                    Some(at) => (*at, group.open) = (row, group.open + 1),
+                    None => group.over += 1,
+                },
+                Kind::Ended => group.ended += 1,
+                Kind::Event => group.events += 1,
+                _ => group.others += 1,
+            }
+        }
+        group
+    }
+
+    /// Gives free pages back to the file system, when there are many.
+    fn give_back(&self) -> Result<(), StoreError> {
+        let pragma = |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, u32>(0));
+        let (free, all) = (pragma("freelist_count")?, pragma("page_count")?);
+        if free > all / 2 + VACUUM_PAGES {
+            self.db.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES});"))?;
+        }
+        Ok(())
     }
 
     /// The swarm ended in order: nothing is missing from here on without a front.
@@ -400,20 +508,58 @@ fn write_mark(db: &Connection, mark: Mark) -> rusqlite::Result<()> {
 }
 
 /// Keeps count of which tasks are open, and of what the newest group holds.
-fn note(open: &mut HashMap<u64, u64>, groups: &mut VecDeque<Group>, ended: &mut u64, frame: &Frame<'_>) {
+fn note(
+    open: &mut HashMap<u64, u64>,
+    groups: &mut VecDeque<Group>,
+    (ended, events): (&mut u64, &mut u64),
+    frame: &Frame<'_>,
+) {
     let Some(newest) = groups.back_mut() else { return };
     match frame.kind {
-        Kind::Accepted => drop(open.insert(frame.task, newest.row)),
+        Kind::Accepted => {
+            newest.open += 1;
+            open.insert(frame.task, newest.row);
+        }
         Kind::Ended => {
             newest.ended += 1;
             *ended += 1;
             if let Some(row) = open.remove(&frame.task)
                 && let Ok(at) = groups.binary_search_by_key(&row, |group| group.row)
             {
+                groups[at].open -= 1;
                 groups[at].over += 1;
             }
         }
+        Kind::Event => {
+            newest.events += 1;
+            *events += 1;
+        }
         _ => newest.others += 1,
+    }
+}
+
+/// A group that retention went through, and what is left of it; `None`: all.
+struct Thinned {
+    group: Group,
+    records: Option<Vec<u8>>,
+    rows: usize,
+}
+
+impl Thinned {
+    fn is_empty(&self) -> bool {
+        self.records.as_ref().is_some_and(Vec::is_empty)
+    }
+
+    /// Whether what is left of the next group may join it.
+    fn takes(&self, next: &[u8]) -> bool {
+        self.records.as_ref().is_some_and(|records| records.len() + next.len() <= ROW_BYTES)
+    }
+
+    fn add(&mut self, next: &Group, records: &[u8]) {
+        (self.group.last, self.group.written) = (next.last, next.written);
+        self.group.thinned &= next.thinned;
+        self.records.get_or_insert_default().extend_from_slice(records);
+        self.rows += 1;
     }
 }
 

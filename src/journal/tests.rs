@@ -6,7 +6,7 @@ use std::time::Duration;
 
 type Record = (u64, Kind, u32, u64, Vec<u8>);
 
-const KEEP: Retention = Retention { tasks: u64::MAX, age: Duration::from_secs(1 << 40) };
+const KEEP: Retention = Retention { tasks: u64::MAX, events: u64::MAX, age: Duration::from_secs(1 << 40) };
 const OPTIONS: Options = Options { synced: false, retention: KEEP, salvage: false, ring: 1 << 16 };
 
 fn owned(frame: Frame<'_>) -> Record {
@@ -271,10 +271,67 @@ fn what_a_restarted_host_lost_is_said_aloud() {
     }
 }
 
+fn loaded(folder: &Path) -> (Store, Vec<(Kind, u64)>) {
+    let mut store = Store::open(&Paths::new(folder).store).expect("opened");
+    let mut records = Vec::new();
+    store.load(|frame| records.push((frame.kind, frame.task))).expect("whole");
+    (store, records)
+}
+
+/// Weeks of a busy swarm in which a task waits all the time and agents die now and then.
+#[test]
+fn rows_follow_what_is_kept_and_not_what_was_written() {
+    let folder = tempfile::tempdir().expect("folder");
+    let retention = Retention { tasks: 20, events: 3, age: Duration::from_secs(3600) };
+    let (journal, ..) = open(folder.path(), OPTIONS).expect("new");
+    drop(journal);
+    let (mut store, _) = loaded(folder.path());
+    let (mut seq, mut most) = (0, 0);
+    let mut group = |store: &mut Store, records: &[(Kind, u64)]| {
+        let (after, mut frames) = (seq, Vec::new());
+        for &(kind, task) in records {
+            seq += 1;
+            // Limits are kept to the row; two events fill one.
+            let length = if kind == Kind::Event { 30_000 } else { 7 };
+            frame::encode(&mut frames, seq, kind, 1, task, &[&vec![7; length]]);
+        }
+        store.append(&frames, after, seq).expect("written");
+    };
+    for task in 1..2000 {
+        let ends = if task % 500 == 7 { Kind::Dispatched } else { Kind::Ended };
+        group(&mut store, &[(Kind::Accepted, task), (ends, task)]);
+        if task % 100 == 0 {
+            group(&mut store, &[(Kind::Event, 0)]);
+        }
+        if task % 64 == 0 {
+            store.retain(retention).expect("retained");
+            most = most.max(store.rows());
+        }
+    }
+    assert!(most < 150, "{most} rows at once");
+    while store.retain(retention).expect("retained") {}
+    drop(store);
+    let (mut store, records) = loaded(folder.path());
+    let of =
+        |kind| records.iter().filter(|(known, _)| *known == kind).map(|(_, task)| *task).collect::<Vec<_>>();
+    assert!((3..=5).contains(&of(Kind::Event).len()), "{records:?}");
+    assert!([7, 507, 1007, 1507].iter().all(|open| of(Kind::Accepted).contains(open)), "{records:?}");
+    assert!((20..=22).contains(&of(Kind::Ended).len()), "{records:?}");
+    // What waited for so long ends at last, and is forgotten with the others.
+    group(&mut store, &[(Kind::Ended, 7), (Kind::Ended, 507), (Kind::Ended, 1007), (Kind::Ended, 1507)]);
+    for task in 2000..2100 {
+        group(&mut store, &[(Kind::Accepted, task), (Kind::Ended, task)]);
+    }
+    while store.retain(retention).expect("retained") {}
+    drop(store);
+    let (_, records) = loaded(folder.path());
+    assert!(records.iter().all(|&(kind, task)| kind == Kind::Event || task > 2000), "{records:?}");
+}
+
 #[test]
 fn retention_forgets_ended_tasks_and_never_an_open_one() {
     let folder = tempfile::tempdir().expect("folder");
-    let retention = Retention { tasks: 20, age: Duration::from_secs(3600) };
+    let retention = Retention { tasks: 20, events: 3, age: Duration::from_secs(3600) };
     let (journal, ..) = open(folder.path(), OPTIONS).expect("new");
     drop(journal);
     let mut store = Store::open(&Paths::new(folder.path()).store).expect("opened");
@@ -301,9 +358,7 @@ fn retention_forgets_ended_tasks_and_never_an_open_one() {
         store.retain(retention).expect("retained");
     }
     drop(store);
-    let mut store = Store::open(&Paths::new(folder.path()).store).expect("opened");
-    let mut records = Vec::new();
-    store.load(|frame| records.push((frame.kind, frame.task))).expect("whole");
+    let (_, records) = loaded(folder.path());
     let accepted = |task| records.contains(&(Kind::Accepted, task));
     let ended: Vec<u64> =
         records.iter().filter(|(kind, _)| *kind == Kind::Ended).map(|(_, task)| *task).collect();

@@ -16,14 +16,24 @@ pub fn current_core() -> usize {
 pub struct CoreMask(rustix::thread::CpuSet);
 
 impl CoreMask {
+    /// These cores. One that no mask has room for is left out.
+    pub fn of(cores: impl IntoIterator<Item = usize>) -> Self {
+        let mut mask = rustix::thread::CpuSet::new();
+        cores
+            .into_iter()
+            .filter(|&core| core < rustix::thread::CpuSet::MAX_CPU)
+            .for_each(|core| mask.set(core));
+        Self(mask)
+    }
+
     /// Those of the calling thread; `None` when the kernel does not say.
     pub fn current() -> Option<Self> {
         rustix::thread::sched_getaffinity(None).ok().map(Self)
     }
 
-    /// Lets the calling thread run on them again.
+    /// Lets the calling thread, and those that it starts from now on, run on them.
     pub fn apply(&self) {
-        // Refused only when all of them went offline; then the thread stays where it is.
+        // Refused only when none of them is there; then the thread stays where it is.
         let _ = rustix::thread::sched_setaffinity(None, &self.0);
     }
 }

@@ -69,8 +69,10 @@ pub enum Action {
     Status,
     /// Numbers since the start.
     Statistics,
-    /// Past events after this number.
+    /// Past events of this life after this number.
     Events(u64),
+    /// Events of earlier lives, as far as the journal keeps them.
+    EarlierEvents,
     /// The report (tasks in detail when there are not too many, or when asked for).
     Report {
         /// Detail however many there are.

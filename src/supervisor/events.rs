@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Events that are remembered.
-const REMEMBERED: usize = 10_000;
+/// Events that are remembered, of this life and of earlier ones.
+pub const REMEMBERED: usize = 10_000;
 
 /// One event.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
-    /// Counts from 1 without gaps.
+    /// Counts without gaps, from 1, or from where the journal says that the last life ended.
     pub seq: u64,
     /// When, RFC 3339.
     pub time: String,
@@ -54,13 +54,43 @@ impl Throttle {
 #[derive(Debug, Default)]
 pub struct EventLog {
     events: VecDeque<Event>,
+    /// Those of earlier lives.
+    earlier: Vec<Event>,
     /// Number of the latest.
     latest: u64,
+    /// Up to this number the journal was told.
+    told: u64,
     follower: Option<News>,
     load_is_wanted: bool,
 }
 
 impl EventLog {
+    /// A log that goes on where earlier lives ended, whose events [`untold`](Self::untold) gave.
+    pub fn after(earlier: &[Box<str>]) -> Self {
+        let skipped = earlier.len().saturating_sub(REMEMBERED);
+        let earlier: Vec<Event> =
+            earlier[skipped..].iter().filter_map(|event| serde_json::from_str(event).ok()).collect();
+        let last = earlier.last().map_or(0, |event| event.seq);
+        Self { earlier, latest: last, told: last, ..Self::default() }
+    }
+
+    /// The events of earlier lives.
+    pub fn earlier(&self) -> &[Event] {
+        &self.earlier
+    }
+
+    /// Whether there are events that were not yet given out by [`untold`](Self::untold).
+    pub fn has_untold(&self) -> bool {
+        self.told < self.latest
+    }
+
+    /// The events since the last call, for the journal.
+    pub fn untold(&mut self) -> impl Iterator<Item = String> {
+        let told = std::mem::replace(&mut self.told, self.latest);
+        let at = self.events.partition_point(|event| event.seq <= told);
+        self.events.range(at..).filter_map(|event| serde_json::to_string(event).ok())
+    }
+
     /// Adds an event, logs it and tells the follower that it is there.
     pub fn add(&mut self, severity: Severity, kind: &str, agent: Option<&str>, text: String) {
         self.latest += 1;
@@ -105,7 +135,7 @@ impl EventLog {
         }
     }
 
-    /// Events after number `after`.
+    /// Events of this life after number `after`.
     pub fn since(&self, after: u64) -> Vec<Event> {
         let seen = self.events.partition_point(|event| event.seq <= after);
         self.events.range(seen..).cloned().collect()
@@ -171,5 +201,24 @@ mod tests {
         assert_eq!(log.since(0)[0].seq, 6, "what is oldest was forgotten");
         assert_eq!(log.since(latest - 1)[0].text, (latest - 1).to_string());
         assert!(log.since(latest).is_empty() && log.since(u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_later_life_counts_on_and_knows_what_it_was_told() {
+        let mut first = EventLog::default();
+        let mut kept: Vec<Box<str>> = Vec::new();
+        for i in 0..3 {
+            first.add(Severity::Info, "tick", Some("compute-0"), i.to_string());
+            assert!(first.has_untold());
+            kept.extend(first.untold().map(String::into_boxed_str));
+            assert!(!first.has_untold() && first.untold().next().is_none());
+        }
+        let mut second = EventLog::after(&kept);
+        let earlier: Vec<_> = second.earlier().iter().map(|event| (event.seq, event.text.clone())).collect();
+        assert_eq!(earlier, [(1, "0".to_owned()), (2, "1".to_owned()), (3, "2".to_owned())]);
+        assert!(!second.has_untold() && second.since(0).is_empty(), "they are the journal's already");
+        second.add(Severity::Info, "tick", None, "new".to_owned());
+        assert_eq!(second.since(0)[0].seq, 4);
+        assert_eq!(second.untold().count(), 1);
     }
 }

@@ -40,7 +40,30 @@ impl KeptBack {
     }
 }
 
-/// Opens the journal, if there is to be one, and puts what it holds into the ledger. Returns what is worth telling.
+/// What earlier lives left beside their tasks.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// What is worth telling.
+    pub notes: Vec<String>,
+    /// Events, as [`EventLog::untold`] gave them.
+    pub events: Vec<Box<str>>,
+}
+
+/// Whether tasks wait for the disk.
+pub(super) fn waits_for_disk(config: &SwarmConfig, private: bool) -> bool {
+    !private && config.durability.level == Durability::Power
+}
+
+/// Where the journal's threads run: on a compute agent's core they would take what tasks could have. All cores, where all have
+/// one.
+pub(super) fn cores_for_threads(plan: &CorePlan, usable: &[usize]) -> CoreMask {
+    let computes =
+        |core: usize| plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == core);
+    let free: Vec<usize> = usable.iter().copied().filter(|&core| !computes(core)).collect();
+    CoreMask::of(if free.is_empty() { usable.to_vec() } else { free })
+}
+
+/// Opens the journal, if there is to be one, and puts the tasks that it holds into the ledger.
 pub(super) fn open(
     config: &SwarmConfig,
     options: &Options,
@@ -48,10 +71,10 @@ pub(super) fn open(
     handle: &Handle,
     token: &str,
     ledger: &mut Ledger,
-) -> Result<Vec<String>, JournalError> {
+) -> Result<Kept, JournalError> {
     // A private swarm ends with the command that started it, and nobody else was promised anything.
     if options.private {
-        return Ok(Vec::new());
+        return Ok(Kept::default());
     }
     if config.durability.level == Durability::None {
         let left = journal::Paths::new(home.path()).front;
@@ -59,14 +82,20 @@ pub(super) fn open(
             "{} is left of an earlier life; its tasks rest until `durability.level` is another than \"none\"",
             left.display()
         );
-        return Ok(if left.exists() { vec![note] } else { Vec::new() });
+        let notes = if left.exists() { vec![note] } else { Vec::new() };
+        return Ok(Kept { notes, ..Kept::default() });
     }
     let bell = handle.bell();
+    let synced = waits_for_disk(config, options.private);
     let journal_options = journal::Options {
-        synced: config.durability.level == Durability::Power,
-        retention: journal::Retention { tasks: config.durability.keep_tasks, age: config.durability.keep },
+        synced,
+        retention: journal::Retention {
+            tasks: config.durability.keep_tasks,
+            events: events::REMEMBERED as u64,
+            age: config.durability.keep,
+        },
         salvage: options.salvage,
-        ring: journal::RING_BYTES,
+        ring: if synced { journal::SYNCED_RING_BYTES } else { journal::RING_BYTES },
     };
     let mut restored = Restored::default();
     let (journal, found) =
@@ -99,7 +128,7 @@ pub(super) fn open(
             things(open as usize, "task")
         ));
     }
-    Ok(notes)
+    Ok(Kept { notes, events: restored.events })
 }
 
 impl Supervisor {
@@ -202,8 +231,17 @@ impl Supervisor {
         }
     }
 
+    /// What happened goes into the journal, too.
+    pub(super) fn keep_events(&mut self) {
+        let untold = self.events.untold();
+        if let Some(book) = self.ledger.book_mut() {
+            untold.for_each(|event| book.tell(&event));
+        }
+    }
+
     /// The end: what was written goes to its place.
     pub(super) fn close_journal(&mut self) {
+        self.keep_events();
         self.settle();
         self.ledger.close_book();
         self.kept.seen = 0;

@@ -43,7 +43,7 @@ pub use spawn::{GUARD_WORD, is_agent, is_gateway};
 pub use stop::{Ending, OnEnd};
 
 use crate::agents::Settings;
-use crate::agents::runner::{Patience, spin_until};
+use crate::agents::runner::Patience;
 use crate::balancer;
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation, TaskId};
@@ -89,6 +89,8 @@ use vigil::Vigil;
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 /// Housekeeping values (cap, backlog on the board) are refreshed this often.
 const TIDY_EVERY: Duration = Duration::from_millis(5);
+/// At level `power`, while the disk is waited for, whoever waits for this core gets it this often.
+const GIVE_WAY_EVERY: Duration = Duration::from_micros(20);
 /// Requests answered in one turn.
 const REQUESTS_PER_TURN: usize = 64;
 /// An agent that is not ready after so long is replaced.
@@ -255,6 +257,8 @@ pub struct Supervisor {
     last_ended: Nanos,
     next_look: Nanos,
     next_tidy: Nanos,
+    /// When whoever waits for this core gets it next, at level `power`.
+    next_yield: Nanos,
     now: Nanos,
     stop_signals: usize,
     stop_asked: bool,
@@ -336,9 +340,15 @@ impl Supervisor {
             ageing: config.tasks.ageing,
         };
         let mut ledger = Ledger::new(limits);
-        // Before this thread is pinned: the journal's own shall run where there is room.
-        let kept_notes = keeping::open(&config, &options, &home, &handle, &token, &mut ledger)?;
-        let signals = options.signals;
+        // Threads begin where this one may run: the journal's away from the cores of compute agents, if there is room.
+        let cores_before = CoreMask::current();
+        keeping::cores_for_threads(&plan, topology.usable()).apply();
+        let kept = keeping::open(&config, &options, &home, &handle, &token, &mut ledger);
+        if let Some(cores) = &cores_before {
+            cores.apply();
+        }
+        let kept = kept?;
+        let (signals, private) = (options.signals, options.private);
         let log = match options.agent_log {
             Some(log) => log,
             None => io::stderr().as_fd().try_clone_to_owned().map_err(system("copy a descriptor"))?,
@@ -361,6 +371,7 @@ impl Supervisor {
             restart_window: config.agents.fault.restart_window,
             optimization_budget_percent: config.agents.optimization.budget_percent,
             compute_agents: plan.compute_count(),
+            gives_way: keeping::waits_for_disk(&config, private),
         };
         let bell = HubBell::new((hub_words.clone(), pages::HUB_ASLEEP), copy(&event)?);
         let vigil = Vigil::begin(bell).map_err(system("start a thread"))?;
@@ -418,7 +429,6 @@ impl Supervisor {
         let windows = Windows { window: config.tasks.window, batch: config.tasks.batch };
         let computes_beside =
             plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == plan.supervisor);
-        let cores_before = CoreMask::current();
         crate::os::affinity::pin_current_thread(plan.supervisor);
         let mut supervisor = Self {
             may_spin: !computes_beside,
@@ -435,7 +445,7 @@ impl Supervisor {
             roster: (0..slots).map(|_| None).collect(),
             ledger,
             dispatcher: Dispatcher::new(slots, placer, windows),
-            events: EventLog::default(),
+            events: EventLog::after(&kept.events),
             recoveries: Vec::new(),
             incidents: IncidentLog::default(),
             waiters: HashMap::new(),
@@ -445,7 +455,7 @@ impl Supervisor {
             found: Vec::with_capacity(64),
             ended: Vec::new(),
             limit: usize::MAX,
-            patience: Patience::default(),
+            patience: Patience::new(keeping::waits_for_disk(&config, private)),
             cores_before,
             watcher: (0, started),
             tidied: started,
@@ -456,6 +466,7 @@ impl Supervisor {
             last_ended: Nanos(0),
             next_look: Nanos(0),
             next_tidy: Nanos(0),
+            next_yield: Nanos(0),
             now: started,
             stop_signals: 0,
             stop_asked: false,
@@ -479,8 +490,8 @@ impl Supervisor {
             cores: topology.usable().to_vec(),
             plan,
         };
-        supervisor.expect_load(options.private);
-        for note in kept_notes {
+        supervisor.expect_load(private);
+        for note in kept.notes {
             supervisor.events.add(Severity::Info, "journal", None, note);
         }
         supervisor.enrol_planned();
@@ -608,8 +619,15 @@ impl Supervisor {
         if !self.ended.is_empty() || self.keeps_back() {
             self.on_ended();
         }
+        if self.events.has_untold() {
+            self.keep_events();
+        }
         self.ring_clients();
         self.busy_turns += u64::from(work > 0);
+        if self.patience.gives_way() && self.now >= self.next_yield && self.safe() < self.written() {
+            self.next_yield = self.now.plus(GIVE_WAY_EVERY);
+            std::thread::yield_now();
+        }
         work
     }
 
@@ -637,7 +655,7 @@ impl Supervisor {
         if self.may_spin {
             // Deaths and signals are not seen while spinning, so a spin is never long.
             let spin = self.patience.spin().min(longest);
-            if spin_until(began, spin, || self.is_ready()) {
+            if self.patience.spin_until(began, spin, || self.is_ready()) {
                 self.patience.learn(clock::now().since(began));
                 return;
             }
@@ -1066,6 +1084,10 @@ impl Supervisor {
             Action::Statistics => Reply::Statistics(Box::new(self.statistics())),
             Action::Events(after) => {
                 Reply::Events { events: self.events.since(after), latest: self.events.latest() }
+            }
+            Action::EarlierEvents => {
+                let events = self.events.earlier().to_vec();
+                Reply::Events { events, latest: self.events.latest() }
             }
             Action::Report { all_tasks } => Reply::Report(Box::new(self.report(all_tasks))),
             Action::KillAgent(id) => match self.slot_of(&id) {

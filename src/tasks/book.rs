@@ -24,6 +24,8 @@ pub trait Book: std::fmt::Debug + Send {
     fn admit(&self, spec: &TaskSpec) -> Result<(), String>;
     /// Something happened. Gets a number, one more than the event before.
     fn note(&mut self, event: Event, task: &Task);
+    /// Something happened that is about no task. Gets a number, too.
+    fn tell(&mut self, event: &str);
     /// Number of the last event.
     fn written(&self) -> u64;
     /// Events up to this one are as safe as was promised.
