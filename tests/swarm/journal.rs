@@ -1,7 +1,8 @@
 //! What was accepted outlives the supervisor: kills at any moment, damaged files, disks that fail and disks that are full.
 
-use crate::support::{Place, Swarm, read_array, request, send};
+use crate::support::{Place, Swarm, read_array, request, send, signal_child};
 use ai_swarm::base::prng::SplitMix64;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -132,7 +133,7 @@ fn attempts_and_dependencies_go_on_where_they_were() {
     // And after an end in order all of it is history.
     let place = {
         let place_of = |swarm: Swarm| {
-            swarm.signal(rustix::process::Signal::TERM);
+            swarm.signal(Signal::TERM);
             let Swarm { place, running, .. } = swarm;
             running.finish().ends(0);
             place
@@ -215,7 +216,7 @@ fn after_a_failed_write_nothing_is_accepted_and_nothing_is_lost() {
             let place = if killed {
                 swarm.kill()
             } else {
-                swarm.signal(rustix::process::Signal::TERM);
+                swarm.signal(Signal::TERM);
                 let Swarm { place, running, .. } = swarm;
                 running.finish().ends(1);
                 place
@@ -259,6 +260,82 @@ fn a_full_disk_is_said_before_acceptance_and_goes_by_itself() {
     assert_eq!(swarm.events_of("journal_ok").len(), 1);
     let swarm = Swarm::deploy_in(swarm.kill(), &config("process"), &[]);
     swarm.until("all are done", |swarm| (count(&states(swarm), "succeeded") == accepted).then_some(()));
+    swarm.end();
+}
+
+/// A disk that takes its time holds up what is promised of it, and nothing else.
+#[test]
+fn a_slow_disk_delays_acknowledgements_at_level_power_and_nothing_else() {
+    const PAUSE: f64 = 0.08;
+    for (level, place_of_pause) in
+        [("power", "journal.sync"), ("power", "journal.commit"), ("process", "journal.commit")]
+    {
+        let order = format!("{place_of_pause}:1-=slow:80ms");
+        let swarm = Swarm::deploy_with(Place::new(), &config(level), &[], &[("AI_SWARM_FAIL_AT", &order)]);
+        let mut waited = Vec::new();
+        for at in 0..12 {
+            let began = std::time::Instant::now();
+            swarm.submit(&json!([{"id": format!("task-{at}"), "kernel": "noop"}]));
+            waited.push(began.elapsed().as_secs_f64());
+        }
+        let mut queued: Vec<f64> = (0..12)
+            .map(|at| swarm.until_task(&format!("task-{at}"), "succeeded"))
+            .map(|task| task["queue_us"].as_f64().expect("a time") / 1e6)
+            .collect();
+        waited.sort_by(f64::total_cmp);
+        queued.sort_by(f64::total_cmp);
+        println!("{order}: half were told within {:.4} s, sent within {:.4} s", waited[6], queued[6]);
+        assert!(queued[6] < PAUSE / 4.0, "{order}: dispatch waits for the disk: {queued:?}");
+        match (level, place_of_pause) {
+            ("power", "journal.sync") => {
+                assert!(waited[0] >= PAUSE, "{order}: told before the disk had it: {waited:?}");
+            }
+            _ => assert!(waited[6] < PAUSE / 2.0, "{order}: {waited:?}"),
+        }
+        assert_eq!(swarm.status()["durability"]["state"], "ok", "slow is not broken");
+        let swarm = Swarm::deploy_in(swarm.kill(), &config(level), &[]);
+        assert_eq!(count(&states(&swarm), "succeeded"), 12, "{order}");
+        swarm.end();
+    }
+}
+
+/// What became of agents is known after a death of the supervisor, and in the order in which it happened.
+#[test]
+fn the_life_of_agents_is_known_to_later_lives() {
+    let config = json!({"agents": {"compute": {"count": 1, "standbys": 0},
+        "fault": {"restart_limit": 1, "restart_window_s": 600, "backoff_max_s": 0.02}}});
+    let swarm = Swarm::deploy(&config);
+    let supervisor = swarm.running.pid();
+    swarm.until("it is benched", |swarm| {
+        let agent = swarm.agent("thermal-0");
+        if let Some(pid) = agent["pid"].as_u64() {
+            signal_child(supervisor, pid as u32, Signal::KILL);
+        }
+        (agent["state"] == "benched").then_some(())
+    });
+    let before = swarm.events();
+    // Two deaths later: this life's events are apart from those of the others, and all are numbered through.
+    let swarm = Swarm::deploy_in(swarm.kill(), &config, &[]);
+    let swarm = Swarm::deploy_in(swarm.kill(), &config, &[]);
+    let now = swarm.events();
+    assert!(now.iter().all(|event| event["kind"] != "agent_benched"), "{now:#?}");
+    let ran = swarm.place.cli(&["events", "--earlier", "--json"]).ends(0);
+    let all: Vec<Value> =
+        ran.out.lines().map(|line| serde_json::from_str(line).expect("an event is JSON")).collect();
+    let numbers: Vec<u64> = all.iter().map(|event| event["seq"].as_u64().expect("a number")).collect();
+    assert!(numbers.iter().copied().eq(1..=numbers.len() as u64), "{numbers:?}");
+    assert!(all.len() >= before.len() + now.len());
+    assert_eq!(all[..before.len()], before[..], "word for word");
+    let of_one: Vec<&str> = all[..before.len()]
+        .iter()
+        .filter(|event| event["agent"] == "thermal-0")
+        .filter_map(|event| event["kind"].as_str())
+        .filter(|kind| kind.starts_with("agent_"))
+        .collect();
+    assert_eq!((of_one.first(), of_one.last()), (Some(&"agent_ready"), Some(&"agent_benched")), "{of_one:?}");
+    assert!(of_one.iter().filter(|kind| **kind == "agent_died").count() >= 2, "{of_one:?}");
+    let ready = all.iter().filter(|event| event["kind"] == "agent_ready" && event["agent"] == "compute-0");
+    assert_eq!(ready.count(), 3, "one in each life");
     swarm.end();
 }
 
