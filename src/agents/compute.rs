@@ -1,10 +1,12 @@
 //! The compute agent: takes a task, reads its arrays, runs its kernel, writes its output, answers.
 //!
 //! The output is written under a temporary name that carries the attempt and then renamed: a reader
-//! sees all of it or nothing, and what a killed attempt left can be told apart and removed.
+//! sees all of it or nothing, and what a killed attempt left can be told apart and removed. Before the rename the agent
+//! announces it and looks for orders once more: when another attempt has ended the task meanwhile, nothing may change any more.
 
 use super::{Agent, Context};
-use crate::arrays::{NpyError, NpyFile, NpyWriteError, write_npy};
+use crate::arrays::{NpyDraft, NpyError, NpyFile, NpyWriteError};
+use crate::base::ailment;
 use crate::base::clock::Nanos;
 use crate::base::ids::{Attempt, TaskId};
 use crate::jobs::{Body, level_wished};
@@ -17,7 +19,9 @@ use crate::messaging::envelope::{Done, Run, Verdict};
 use crate::os::clock;
 use crate::os::map::Buffer;
 use crate::tasks::attempt_tag;
+use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 /// Code of a kernel without instruction-set levels of its own; reports call it `native`.
 const NO_LEVEL: u8 = u8::MAX;
@@ -100,17 +104,45 @@ impl Pulse for TaskPulse<'_> {
     }
 }
 
+/// A task that was computed: what to answer, on which level it ran, and its files, which nobody sees yet.
+struct Computed {
+    outcome: Outcome,
+    level: Level,
+    files: Vec<NpyDraft>,
+}
+
+impl Computed {
+    fn without_files(outcome: Outcome, level: Level) -> Self {
+        Self { outcome, level, files: Vec::new() }
+    }
+}
+
+/// Whether the output takes the place of an input, by whatever name. Such a task can be run again after an attempt that came
+/// to nothing, but not beside one that may put its output there at any moment.
+fn is_in_place(body: &Body) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    body.output.as_deref().is_some_and(|output| {
+        let replaced = identity(output);
+        let is_replaced = |input: &Path| input == output || replaced.is_some() && identity(input) == replaced;
+        body.inputs.iter().any(|input| is_replaced(input))
+    })
+}
+
 impl ComputeAgent {
-    fn execute(&self, run: &Run<'_>, context: &Context) -> Result<(Outcome, Level), Failure> {
+    fn execute(&self, run: &Run<'_>, context: &Context) -> Result<Computed, Failure> {
         let wrong = |words: String| Failure(Verdict::Wrong, words);
         let kernel = KernelId::from_code(run.kernel)
             .ok_or_else(|| wrong(format!("no kernel has code {}", run.kernel)))?;
         let best = self.ready.unwrap_or(Level::Scalar);
         let asked = level_wished(run.level);
         if kernel == KernelId::Noop {
-            return Ok((Outcome::default(), asked.unwrap_or(best)));
+            return Ok(Computed::without_files(Outcome::default(), asked.unwrap_or(best)));
         }
         let body = Body::decode(run.body).map_err(|error| wrong(format!("unreadable task: {error}")))?;
+        if run.beside && is_in_place(&body) {
+            let words = "its output replaces an input: it cannot run beside another attempt".to_owned();
+            return Err(Failure(Verdict::Cancelled, words));
+        }
         let params = check_params(kernel, &body.params).map_err(KernelError::from)?;
         let pulse = TaskPulse { context, task: run.task, attempt: run.attempt };
         let mut inputs: Vec<Input> = Vec::with_capacity(body.inputs.len());
@@ -133,18 +165,14 @@ impl ComputeAgent {
         };
         let call = Call { kernel, params: &params, inputs: &inputs, variant, pulse: &pulse };
         let mut outcome = kernels::run(&call)?;
+        let mut files = Vec::new();
         if let Some(output) = &body.output {
             pulse.beat().map_err(KernelError::from)?;
             let tag = attempt_tag(&context.start.token, run.task, run.attempt);
-            let write = |path: &std::path::Path, array| {
-                write_npy(path, array, &tag).map_err(|error| {
-                    let Failure(verdict, words) = error.into();
-                    Failure(verdict, format!("output: {words}"))
-                })
-            };
+            let write = |path: &Path, array| NpyDraft::write(path, array, &tag).map_err(of_output);
             for (suffix, array) in &outcome.extra {
                 let path = extra_path(output, suffix);
-                write(&path, array)?;
+                files.push(write(&path, array)?);
                 // `.scores.npy` is told as `scores_path`.
                 let name = suffix.trim_start_matches('.').trim_end_matches(".npy");
                 if let Some(serde_json::Value::Object(result)) = &mut outcome.result {
@@ -152,12 +180,12 @@ impl ComputeAgent {
                 }
             }
             if let Some(array) = &outcome.array {
-                write(output, array)?;
+                files.push(write(output, array)?);
             }
         }
         outcome.array = None;
         outcome.extra.clear();
-        Ok((outcome, variant.level))
+        Ok(Computed { outcome, level: variant.level, files })
     }
 
     fn run(&mut self, run: &Run<'_>, context: &mut Context) {
@@ -172,6 +200,7 @@ impl ComputeAgent {
             let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
             Err(Failure(Verdict::Failed, format!("the kernel panicked: {words}")))
         });
+        let outcome = outcome.and_then(|computed| publish(run, computed, context));
         self.answer(run, started, outcome, context);
     }
 
@@ -216,6 +245,27 @@ impl ComputeAgent {
         };
         context.finish_task(&done, verdict == Verdict::Failed);
     }
+}
+
+/// Lets the files appear, the output last, unless the task was given up before.
+fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<(Outcome, Level), Failure> {
+    let Computed { outcome, level, files } = computed;
+    if !files.is_empty() {
+        ailment::at_output(false);
+        if !context.begin_commit(run.task, run.attempt) {
+            return Err(KernelError::Cancelled.into());
+        }
+        ailment::at_output(true);
+    }
+    for file in files {
+        file.publish().map_err(of_output)?;
+    }
+    Ok((outcome, level))
+}
+
+fn of_output(error: NpyWriteError) -> Failure {
+    let Failure(verdict, words) = error.into();
+    Failure(verdict, format!("output: {words}"))
 }
 
 impl Agent for ComputeAgent {

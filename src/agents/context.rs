@@ -181,6 +181,14 @@ impl Context {
         }
     }
 
+    /// Announces that the output of the running task is about to appear. False when the task was given up before: then it
+    /// must not appear, because it may have ended on another agent.
+    pub fn begin_commit(&mut self, task: TaskId, attempt: Attempt) -> bool {
+        self.pulse.announce_commit(task, attempt);
+        self.hear_control();
+        !self.pulse.is_cancelled(task, attempt) && !self.cancelled.contains(&(task, attempt))
+    }
+
     /// Sends the answer to a task. Waits for room: an answer is never dropped.
     pub fn finish_task(&mut self, done: &Done<'_>, failed: bool) {
         self.tasks += u64::from(!failed);

@@ -15,8 +15,8 @@
 mod npy;
 
 pub use npy::{
-    HEADER_BYTES_MAX, NDIM_MAX, NpyError, NpyFile, NpyHeader, NpyWriteError, parse_header, temporary_name,
-    write_npy,
+    HEADER_BYTES_MAX, NDIM_MAX, NpyDraft, NpyError, NpyFile, NpyHeader, NpyWriteError, parse_header,
+    temporary_name, write_npy,
 };
 
 use std::fmt;

@@ -513,34 +513,66 @@ pub fn temporary_name(output: &Path, tag: &str) -> PathBuf {
 /// # Errors
 /// [`NpyWriteError`]; the temporary file is removed.
 pub fn write_npy(path: &Path, array: &Array, tag: &str) -> Result<(), NpyWriteError> {
-    if path.file_name().is_none() {
-        return Err(NpyWriteError::Path { path: path.into(), problem: "it names no file" });
-    }
-    // A rename would replace a device or a pipe with a file.
-    let before = fs::metadata(path);
-    if before.as_ref().is_ok_and(|metadata| !metadata.is_file()) {
-        let problem = "something that is not a regular file stands there";
-        return Err(NpyWriteError::Path { path: path.into(), problem });
-    }
-    let temporary = temporary_name(path, tag);
-    let mut file =
-        create(&temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
-    let header = encode_header(array.dtype(), array.shape());
-    let written = write_both(&mut file, &header, array.bytes());
-    drop(file);
-    let finished = match written {
-        Ok(()) => put_in_place(&temporary, path, before.is_ok())
-            .map_err(|source| NpyWriteError::Rename { path: path.into(), source }),
-        Err(source) => {
-            let bytes = header.len() + array.bytes().len();
-            Err(NpyWriteError::Write { path: path.into(), bytes, source })
+    NpyDraft::write(path, array, tag)?.publish()
+}
+
+/// A whole file that nobody sees yet: it has the name that [`temporary_name`] gives. Dropped, it is removed.
+#[derive(Debug)]
+pub struct NpyDraft {
+    path: PathBuf,
+    temporary: PathBuf,
+    replaces: bool,
+}
+
+impl NpyDraft {
+    /// The first half of [`write_npy`].
+    ///
+    /// # Errors
+    /// Any [`NpyWriteError`] but `Rename`.
+    pub fn write(path: &Path, array: &Array, tag: &str) -> Result<Self, NpyWriteError> {
+        if path.file_name().is_none() {
+            return Err(NpyWriteError::Path { path: path.into(), problem: "it names no file" });
         }
-    };
-    if finished.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
+        // A rename would replace a device or a pipe with a file.
+        let before = fs::metadata(path);
+        if before.as_ref().is_ok_and(|metadata| !metadata.is_file()) {
+            let problem = "something that is not a regular file stands there";
+            return Err(NpyWriteError::Path { path: path.into(), problem });
+        }
+        let temporary = temporary_name(path, tag);
+        let mut file =
+            create(&temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
+        let draft = Self { path: path.into(), temporary, replaces: before.is_ok() };
+        let header = encode_header(array.dtype(), array.shape());
+        match write_both(&mut file, &header, array.bytes()) {
+            Ok(()) => Ok(draft),
+            Err(source) => {
+                let bytes = header.len() + array.bytes().len();
+                Err(NpyWriteError::Write { path: path.into(), bytes, source })
+            }
+        }
     }
-    finished
+
+    /// The second half: from now on everybody sees it.
+    ///
+    /// # Errors
+    /// `Rename`.
+    pub fn publish(mut self) -> Result<(), NpyWriteError> {
+        let temporary = std::mem::take(&mut self.temporary);
+        put_in_place(&temporary, &self.path, self.replaces).map_err(|source| {
+            self.temporary = temporary;
+            NpyWriteError::Rename { path: self.path.clone(), source }
+        })
+    }
+}
+
+impl Drop for NpyDraft {
+    fn drop(&mut self) {
+        if !self.temporary.as_os_str().is_empty() {
+            // Should it stay, its remover is the one of all leftovers.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 /// Moves the finished file to `path`, at once for every reader.

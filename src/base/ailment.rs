@@ -7,6 +7,8 @@
 //! | `memory` | bytes that are never given back, per second |
 //! | `descriptors` | files that are never closed, per second |
 //! | `spin` | seconds after which it turns in a circle for ever |
+//! | `faint` | stops itself before its so-manieth output appears, until somebody continues it |
+//! | `falter` | the same, having announced the output |
 //!
 //! It strikes the first life only. Only builds with debug assertions have this, as with [`super::crash`].
 
@@ -15,8 +17,6 @@ use super::clock::Nanos;
 /// The agent called `agent` shows in its life number `life` that it turns its cycle.
 #[cfg(debug_assertions)]
 pub fn suffer(agent: &str, life: u32, now: Nanos) {
-    use std::sync::OnceLock;
-    static AILMENT: OnceLock<Option<Ailment>> = OnceLock::new();
     let ailment = AILMENT.get_or_init(|| {
         let text = std::env::var("AI_SWARM_AILMENT").ok()?;
         Ailment::parse(&text, agent, now).filter(|_| life == 1)
@@ -26,10 +26,31 @@ pub fn suffer(agent: &str, life: u32, now: Nanos) {
     }
 }
 
+/// An output is about to appear; `announced` or not yet.
+#[cfg(debug_assertions)]
+pub fn at_output(announced: bool) {
+    let Some(Some(ailment)) = AILMENT.get() else { return };
+    let strikes = if announced { Illness::Falter } else { Illness::Faint };
+    let before = || ailment.taken.fetch_add(1, super::sync::Ordering::Relaxed);
+    if ailment.illness == strikes && before() + 1 == ailment.measure as u64 {
+        let own = rustix::process::getpid();
+        let _ = rustix::process::kill_process(own, rustix::process::Signal::STOP);
+    }
+}
+
 /// Nobody is ill in this build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn suffer(_agent: &str, _life: u32, _now: Nanos) {}
+
+/// Nobody is ill in this build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn at_output(_announced: bool) {}
+
+/// What this process suffers from, if anything.
+#[cfg(debug_assertions)]
+static AILMENT: std::sync::OnceLock<Option<Ailment>> = std::sync::OnceLock::new();
 
 #[cfg(debug_assertions)]
 #[derive(Debug, PartialEq)]
@@ -37,6 +58,8 @@ enum Illness {
     Memory,
     Descriptors,
     Spin,
+    Faint,
+    Falter,
 }
 
 #[cfg(debug_assertions)]
@@ -56,6 +79,8 @@ impl Ailment {
             "memory" => Illness::Memory,
             "descriptors" => Illness::Descriptors,
             "spin" => Illness::Spin,
+            "faint" => Illness::Faint,
+            "falter" => Illness::Falter,
             _ => return None,
         };
         let measure = parts.next()?.parse().ok().filter(|measure: &f64| *measure > 0.0)?;

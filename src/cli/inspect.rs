@@ -246,6 +246,9 @@ fn task_text(task: &TaskView, output: &OutputOptions) -> String {
     add("priority", &task.priority);
     add("attempts", &task.attempts.to_string());
     add("agent", task.agent.as_deref().unwrap_or("— (never dispatched)"));
+    if let Some(agent) = &task.hedged_on {
+        add("hedged on", agent);
+    }
     let ended = if is_final(&task.state) { "— (none ran)" } else { "— (not ended)" };
     add("backend", task.backend.as_deref().unwrap_or(ended));
     let time = |us: f64, why: &str| if us > 0.0 { micros(us) } else { format!("{ABSENT} ({why})") };
@@ -335,7 +338,20 @@ fn explain(task: &TaskView, raw: &Value, agents: &[AgentView]) -> Vec<String> {
         }),
         other => reasons.push(format!("This version does not know the state {other:?}.")),
     }
-    if task.attempts > 1 && task.state != "failed" {
+    if let Some(agent) = &task.hedged_on {
+        reasons.push(match (is_final(&task.state), task.agent.as_ref() == Some(agent)) {
+            (false, _) => format!(
+                "It took far longer than its like, so {agent} tried it, too: the first answer counts."
+            ),
+            (true, true) => {
+                format!("It took far longer than its like, so {agent} tried it, too, and was first.")
+            }
+            (true, false) => {
+                format!("It took far longer than its like, so {agent} tried it, too, and was not first.")
+            }
+        });
+    }
+    if task.attempts > 1 + u32::from(task.hedged_on.is_some()) && task.state != "failed" {
         reasons.push(format!(
             "It was dispatched {} times: attempts that failed or lost their agent are repeated.",
             task.attempts
@@ -507,6 +523,7 @@ fn status_text(status: &StatusView, output: &OutputOptions) -> String {
         (tasks.failed, "failed", Style::Bad),
         (tasks.cancelled, "cancelled", Style::Warn),
         (tasks.retried, "retried", Style::Warn),
+        (tasks.hedged, "sent to a second agent as well", Style::Plain),
         (tasks.lost, "LOST", Style::Bad),
         (tasks.duplicated, "DUPLICATED", Style::Bad),
     ] {
@@ -865,6 +882,7 @@ mod tests {
             kernel: "matmul".into(),
             state: state.into(),
             priority: "normal".into(),
+            hedged_on: None,
             attempts: u32::from(!["waiting", "queued"].contains(&state)),
             retries_left: 0,
             waiting_for: Vec::new(),

@@ -230,6 +230,7 @@ pub(super) fn summary(report: &ReportView, options: &OutputOptions) -> String {
         (tasks.failed, "failed"),
         (tasks.cancelled, "cancelled"),
         (tasks.retried, "retried"),
+        (tasks.hedged, "sent to a second agent as well"),
         (tasks.lost, "lost"),
         (tasks.duplicated, "duplicated"),
     ] {

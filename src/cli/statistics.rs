@@ -85,6 +85,7 @@ fn task_words(tasks: &TaskCounts) -> String {
         (tasks.failed, "failed"),
         (tasks.cancelled, "cancelled"),
         (tasks.retried, "retried"),
+        (tasks.hedged, "sent to a second agent as well"),
         (tasks.lost, "LOST"),
         (tasks.duplicated, "DUPLICATED"),
     ] {

@@ -372,6 +372,19 @@ pub const KEYS: &[Key] = &[
         "A task during which so many agents died is failed and not tried again.",
     ),
     key(
+        "tasks.hedge_percent",
+        from(0.0, 100.0, "percent"),
+        "5.0",
+        "Second attempts at most, percent of all tasks: one that takes far longer than its like is sent to an idle agent as \
+         well, and the first answer counts. 0: never.",
+    ),
+    key(
+        "tasks.hedge_after_s",
+        above(0.0, 86400.0, "seconds"),
+        "0.05",
+        "No task gets a second attempt before the first has been out for so long.",
+    ),
+    key(
         "durability.level",
         Kind::Word(&["process", "power", "none"]),
         r#""process""#,

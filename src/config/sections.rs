@@ -240,6 +240,10 @@ pub struct TasksConfig {
     pub ageing: Duration,
     /// Agent deaths during one task after which it is failed for good.
     pub poison_deaths: u32,
+    /// Second attempts at most, as a share of all tasks.
+    pub hedge_share: f64,
+    /// How long the first attempt is left alone.
+    pub hedge_after: Duration,
 }
 
 /// Placement.
@@ -342,6 +346,8 @@ impl SwarmConfig {
                 drain: v.seconds("tasks.drain_s"),
                 ageing: v.seconds("tasks.ageing_s"),
                 poison_deaths: v.small("tasks.poison_deaths"),
+                hedge_share: v.number("tasks.hedge_percent") / 100.0,
+                hedge_after: v.seconds("tasks.hedge_after_s"),
             },
             durability: DurabilityConfig {
                 level: match v.text("durability.level") {

@@ -86,6 +86,7 @@ fn task_view(id: &str, state: &str) -> TaskView {
         state: state.into(),
         priority: "normal".into(),
         attempts: 1,
+        hedged_on: None,
         retries_left: 0,
         waiting_for: Vec::new(),
         agent: Some("compute-0".into()),

@@ -298,8 +298,11 @@ impl Restored {
     pub fn leftovers(&self) -> impl Iterator<Item = (TaskId, Attempt, u64, &std::path::Path)> {
         self.in_flight.iter().filter_map(|&(id, attempt, run)| {
             let task = self.tasks.get((id - self.first) as usize)?.as_deref()?;
-            let is_last = !task.state.is_final() && task.attempt.0 == attempt;
-            is_last.then_some((task.id, task.attempt, run, task.spec.output.as_deref()?))
+            // Two attempts may have run at a time, and one of them may have outlived the task: only of one that ended in its
+            // first attempt nothing can be left.
+            let ran_at_last = attempt + 1 >= task.attempt.0;
+            let may_be_left = ran_at_last && (!task.state.is_final() || task.attempt.0 > 1);
+            may_be_left.then_some((task.id, task.attempt, run, task.spec.output.as_deref()?))
         })
     }
 }

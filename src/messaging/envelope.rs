@@ -64,6 +64,8 @@ pub struct Run<'a> {
     pub class: u8,
     /// The instruction-set level asked for, see `jobs::level_word`; 0: the agent chooses.
     pub level: u8,
+    /// An earlier attempt of it still runs on another agent.
+    pub beside: bool,
     /// Inputs, output and parameters as JSON; empty when there are none.
     pub body: &'a [u8],
 }
@@ -197,6 +199,7 @@ mod kind {
     pub const PEER: u8 = 6;
     pub const NEWS: u8 = 7;
     pub const ADOPT: u8 = 8;
+    pub const RUN_BESIDE: u8 = 9;
     pub const ACCEPTED: u8 = 32;
     pub const REFUSED: u8 = 33;
     pub const ENDED: u8 = 34;
@@ -285,7 +288,7 @@ impl Encode for ToAgent<'_> {
                 buffer.extend_from_slice(&run.attempt.0.to_le_bytes());
                 buffer.extend_from_slice(&[run.kernel, run.class, run.level]);
                 buffer.extend_from_slice(run.body);
-                kind::RUN
+                if run.beside { kind::RUN_BESIDE } else { kind::RUN }
             }
             ToAgent::Cancel(task, attempt) => {
                 buffer.extend_from_slice(&task.0.to_le_bytes());
@@ -326,12 +329,13 @@ impl<'a> ToAgent<'a> {
     pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
         let mut fields = Fields::new(message_kind, payload);
         Ok(match message_kind {
-            kind::RUN => ToAgent::Run(Run {
+            kind::RUN | kind::RUN_BESIDE => ToAgent::Run(Run {
                 task: TaskId(fields.u64()?),
                 attempt: Attempt(fields.u32()?),
                 kernel: fields.u8()?,
                 class: fields.u8()?,
                 level: fields.u8()?,
+                beside: message_kind == kind::RUN_BESIDE,
                 body: fields.rest,
             }),
             kind::CANCEL => ToAgent::Cancel(TaskId(fields.u64()?), Attempt(fields.u32()?)),
@@ -654,7 +658,15 @@ mod tests {
     use crate::shm::ring::SLOT_PAYLOAD;
 
     fn run() -> Run<'static> {
-        Run { task: TaskId(7), attempt: Attempt(2), kernel: 12, class: 3, level: 0, body: b"{}" }
+        Run {
+            task: TaskId(7),
+            attempt: Attempt(2),
+            kernel: 12,
+            class: 3,
+            level: 0,
+            beside: false,
+            body: b"{}",
+        }
     }
 
     fn done() -> Done<'static> {

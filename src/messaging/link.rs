@@ -253,6 +253,20 @@ impl SupervisorLink {
         }
     }
 
+    /// Forbids the agent to let the output of this attempt appear, whether it has begun or not. False when it is at it:
+    /// then its answer is the one to wait for. Send [`ToAgent::Cancel`](super::ToAgent::Cancel) first.
+    pub fn forbid(&self, task: TaskId, attempt: Attempt) -> bool {
+        self.sup_page.word(pages::SUP_CANCEL).store(cancel_word(task, attempt), Ordering::Release);
+        // Pairs with the fence in `announce_commit`: it sees the order, or we see its commit.
+        fence(Ordering::SeqCst);
+        !self.is_committing(task, attempt)
+    }
+
+    /// Whether the agent says that the output of this attempt appears right now.
+    pub fn is_committing(&self, task: TaskId, attempt: Attempt) -> bool {
+        self.desk.word(pages::DESK_COMMIT).load(Ordering::Acquire) == cancel_word(task, attempt)
+    }
+
     /// Says whether the member has its core for itself.
     pub fn set_shared_core(&self, shared: bool) {
         self.sup_page.word(pages::SUP_SHARED_CORE).store(u64::from(shared), Ordering::Relaxed);
@@ -527,10 +541,19 @@ impl LinkPulse {
     pub fn announce(&self, task: Option<TaskId>, now_ns: u64) {
         self.desk.word(pages::DESK_TASK_SINCE).store(now_ns, Ordering::Relaxed);
         self.desk.word(pages::DESK_TASK).store(task.map_or(0, |task| task.0), Ordering::Release);
+        self.desk.word(pages::DESK_COMMIT).store(0, Ordering::Release);
         if task.is_some() {
             // Pairs with the fence in `cancel_running`: it sees the task, or we see its message.
             fence(Ordering::SeqCst);
         }
+    }
+
+    /// Announces that the output of the running task is about to appear. Look for orders afterwards: one that was not there
+    /// yet comes from a supervisor that has seen this, and waits.
+    pub fn announce_commit(&self, task: TaskId, attempt: Attempt) {
+        self.desk.word(pages::DESK_COMMIT).store(cancel_word(task, attempt), Ordering::Release);
+        // Pairs with the fence in `forbid`.
+        fence(Ordering::SeqCst);
     }
 
     /// Whether the supervisor wants `task` given up.
@@ -585,6 +608,13 @@ mod tests {
         supervisor.cancel_running(TaskId(7), Attempt(1));
         assert!(pulse.is_cancelled(TaskId(7), Attempt(1)));
         assert!(!pulse.is_cancelled(TaskId(7), Attempt(2)), "the next attempt is another matter");
+        assert!(supervisor.forbid(TaskId(7), Attempt(3)), "its output has not begun to appear");
+        assert!(pulse.is_cancelled(TaskId(7), Attempt(3)));
+        pulse.announce_commit(TaskId(7), Attempt(4));
+        assert!(!supervisor.forbid(TaskId(7), Attempt(4)), "too late");
+        assert!(supervisor.forbid(TaskId(7), Attempt(5)), "that is another attempt");
+        pulse.announce(None, 0);
+        assert!(supervisor.forbid(TaskId(7), Attempt(4)), "over");
         let before = supervisor.beat();
         pulse.beat();
         assert_eq!(supervisor.beat(), before + 1);
@@ -601,7 +631,8 @@ mod tests {
         let (mut supervisor, mut agent) = both_ends(1 << 20);
         let mut message = Message::default();
         let run = |body| {
-            ToAgent::Run(Run { task: TaskId(1), attempt: Attempt(1), kernel: 1, class: 1, level: 0, body })
+            let (task, attempt) = (TaskId(1), Attempt(1));
+            ToAgent::Run(Run { task, attempt, kernel: 1, class: 1, level: 0, beside: false, body })
         };
         let bodies: Vec<Vec<u8>> = [4096, 5000, 100_000].map(|n| (0..n).map(|i| i as u8).collect()).to_vec();
         // Many times the arena: it only works if blocks come back.

@@ -13,6 +13,7 @@
 //!    word 65           task that runs now, 0 = none
 //!    word 66           when it started, ns
 //!    word 67           lines to other members that it reads
+//!    word 68           task and attempt whose output is appearing, 0 = none
 //!    words 80..88      its arena: limit, committed, in use, out, high water, full answers, reclaimed
 //!    word 96           held by the agent's thread; the kernel marks it when that dies
 //!    words 128..176    what its sending end has counted
@@ -55,6 +56,8 @@ pub const DESK_TASK: usize = 65;
 pub const DESK_TASK_SINCE: usize = 66;
 /// Word of the number of lines that the member reads, in its desk.
 pub const DESK_LINES: usize = 67;
+/// Word of the attempt whose output is appearing, in the agent's desk.
+pub const DESK_COMMIT: usize = 68;
 /// First word of the arena's numbers in a desk.
 pub const DESK_ARENA: usize = 80;
 /// Word that the agent's thread holds as long as it lives, in its desk.
@@ -85,7 +88,8 @@ pub const HALF_SLOTS: usize = HALF_TOPICS + TOPIC_ROWS * 4;
 pub const HALF_HEAD_BYTES: usize = HALF_SLOTS * 8;
 
 const _: () = assert!(
-    DESK_LINES < DESK_SENT
+    DESK_LINES < DESK_COMMIT
+        && DESK_COMMIT < DESK_ARENA
         && DESK_ARENA + 8 <= DESK_LIFE
         && DESK_LIFE < DESK_SENT
         && HEADS + 48 <= DESK_ASLEEP

@@ -199,8 +199,11 @@ pub struct TaskView {
     /// Tasks that have to succeed before it and have not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting_for: Vec<String>,
-    /// The agent of the last attempt.
+    /// The agent of the last attempt; of the one that answered, when there were two at a time.
     pub agent: Option<String>,
+    /// The agent that was given a second attempt, while the first was far too long under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedged_on: Option<String>,
     /// Instruction-set level that ran.
     pub backend: Option<String>,
     /// Result, if the kernel gave one.
@@ -360,8 +363,17 @@ pub struct TaskCounts {
     pub failed: u64,
     /// Given up.
     pub cancelled: u64,
-    /// Attempts beyond the first.
+    /// Attempts after one that had come to nothing.
     pub retried: u64,
+    /// Second attempts, sent to an idle agent while the first was far too long under way.
+    #[serde(default)]
+    pub hedged: u64,
+    /// Tasks that the second attempt ended well before the first.
+    #[serde(default)]
+    pub hedges_won: u64,
+    /// Tasks that the first attempt ended well after all, with a second one under way.
+    #[serde(default)]
+    pub hedges_lost: u64,
     /// Accepted, never ended, and nobody has them any more.
     pub lost: u64,
     /// Ended more than once.

@@ -64,7 +64,7 @@ use crate::shm::{Access, SharedObject, pages};
 use crate::tasks::dispatch::{Seat, Windows};
 use crate::tasks::ledger::{CancelOutcome, LedgerLimits, SubmitError};
 use crate::tasks::results::Signal;
-use crate::tasks::{CostModel, Dispatcher, Lease, Ledger, TaskSpec, TaskState};
+use crate::tasks::{CostModel, Dispatcher, HedgeRules, Lease, Ledger, TaskSpec, TaskState};
 use action::{Answer, Recovery, Requests, Submitted};
 use degradation::{Ladder, Level};
 use events::EventLog;
@@ -427,6 +427,7 @@ impl Supervisor {
         let placer = balancer::placer(config.balancer.policy, config.balancer.mode)
             .expect("the configuration knows the policies");
         let windows = Windows { window: config.tasks.window, batch: config.tasks.batch };
+        let hedge = HedgeRules { share: config.tasks.hedge_share, after: config.tasks.hedge_after };
         let computes_beside =
             plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == plan.supervisor);
         crate::os::affinity::pin_current_thread(plan.supervisor);
@@ -444,7 +445,7 @@ impl Supervisor {
             requests,
             roster: (0..slots).map(|_| None).collect(),
             ledger,
-            dispatcher: Dispatcher::new(slots, placer, windows),
+            dispatcher: Dispatcher::new(slots, placer, windows, hedge),
             events: EventLog::after(&kept.events),
             recoveries: Vec::new(),
             incidents: IncidentLog::default(),
@@ -611,6 +612,9 @@ impl Supervisor {
             work +=
                 self.dispatcher.dispatch(&mut self.ledger, &LearnedCosts(&self.board), self.limit, self.now);
         }
+        for (task, lease, attempt) in self.ledger.take_unwanted() {
+            self.ask_to_give_up(task, lease, attempt);
+        }
         self.wakes += self.dispatcher.ring_bells() as u64;
         self.ledger.take_ended(&mut self.ended);
         if self.has_settled() || self.keeps_back() {
@@ -647,6 +651,7 @@ impl Supervisor {
             self.next_standby(),
             self.next_gateway(),
             Some(self.next_strain),
+            self.next_straggler(began),
             // What is under way is looked at again soon, although nobody rings for it.
             (self.rolling.is_some() || self.sweeps_left > 0).then(|| began.plus(TIDY_EVERY)),
         ];
@@ -771,7 +776,10 @@ impl Supervisor {
             seat.link.cancel_running(task, attempt);
             seat.touched = true;
         }
-        self.giving_up.push(GivingUp { task, attempt, lease, by: self.now.plus(GIVE_UP_LIMIT) });
+        let is_asked = |asked: &GivingUp| (asked.task, asked.attempt) == (task, attempt);
+        if !self.giving_up.iter().any(is_asked) {
+            self.giving_up.push(GivingUp { task, attempt, lease, by: self.now.plus(GIVE_UP_LIMIT) });
+        }
     }
 
     fn next_give_up(&self) -> Option<Nanos> {
@@ -787,6 +795,7 @@ impl Supervisor {
             self.ledger.cancel_waiting(HOPELESS, self.now);
         }
         self.enforce_giving_up();
+        self.hedge();
         self.replace_drained();
         self.replace_never_ready();
         self.watch_the_watcher();
@@ -827,6 +836,33 @@ impl Supervisor {
         for giving_up in &mut self.giving_up {
             giving_up.by = giving_up.by.plus(gap);
         }
+    }
+
+    /// Agents that may be busy at once when one of two attempts is not needed: none while the host is short of anything, or when
+    /// the swarm ends.
+    fn most_hedging(&self) -> usize {
+        if self.ladder.level() == Level::Full && self.state == "running" { self.limit } else { 0 }
+    }
+
+    /// When to look for a straggler. Not sooner than the next look at everything: what could not be sent then is no reason to
+    /// turn in a circle.
+    fn next_straggler(&self, now: Nanos) -> Option<Nanos> {
+        let due = self.dispatcher.next_straggler(&self.ledger, self.most_hedging())?;
+        Some(due.max(now.plus(TIDY_EVERY)))
+    }
+
+    /// Sends a straggler's task to an agent that has nothing to do.
+    fn hedge(&mut self) {
+        let (limit, costs) = (self.most_hedging(), LearnedCosts(&self.board));
+        let Some(hedged) = self.dispatcher.hedge(&mut self.ledger, &costs, limit, self.now) else { return };
+        let label = self.ledger.get(hedged.task).map(crate::tasks::Task::label).unwrap_or_default();
+        let name = |slot| self.id_of(slot).unwrap_or_default();
+        let (from, to) = (name(hedged.from), name(hedged.to));
+        let (ran, late) = (hedged.ran_ns as f64 / 1e9, hedged.late_ns as f64 / 1e9);
+        let text = format!(
+            "task {label} is at {from} for {ran:.3} s, and {late:.3} s are late for its kind: {to} tries it, too"
+        );
+        self.events.add(Severity::Info, "task_hedged", Some(&from), text);
     }
 
     /// Compute agents that may be busy at once, by the swarm's level and the thermal agent's cap.
@@ -892,17 +928,13 @@ impl Supervisor {
 
     fn enforce_giving_up(&mut self) {
         let mut late = Vec::new();
-        let (ledger, dispatcher, now) = (&self.ledger, &self.dispatcher, self.now);
+        let (dispatcher, now) = (&self.dispatcher, self.now);
         self.giving_up.retain_mut(|giving_up| {
-            let held = ledger.get(giving_up.task).is_some_and(|task| {
-                task.state == TaskState::Dispatched
-                    && task.attempt == giving_up.attempt
-                    && task.lease == Some(giving_up.lease)
-            });
-            if !held {
+            let seat = dispatcher.get(giving_up.lease.slot);
+            let seat = seat.filter(|seat| seat.incarnation == giving_up.lease.incarnation);
+            let Some(seat) = seat.filter(|seat| seat.holds(giving_up.task, giving_up.attempt)) else {
                 return false;
-            }
-            let Some(seat) = dispatcher.get(giving_up.lease.slot) else { return false };
+            };
             if seat.link.running() == Some(giving_up.task) {
                 seat.link.cancel_running(giving_up.task, giving_up.attempt);
             } else if seat.held.front().is_some_and(|held| held.task != giving_up.task) {

@@ -63,6 +63,7 @@ impl Supervisor {
             retries_left: task.retries_left,
             waiting_for: self.waiting_for(task),
             agent: task.agent.and_then(|slot| self.id_of(slot)),
+            hedged_on: task.hedged_on.and_then(|slot| self.id_of(slot)),
             backend: task.ran_level.map(backend_word),
             result: task.result.as_deref().and_then(|text| serde_json::from_str(text).ok()),
             error: task.error.as_deref().map(str::to_owned),
@@ -146,6 +147,9 @@ impl Supervisor {
             failed: counts.failed,
             cancelled: counts.cancelled,
             retried: counts.retried,
+            hedged: counts.hedged,
+            hedges_won: counts.hedges_won,
+            hedges_lost: counts.hedges_lost,
             lost: if counts.open() == 0 { 0 } else { self.ledger.tasks().filter(is_lost).count() as u64 },
             duplicated: counts.duplicated,
         }

@@ -6,6 +6,7 @@
 //! ones `tasks.window`, tiny ones up to `tasks.batch` or `BATCH_SPAN_NS` of work, so that the cost
 //! of a hand-over is shared by many.
 
+use super::hedge::{Budget, HedgeRules, Usual};
 use super::ledger::Ledger;
 use super::placer::{Ask, Candidate, Placer, remaining_ns};
 use super::results::{Signal, Totals};
@@ -111,9 +112,15 @@ impl Seat {
         }
     }
 
-    /// A task came back.
-    pub(super) fn release(&mut self, task: TaskId) {
-        if let Some(at) = self.held.iter().position(|held| held.task == task) {
+    /// Whether it has this attempt and has not answered.
+    pub fn holds(&self, task: TaskId, attempt: Attempt) -> bool {
+        self.held.iter().any(|held| held.task == task && held.attempt == attempt)
+    }
+
+    /// An attempt came back. Whether it was here.
+    pub(super) fn release(&mut self, task: TaskId, attempt: Attempt) -> bool {
+        let at = self.held.iter().position(|held| held.task == task && held.attempt == attempt);
+        if let Some(at) = at {
             let held = self.held.remove(at).expect("just found");
             self.held_ns -= held.expected_ns;
             self.busy_since = crate::os::clock::now();
@@ -121,6 +128,12 @@ impl Seat {
         if self.held.is_empty() {
             self.held_ns = 0.0;
         }
+        at.is_some()
+    }
+
+    /// Whether it can be given tasks of the swarm.
+    pub(super) fn takes_tasks(&self) -> bool {
+        self.kind == AgentKind::Compute && self.ready && !self.draining
     }
 
     fn backlog_ns(&self, now: Nanos) -> f64 {
@@ -133,6 +146,16 @@ impl Seat {
             }
         }
     }
+}
+
+/// What became of an envelope.
+pub(super) enum Posted {
+    /// It is on its way to this life of the agent.
+    Sent(Lease),
+    /// There was no room in its channel.
+    NoRoom,
+    /// It cannot be sent to anybody.
+    Impossible(Lease, String),
 }
 
 /// Settings of the dispatcher.
@@ -155,6 +178,10 @@ pub struct Dispatcher {
     /// The supervisor's own mean per (kernel, class), for windows only; placement uses what the
     /// learning agent publishes per agent.
     means: Vec<f32>,
+    /// How long tasks of each (kernel, class) take at most, as a rule.
+    pub(super) usual: Vec<Usual>,
+    /// Second attempts that may still be sent.
+    pub(super) budget: Budget,
     candidates: Vec<Candidate>,
     /// What waits, as far as the policy looks ahead: priority with age, when it is due, which.
     upcoming: Vec<(u64, Nanos, TaskId)>,
@@ -169,13 +196,15 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// A dispatcher without seats.
-    pub fn new(slots: usize, placer: Box<dyn Placer>, windows: Windows) -> Self {
+    pub fn new(slots: usize, placer: Box<dyn Placer>, windows: Windows, hedge: HedgeRules) -> Self {
         Self {
             seats: (0..slots).map(|_| None).collect(),
             corrupt: Vec::new(),
             placer,
             windows,
             means: vec![0.0; KERNELS * CLASSES],
+            usual: vec![Usual::default(); KERNELS * CLASSES],
+            budget: Budget::new(hedge),
             candidates: Vec::with_capacity(slots),
             upcoming: Vec::new(),
             learning: None,
@@ -231,6 +260,7 @@ impl Dispatcher {
         if let Some(mean) = self.means.get_mut(at) {
             let seen = service_ns as f32 + 1.0;
             *mean = if *mean == 0.0 { seen } else { *mean + 0.2 * (seen - *mean) };
+            self.usual[at].learn(seen);
         }
     }
 
@@ -313,7 +343,7 @@ impl Dispatcher {
         self.candidates.clear();
         let mut busy = self.seats.iter().flatten().filter(|seat| !seat.held.is_empty()).count();
         for seat in self.seats.iter().flatten() {
-            if seat.kind != AgentKind::Compute || !seat.ready || seat.draining {
+            if !seat.takes_tasks() {
                 continue;
             }
             let in_flight = seat.held.len();
@@ -340,6 +370,7 @@ impl Dispatcher {
         }
     }
 
+    /// Sends a queued task. Whether it is in the queue no more.
     fn send(
         &mut self,
         ledger: &mut Ledger,
@@ -348,6 +379,31 @@ impl Dispatcher {
         expected_ns: f64,
         now: Nanos,
     ) -> bool {
+        match self.post(ledger, id, slot, expected_ns, now) {
+            Posted::Sent(lease) => {
+                ledger.dispatch(id, lease, now);
+                self.budget.earn();
+                true
+            }
+            Posted::NoRoom => false,
+            Posted::Impossible(lease, error) => {
+                ledger.dispatch(id, lease, now);
+                ledger.on_failure(id, &format!("the task's description cannot be sent: {error}"), false, now);
+                true
+            }
+        }
+    }
+
+    /// Writes the envelope of the task's next attempt. The lease is the caller's to write, afterwards: what found no room is
+    /// no attempt.
+    pub(super) fn post(
+        &mut self,
+        ledger: &Ledger,
+        id: TaskId,
+        slot: AgentSlot,
+        expected_ns: f64,
+        now: Nanos,
+    ) -> Posted {
         let seat = self.seats[slot.index()].as_mut().expect("candidates are seated");
         let task = ledger.get(id).expect("peeked at");
         let (spec, attempt) = (&task.spec, Attempt(task.attempt.0 + 1));
@@ -357,35 +413,30 @@ impl Dispatcher {
             kernel: spec.kernel,
             class: spec.class,
             level: spec.level,
+            beside: task.lease.is_some(),
             body: &spec.body,
         };
-        // Sent before the lease is written: what found no room is no attempt.
+        let lease = Lease { slot, incarnation: seat.incarnation };
         match seat.link.send(Lane::Normal, &ToAgent::Run(run)) {
             Ok(()) => {
-                let leased = ledger.dispatch(id, Lease { slot, incarnation: seat.incarnation }, now);
-                debug_assert_eq!(leased, attempt, "the envelope carries the attempt of the lease");
                 if seat.held.is_empty() {
                     seat.busy_since = now;
                 }
                 seat.held.push_back(Held { task: id, attempt, expected_ns });
                 seat.held_ns += expected_ns;
                 seat.touched = true;
-                true
+                Posted::Sent(lease)
             }
             Err(SendError::Full(_)) => {
                 seat.full = true;
-                false
+                Posted::NoRoom
             }
             Err(SendError::Corrupt(corrupt)) => {
                 seat.full = true;
                 self.corrupt.push(Signal::Corrupt(slot, seat.incarnation, corrupt.to_string()));
-                false
+                Posted::NoRoom
             }
-            Err(error) => {
-                ledger.dispatch(id, Lease { slot, incarnation: seat.incarnation }, now);
-                ledger.on_failure(id, &format!("the task's description cannot be sent: {error}"), false, now);
-                true
-            }
+            Err(error) => Posted::Impossible(lease, error.to_string()),
         }
     }
 

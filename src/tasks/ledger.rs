@@ -3,7 +3,7 @@
 //! Names of dependencies are resolved when tasks are accepted; a batch may refer forwards inside
 //! itself. A batch's cycle refuses exactly the tasks on it and behind it.
 
-use super::{Book, Event, Lease, Task, TaskSpec, TaskState};
+use super::{Book, Event, Hedge, Lease, Task, TaskSpec, TaskState};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
 use std::cmp::Reverse;
@@ -143,6 +143,12 @@ pub struct Counts {
     pub retried: u64,
     /// Results refused because they were late, foreign or repeated.
     pub refused: u64,
+    /// Second attempts that were sent beside a first one.
+    pub hedged: u64,
+    /// Tasks that such a second attempt ended well before the first.
+    pub hedges_won: u64,
+    /// Tasks that the first attempt ended well after all.
+    pub hedges_lost: u64,
     /// Tasks that ended more than once; anything but 0 is a bug.
     pub duplicated: u64,
 }
@@ -201,6 +207,8 @@ pub struct Ledger {
     timers: BinaryHeap<Reverse<(Nanos, TaskId, Timer)>>,
     counts: Counts,
     ended: Vec<(TaskId, u64)>,
+    /// Attempts that shall be given up, and whose agents do not know yet.
+    unwanted: Vec<(TaskId, Lease, Attempt)>,
     stopping: bool,
     /// Why nothing is accepted for now.
     refusing: Option<String>,
@@ -232,6 +240,7 @@ impl Ledger {
             timers: BinaryHeap::new(),
             counts: Counts::default(),
             ended: Vec::new(),
+            unwanted: Vec::new(),
             stopping: false,
             refusing: None,
             next_batch: 0,
@@ -658,7 +667,7 @@ impl Ledger {
         assert_eq!(task.state, TaskState::Queued, "only queued tasks are dispatched");
         task.state = TaskState::Dispatched;
         task.attempt.0 += 1;
-        task.lease = Some(lease);
+        (task.lease, task.leased, task.hedge) = (Some(lease), task.attempt, None);
         task.agent = Some(lease.slot);
         task.dispatched = now;
         task.cancelling = None;
@@ -677,6 +686,60 @@ impl Ledger {
         attempt
     }
 
+    /// Leases a second attempt of a task that runs, to another agent. From now on the first answer counts.
+    pub fn hedge(&mut self, id: TaskId, lease: Lease, now: Nanos) -> Attempt {
+        let task = self.get_mut(id).expect("a task that runs");
+        assert!(task.may_be_hedged(), "one that runs, alone, and is not being given up");
+        assert!(task.lease.is_some_and(|first| first.slot != lease.slot), "two attempts, two agents");
+        task.attempt.0 += 1;
+        let attempt = task.attempt;
+        task.hedge = Some(Hedge { lease, attempt, dispatched: now });
+        task.hedged_on = Some(lease.slot);
+        if let Some(timeout) = task.spec.timeout {
+            self.set_timer(now.plus(timeout), id, Timer::TimeLimit(attempt));
+        }
+        self.counts.hedged += 1;
+        self.note(Event::Dispatched, id);
+        attempt
+    }
+
+    /// The other attempt of a task of which two run.
+    pub fn rival(&self, id: TaskId, attempt: Attempt) -> Option<(Lease, Attempt)> {
+        let task = self.get(id)?;
+        let hedge = task.hedge?;
+        if hedge.attempt == attempt {
+            Some((task.lease?, task.leased))
+        } else {
+            Some((hedge.lease, hedge.attempt))
+        }
+    }
+
+    /// This attempt has the answer: the task is its own from now on. If there is another one, it is unwanted at the task's end.
+    /// Call [`check_holder`](Self::check_holder) first.
+    pub fn settle(&mut self, id: TaskId, attempt: Attempt) -> &mut Task {
+        let task = self.get_mut(id).expect("its holder was checked");
+        if task.hedge.is_some_and(|hedge| hedge.attempt == attempt) {
+            task.swap_attempts();
+        }
+        task
+    }
+
+    /// One attempt is over and left no answer. Whether another one goes on, so that nothing is to be done.
+    pub fn fall_out(&mut self, id: TaskId, attempt: Attempt) -> bool {
+        let Some(task) = self.get_mut(id) else { return false };
+        let Some(hedge) = task.hedge else { return false };
+        if hedge.attempt != attempt {
+            task.swap_attempts();
+        }
+        task.hedge = None;
+        true
+    }
+
+    /// The attempts that shall be given up since the last call; the caller tells their agents.
+    pub fn take_unwanted(&mut self) -> Vec<(TaskId, Lease, Attempt)> {
+        std::mem::take(&mut self.unwanted)
+    }
+
     /// Whether this answer is the one that is waited for.
     pub fn check_holder(
         &mut self,
@@ -684,11 +747,11 @@ impl Ledger {
         attempt: Attempt,
         slot: AgentSlot,
         incarnation: Incarnation,
-    ) -> Result<&mut Task, Refusal> {
+    ) -> Result<(), Refusal> {
         let refusal = match self.get(id) {
             None => Some(Refusal::UnknownTask),
             Some(task) if task.state.is_final() => Some(Refusal::Ended),
-            Some(task) if task.attempt != attempt || task.lease != Some(Lease { slot, incarnation }) => {
+            Some(task) if !task.is_held_by(Lease { slot, incarnation }, attempt) => {
                 Some(Refusal::NotTheHolder)
             }
             Some(_) => None,
@@ -697,7 +760,7 @@ impl Ledger {
             self.counts.refused += 1;
             return Err(refusal);
         }
-        Ok(self.get_mut(id).expect("just seen"))
+        Ok(())
     }
 
     /// The holder says that the task succeeded. Call [`check_holder`](Self::check_holder) first.
@@ -754,9 +817,7 @@ impl Ledger {
         for &id in held.iter().rev() {
             let poison_deaths = self.limits.poison_deaths;
             let Some(task) = self.get_mut(id) else { continue };
-            if task.lease != Some(lease) || task.state != TaskState::Dispatched {
-                continue;
-            }
+            let Some(attempt) = task.attempt_of(lease) else { continue };
             if running == Some(id) {
                 if crashed {
                     task.deaths.0 += 1;
@@ -764,10 +825,15 @@ impl Ledger {
                     task.deaths.1 += 1;
                 }
             }
-            let (deaths, cancelling) = (task.deaths, task.cancelling);
             if running == Some(id) {
                 self.note(Event::Died, id);
             }
+            if self.fall_out(id, attempt) {
+                // Nothing moves: it is with another agent already, and that one has the last word.
+                continue;
+            }
+            let task = self.get_mut(id).expect("just seen");
+            let (deaths, cancelling) = (task.deaths, task.cancelling);
             if deaths.0 >= poison_deaths || deaths.1 >= KILL_LIMIT {
                 let error = format!(
                     "{POISON}: {} agents died while running it, the last by {cause}",
@@ -814,7 +880,9 @@ impl Ledger {
         }
         if let (TaskState::Dispatched, Some(lease)) = (task.state, task.lease) {
             task.cancelling = Some(true);
-            return Some(CancelOutcome::AskAgent(lease, task.attempt));
+            let (first, second) = (task.leased, task.hedge);
+            self.unwanted.extend(second.map(|hedge| (id, hedge.lease, hedge.attempt)));
+            return Some(CancelOutcome::AskAgent(lease, first));
         }
         self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now);
         Some(CancelOutcome::Cancelled)
@@ -854,10 +922,12 @@ impl Ledger {
                 }
                 Timer::TimeLimit(attempt) => {
                     let Some(task) = self.get_mut(id) else { continue };
-                    if task.state == TaskState::Dispatched
-                        && task.attempt == attempt
-                        && task.cancelling.is_none()
-                    {
+                    if task.state != TaskState::Dispatched {
+                        continue;
+                    }
+                    if let Some(hedge) = task.hedge.filter(|hedge| hedge.attempt == attempt) {
+                        self.unwanted.push((id, hedge.lease, attempt));
+                    } else if task.leased == attempt && task.cancelling.is_none() {
                         task.cancelling = Some(false);
                         over.push((id, task.lease.expect("dispatched tasks are leased"), attempt));
                     }
@@ -876,7 +946,7 @@ impl Ledger {
             return false;
         }
         task.cancelling = None;
-        let attempt = task.attempt;
+        let attempt = task.leased;
         self.set_timer(end, id, Timer::TimeLimit(attempt));
         true
     }
@@ -904,6 +974,7 @@ impl Ledger {
             let was_queued = task.state == TaskState::Queued;
             task.state = state;
             task.lease = None;
+            let (leased, other) = (task.leased, task.hedge.take());
             task.finished = now;
             if let Some(error) = error {
                 task.error = Some(error.into());
@@ -913,6 +984,14 @@ impl Ledger {
             // Only a message needs the name; tiny tasks end without one.
             let label = if dependents.is_empty() { String::new() } else { task.label() };
             self.queued -= usize::from(was_queued);
+            if let Some(hedge) = other {
+                self.unwanted.push((id, hedge.lease, hedge.attempt));
+                let is_won = u64::from(hedge.attempt < leased);
+                if state == TaskState::Succeeded {
+                    self.counts.hedges_won += is_won;
+                    self.counts.hedges_lost += 1 - is_won;
+                }
+            }
             match state {
                 TaskState::Succeeded => self.counts.succeeded += 1,
                 TaskState::Cancelled => self.counts.cancelled += 1,
@@ -1373,6 +1452,186 @@ mod tests {
                 assert_eq!(ledger.counts().duplicated, 0, "seed {seed} step {step}");
             }
         }
+    }
+
+    /// Who has what, as the agents know it: two attempts of a task are two entries.
+    type Held = (TaskId, Attempt, Lease);
+
+    #[test]
+    fn the_first_of_two_answers_counts_and_the_other_attempt_is_unwanted() {
+        let other = Lease { slot: AgentSlot(1), incarnation: Incarnation(1) };
+        for second_wins in [true, false] {
+            let mut ledger = ledger();
+            ledger.submit(spec("a", &[]), Nanos(0)).expect("accepted");
+            let id = run_next(&mut ledger, Nanos(1));
+            assert_eq!(ledger.hedge(id, other, Nanos(5)), Attempt(2));
+            let attempts = [(LEASE, Attempt(1)), (other, Attempt(2))];
+            let (winner, loser) = if second_wins { (attempts[1], attempts[0]) } else { attempts.into() };
+            assert_eq!(ledger.check_holder(id, winner.1, winner.0.slot, winner.0.incarnation), Ok(()));
+            assert_eq!(ledger.rival(id, winner.1), Some(loser));
+            assert_eq!(ledger.settle(id, winner.1).agent, Some(winner.0.slot));
+            ledger.on_success(id, None, Nanos(6));
+            assert_eq!(ledger.take_unwanted(), [(id, loser.0, loser.1)]);
+            let late = ledger.check_holder(id, loser.1, loser.0.slot, loser.0.incarnation);
+            assert_eq!(late, Err(Refusal::Ended));
+            let counts = ledger.counts();
+            assert_eq!((counts.hedged, counts.retried, counts.succeeded), (1, 0, 1));
+            assert_eq!((counts.hedges_won, counts.hedges_lost), if second_wins { (1, 0) } else { (0, 1) });
+        }
+    }
+
+    #[test]
+    fn a_task_goes_on_in_the_attempt_that_is_left() {
+        let other = Lease { slot: AgentSlot(1), incarnation: Incarnation(1) };
+        let hedged = |timeout| {
+            let mut ledger = ledger();
+            let id = ledger.submit(TaskSpec { timeout, ..spec("a", &[]) }, Nanos(0)).expect("accepted");
+            run_next(&mut ledger, Nanos(1));
+            ledger.hedge(id, other, Nanos(5));
+            (ledger, id)
+        };
+        for (dead, left, attempt) in [(LEASE, other, Attempt(2)), (other, LEASE, Attempt(1))] {
+            let (mut ledger, id) = hedged(None);
+            assert_eq!(ledger.on_agent_gone(&[id], dead, Some(id), "signal 9", false, Nanos(6)), []);
+            assert_eq!((ledger.queued(), ledger.rival(id, attempt)), (0, None));
+            assert_eq!(ledger.check_holder(id, attempt, left.slot, left.incarnation), Ok(()));
+            assert_eq!(ledger.on_agent_gone(&[id], left, Some(id), "signal 9", false, Nanos(7)), [id]);
+            let task = ledger.peek(Nanos(8)).expect("queued again");
+            assert_eq!((task.attempt, task.deaths, task.may_be_hedged()), (Attempt(2), (0, 2), false));
+        }
+        // The first one's time limit is its own: the second has as much from its own beginning.
+        let (mut ledger, id) = hedged(Some(Duration::from_nanos(10)));
+        assert_eq!(ledger.on_time(Nanos(11)), [(id, LEASE, Attempt(1))]);
+        assert!(ledger.fall_out(id, Attempt(1)), "it gave up");
+        assert_eq!(ledger.on_time(Nanos(15)), [(id, other, Attempt(2))]);
+        assert_eq!(ledger.on_given_up(id, Nanos(16)), Transition::Again);
+        // A request is about both.
+        let (mut ledger, id) = hedged(None);
+        assert_eq!(ledger.cancel(id, Nanos(6)), Some(CancelOutcome::AskAgent(LEASE, Attempt(1))));
+        assert_eq!(ledger.take_unwanted(), [(id, other, Attempt(2))]);
+        assert!(ledger.fall_out(id, Attempt(1)));
+        assert_eq!(ledger.on_given_up(id, Nanos(7)), Transition::Ended(TaskState::Cancelled));
+    }
+
+    /// Ends an attempt as `results` does.
+    fn answer(ledger: &mut Ledger, held: Held, luck: &mut crate::base::prng::SplitMix64, now: Nanos) {
+        let (id, attempt, lease) = held;
+        if ledger.check_holder(id, attempt, lease.slot, lease.incarnation).is_err() {
+            return;
+        }
+        let verdict = luck.below(4);
+        if ledger.rival(id, attempt).is_some() {
+            // A quarter of the rivals is just letting its output appear.
+            if verdict > 1 || luck.below(4) == 0 {
+                assert!(ledger.fall_out(id, attempt));
+                return;
+            }
+            ledger.settle(id, attempt);
+        }
+        match verdict {
+            0 => ledger.on_success(id, None, now),
+            1 => ledger.on_failure(id, "wrong", false, now),
+            2 => ledger.on_failure(id, "failed", true, now),
+            _ => ledger.on_given_up(id, now),
+        };
+    }
+
+    #[test]
+    fn random_lives_with_second_attempts_end_every_task_once() {
+        let mut seen = Counts::default();
+        for seed in 0..300 {
+            let mut rng = crate::base::prng::SplitMix64::new(seed);
+            let mut ledger = ledger();
+            let mut lives = [1, 1, 1];
+            let mut held: Vec<Held> = Vec::new();
+            let mut now = Nanos(0);
+            for step in 0..600 {
+                now.0 += rng.below(30_000_000);
+                let lease = |slot: u64, lives: &[u32; 3]| Lease {
+                    slot: AgentSlot(slot as u16),
+                    incarnation: Incarnation(lives[slot as usize]),
+                };
+                let quiet = step >= 500;
+                match rng.below(9) {
+                    0..=1 if !quiet => {
+                        let timeout = (rng.below(3) == 0).then(|| Duration::from_millis(rng.below(200)));
+                        ledger.submit(TaskSpec { timeout, ..spec("", &[]) }, now).expect("accepted");
+                    }
+                    2 | 3 => {
+                        if let Some(id) = ledger.peek(now).map(|task| task.id) {
+                            let lease = lease(rng.below(3), &lives);
+                            held.push((id, ledger.dispatch(id, lease, now), lease));
+                        }
+                    }
+                    4 if !held.is_empty() => {
+                        let (id, ..) = held[rng.below(held.len() as u64) as usize];
+                        let lease = lease(rng.below(3), &lives);
+                        let task = ledger.get(id).expect("known");
+                        if task.may_be_hedged() && task.lease.is_some_and(|first| first.slot != lease.slot) {
+                            held.push((id, ledger.hedge(id, lease, now), lease));
+                        }
+                    }
+                    5 if rng.below(3) == 0 => {
+                        let slot = rng.below(3);
+                        let dead = lease(slot, &lives);
+                        lives[slot as usize] += 1;
+                        let ids: Vec<TaskId> =
+                            held.extract_if(.., |(.., lease)| *lease == dead).map(|(id, ..)| id).collect();
+                        let running = ids.first().copied();
+                        ledger.on_agent_gone(&ids, dead, running, "signal 9", rng.below(2) == 0, now);
+                    }
+                    6 if rng.below(4) == 0 => _ = ledger.cancel(TaskId(1 + rng.below(step + 1)), now),
+                    7 => _ = ledger.on_time(now),
+                    _ if !held.is_empty() => {
+                        let one = held.swap_remove(rng.below(held.len() as u64) as usize);
+                        answer(&mut ledger, one, &mut rng, now);
+                    }
+                    _ => {}
+                }
+                ledger.take_unwanted();
+                for task in ledger.tasks() {
+                    let has = |lease, attempt| held.contains(&(task.id, attempt, lease));
+                    match (task.state, task.lease, task.hedge) {
+                        (TaskState::Dispatched, Some(lease), hedge) => {
+                            assert!(has(lease, task.leased), "seed {seed} step {step}: {task:?}");
+                            let apart = |hedge: Hedge| {
+                                has(hedge.lease, hedge.attempt)
+                                    && hedge.lease.slot != lease.slot
+                                    && hedge.attempt != task.leased
+                            };
+                            assert!(hedge.is_none_or(apart), "seed {seed} step {step}: {task:?}");
+                        }
+                        (_, None, None) => {}
+                        _ => panic!("seed {seed} step {step}: {task:?}"),
+                    }
+                }
+            }
+            // What is left is answered: nothing hangs in the air.
+            while ledger.counts().open() > 0 {
+                now.0 += RETRY_PAUSE_MAX.as_nanos() as u64;
+                ledger.on_time(now);
+                while let Some(id) = ledger.peek(now).map(|task| task.id) {
+                    held.push((id, ledger.dispatch(id, LEASE, now), LEASE));
+                }
+                for one in std::mem::take(&mut held) {
+                    answer(&mut ledger, one, &mut rng, now);
+                }
+            }
+            let counts = ledger.counts();
+            let mut ended = Vec::new();
+            ledger.take_ended(&mut ended);
+            let mut ids: Vec<TaskId> = ended.iter().map(|(id, _)| *id).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            assert_eq!((ids.len() as u64, ended.len() as u64), (counts.total, counts.total), "seed {seed}");
+            assert_eq!(counts.duplicated, 0, "seed {seed}");
+            assert!(counts.hedges_won + counts.hedges_lost <= counts.hedged && counts.hedged <= counts.total);
+            seen.hedges_won += counts.hedges_won;
+            seen.hedges_lost += counts.hedges_lost;
+            seen.hedged += counts.hedged;
+        }
+        assert!(seen.hedges_won > 100 && seen.hedges_lost > 100, "it was about them: {seen:?}");
+        assert!(seen.hedged > seen.hedges_won + seen.hedges_lost, "some had nobody to race: {seen:?}");
     }
 
     #[test]

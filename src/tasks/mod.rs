@@ -8,14 +8,18 @@
 //! 1. `ledger` owns every task and its state; events in, transitions out.
 //! 2. `dispatch` takes a queued task, asks a [`Placer`] for a place and writes the envelope.
 //! 3. `results` matches what comes back to its attempt and counts.
-//! 4. `book` is how the ledger tells whoever keeps tasks beyond this process what happened to them.
+//! 4. `hedge` sends a task that takes far too long to a second agent, when one has nothing to do.
+//! 5. `book` is how the ledger tells whoever keeps tasks beyond this process what happened to them.
 //!
 //! Invariants
 //! 1. A task is in exactly one state and ends exactly once.
-//! 2. A result counts only for the attempt that the task is leased to, from the incarnation that holds the lease.
+//! 2. A result counts only for an attempt that the task is leased to, from the incarnation that holds that lease.
+//! 3. At most two attempts of a task are leased at a time, to different agents. Who of them answers first ends the task, and
+//!    only when the other one can no longer let its output appear.
 
 pub mod book;
 pub mod dispatch;
+pub mod hedge;
 pub mod ledger;
 mod placer;
 pub mod results;
@@ -27,6 +31,7 @@ use std::time::Duration;
 
 pub use book::{Book, Event};
 pub use dispatch::{CostModel, Dispatcher};
+pub use hedge::HedgeRules;
 pub use ledger::Ledger;
 pub use placer::{Ask, Candidate, Finished, Placement, Placer, remaining_ns};
 pub use results::Totals;
@@ -147,6 +152,17 @@ pub struct Lease {
     pub incarnation: Incarnation,
 }
 
+/// A second attempt of a task, beside the one that holds the task's own lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hedge {
+    /// Who has it.
+    pub lease: Lease,
+    /// Which attempt it is.
+    pub attempt: Attempt,
+    /// When it was sent.
+    pub dispatched: Nanos,
+}
+
 /// A task with everything that is known about it.
 #[derive(Clone, Debug)]
 pub struct Task {
@@ -160,6 +176,12 @@ pub struct Task {
     pub attempt: Attempt,
     /// Who holds it, while dispatched.
     pub lease: Option<Lease>,
+    /// The attempt that the lease is for: an earlier one than `attempt` once a second one was sent beside it.
+    pub leased: Attempt,
+    /// The second attempt, while two run.
+    pub hedge: Option<Hedge>,
+    /// The agent that was given a second attempt, if one was: there is at most one in the life of a task.
+    pub hedged_on: Option<AgentSlot>,
     /// Failures that may still be tried again.
     pub retries_left: u32,
     /// Agents that died while running it: by crash, and by kill.
@@ -206,6 +228,9 @@ impl Task {
             state,
             attempt: Attempt(0),
             lease: None,
+            leased: Attempt(0),
+            hedge: None,
+            hedged_on: None,
             deaths: (0, 0),
             missing: 0,
             dependents: Vec::new(),
@@ -223,6 +248,35 @@ impl Task {
             cancelling: None,
             earlier: false,
         }
+    }
+
+    /// Whether this attempt of this life of an agent is one whose answer counts.
+    pub fn is_held_by(&self, lease: Lease, attempt: Attempt) -> bool {
+        let holds = |held: Option<Lease>, by: Attempt| held == Some(lease) && by == attempt;
+        holds(self.lease, self.leased)
+            || self.hedge.is_some_and(|hedge| holds(Some(hedge.lease), hedge.attempt))
+    }
+
+    /// Whether a second attempt may be sent: it runs, it never had one, nobody wants it gone, and no agent crashed over it.
+    pub fn may_be_hedged(&self) -> bool {
+        let is_wanted = self.state == TaskState::Dispatched && self.cancelling.is_none();
+        is_wanted && self.hedged_on.is_none() && self.deaths.0 == 0
+    }
+
+    /// The attempt that this life of an agent holds.
+    fn attempt_of(&self, lease: Lease) -> Option<Attempt> {
+        let hedge = self.hedge.filter(|hedge| hedge.lease == lease).map(|hedge| hedge.attempt);
+        hedge.or_else(|| (self.lease == Some(lease)).then_some(self.leased))
+    }
+
+    /// Makes the second attempt the one that holds the task's lease, and the other way round.
+    fn swap_attempts(&mut self) {
+        let (Some(hedge), Some(lease)) = (self.hedge, self.lease) else { return };
+        self.hedge = Some(Hedge { lease, attempt: self.leased, dispatched: self.dispatched });
+        (self.lease, self.leased, self.dispatched) = (Some(hedge.lease), hedge.attempt, hedge.dispatched);
+        self.agent = Some(hedge.lease.slot);
+        // A time limit was that attempt's; a request is the task's.
+        self.cancelling = self.cancelling.filter(|on_request| *on_request);
     }
 
     /// The submitter's name, or the number when there is none.

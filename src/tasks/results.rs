@@ -5,7 +5,7 @@ use super::dispatch::{CPU, Dispatcher, Seat, log2_size};
 use super::ledger::Ledger;
 use super::placer::Finished;
 use crate::base::clock::Nanos;
-use crate::base::ids::{AgentSlot, Incarnation, TaskId};
+use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
 use crate::messaging::envelope::{Done, Experience, Severity, Verdict};
 use crate::messaging::failure::Failure;
 use crate::messaging::link::{ChannelTraffic, LinkTraffic};
@@ -163,15 +163,24 @@ impl Dispatcher {
     }
 
     fn on_done(&mut self, seat: &mut Seat, done: &Done<'_>, ledger: &mut Ledger, now: Nanos) {
-        let task = match ledger.check_holder(done.task, done.attempt, seat.slot, seat.incarnation) {
-            Ok(task) => task,
+        let was_held = seat.release(done.task, done.attempt);
+        match ledger.check_holder(done.task, done.attempt, seat.slot, seat.incarnation) {
+            Ok(()) => {}
+            Err(_) if was_held => return self.on_overtaken(seat, done, ledger, now),
             Err(refusal) => {
                 self.totals.results_refused += 1;
                 tracing::warn!(task = %done.task, attempt = done.attempt.0, agent = seat.slot.0, %refusal, "result refused");
                 return;
             }
-        };
-        seat.release(done.task);
+        }
+        if let Some((lease, other)) = ledger.rival(done.task, done.attempt) {
+            let is_answer = matches!(done.verdict, Verdict::Succeeded | Verdict::Wrong);
+            if !is_answer || !self.forbid(done.task, lease, other) {
+                ledger.fall_out(done.task, done.attempt);
+                return;
+            }
+        }
+        let task = ledger.settle(done.task, done.attempt);
         // Another process's clock readings: kept inside what is possible.
         let started = done.started.clamp(task.dispatched, now);
         let service_ns = done.service_ns.min(now.0.saturating_sub(started.0));
@@ -217,6 +226,28 @@ impl Dispatcher {
             Verdict::Cancelled => {
                 ledger.on_given_up(done.task, now);
             }
+        }
+    }
+
+    /// Sees to it that the output of this attempt does not appear any more. False when it is appearing at this moment.
+    fn forbid(&mut self, task: TaskId, lease: Lease, attempt: Attempt) -> bool {
+        let seat = self.seats.get_mut(lease.slot.index()).and_then(Option::as_mut);
+        let Some(seat) = seat.filter(|seat| seat.incarnation == lease.incarnation) else { return true };
+        // Without room in the control lane the word alone must do; who does not read it in time is ended.
+        let _ = seat.link.send(Lane::Control, &ToAgent::Cancel(task, attempt));
+        seat.touched = true;
+        seat.link.forbid(task, attempt)
+    }
+
+    /// The slower of two attempts is over. The learning agent hears how long the straggler took, or had taken when it was
+    /// told: else slow agents would look fast, because their slowest tasks always end elsewhere.
+    fn on_overtaken(&mut self, seat: &mut Seat, done: &Done<'_>, ledger: &Ledger, now: Nanos) {
+        let Some(task) = ledger.get(done.task) else { return };
+        let service_ns = done.service_ns.min(now.since(task.submitted).as_nanos() as u64);
+        seat.busy_ns += service_ns;
+        let is_straggler = done.attempt < task.leased;
+        if is_straggler && matches!(done.verdict, Verdict::Succeeded | Verdict::Cancelled) {
+            self.note_experience(task.spec.kernel, task.spec.class, seat.slot, service_ns);
         }
     }
 

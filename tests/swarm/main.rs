@@ -8,6 +8,7 @@ mod clients;
 mod death;
 mod foresight;
 mod gateway;
+mod hedging;
 mod hostile;
 mod intruder;
 mod journal;

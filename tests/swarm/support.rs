@@ -730,8 +730,9 @@ pub fn is_report(report: &Value) {
     );
     assert_eq!(report["schema"], 1);
     has_fields(&report["host"], &[("cores", "u"), ("simd", "a"), ("gpus", "a")], "host");
-    let counts = ["total", "succeeded", "failed", "cancelled", "retried", "lost", "duplicated"]
-        .map(|name| (name, "u"));
+    let counts = ["total", "succeeded", "failed", "cancelled", "retried", "lost", "duplicated"];
+    let hedges = ["hedged", "hedges_won", "hedges_lost"];
+    let counts: Vec<(&str, &str)> = counts.into_iter().chain(hedges).map(|name| (name, "u")).collect();
     has_fields(&report["tasks"], &counts, "tasks");
     for name in ["dispatch", "service", "total"] {
         let percentiles = &report["latency_us"][name];
