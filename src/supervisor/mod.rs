@@ -203,7 +203,9 @@ struct GivingUp {
     task: TaskId,
     attempt: Attempt,
     lease: Lease,
-    by: Nanos,
+    /// Its agent is killed if it did not by then. `None` for one that another attempt has overtaken: being slow is what it was
+    /// overtaken for, and whether its agent hangs is for the fault agent to say.
+    by: Option<Nanos>,
 }
 
 /// See the module.
@@ -245,8 +247,8 @@ pub struct Supervisor {
     patience: Patience,
     /// What this thread may run on when the swarm has ended.
     cores_before: Option<CoreMask>,
-    /// The fault agent's beat and since when it stands still: nobody else watches the watcher.
-    watcher: (u64, Nanos),
+    /// Nobody else watches the watcher.
+    watcher: roster::Watcher,
     /// When things were last looked after.
     tidied: Nanos,
     /// Who could not be told of whom.
@@ -458,7 +460,7 @@ impl Supervisor {
             limit: usize::MAX,
             patience: Patience::new(keeping::waits_for_disk(&config, private)),
             cores_before,
-            watcher: (0, started),
+            watcher: roster::Watcher::default(),
             tidied: started,
             untold: Vec::new(),
             started,
@@ -778,12 +780,14 @@ impl Supervisor {
         }
         let is_asked = |asked: &GivingUp| (asked.task, asked.attempt) == (task, attempt);
         if !self.giving_up.iter().any(is_asked) {
-            self.giving_up.push(GivingUp { task, attempt, lease, by: self.now.plus(GIVE_UP_LIMIT) });
+            let is_overtaken = self.ledger.get(task).is_none_or(|task| task.state.is_final());
+            let by = (!is_overtaken).then(|| self.now.plus(GIVE_UP_LIMIT));
+            self.giving_up.push(GivingUp { task, attempt, lease, by });
         }
     }
 
     fn next_give_up(&self) -> Option<Nanos> {
-        self.giving_up.iter().map(|giving_up| giving_up.by).min()
+        self.giving_up.iter().filter_map(|giving_up| giving_up.by).min()
     }
 
     fn tidy(&mut self) {
@@ -829,12 +833,12 @@ impl Supervisor {
         if gap < PAUSED {
             return;
         }
-        self.watcher.1 = self.now;
+        self.watcher = roster::Watcher::default();
         for record in self.roster.iter_mut().flatten() {
             record.born = record.born.plus(gap);
         }
         for giving_up in &mut self.giving_up {
-            giving_up.by = giving_up.by.plus(gap);
+            giving_up.by = giving_up.by.map(|by| by.plus(gap));
         }
     }
 
@@ -939,9 +943,9 @@ impl Supervisor {
                 seat.link.cancel_running(giving_up.task, giving_up.attempt);
             } else if seat.held.front().is_some_and(|held| held.task != giving_up.task) {
                 // It stands behind an innocent one, which may take its time.
-                giving_up.by = now.plus(GIVE_UP_LIMIT);
+                giving_up.by = giving_up.by.map(|_| now.plus(GIVE_UP_LIMIT));
             }
-            if now < giving_up.by {
+            if giving_up.by.is_none_or(|by| now < by) {
                 return true;
             }
             late.push(*giving_up);

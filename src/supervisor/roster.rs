@@ -12,10 +12,12 @@ use crate::os::spawn::ending;
 use crate::shm::board::{Host, Thermal};
 use crate::tasks::attempt_tag;
 
-/// How long the fault agent may be silent, in units of `agents.fault.hang_after_s`, and at least. Nobody looks whether it is
-/// starved, so it gets more time than it gives others.
+/// How long the fault agent may be silent, in units of `agents.fault.hang_after_s`, and at least. One look and not many
+/// decides whether it is starved, so it gets more time than it gives others.
 const WATCHER_PATIENCE: u32 = 5;
 const WATCHER_PATIENCE_MIN: Duration = Duration::from_secs(2);
+/// This loop rests a second at most; of a longer pause it knows nothing.
+const LONGEST_REST: Duration = Duration::from_millis(1100);
 
 /// State of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,46 @@ impl AgentState {
             AgentState::Resting => "resting",
             AgentState::Stopped => "stopped",
         }
+    }
+}
+
+/// What is known of the fault agent's silence. Time in which this loop did not run, and time in which the fault agent was ready
+/// and had no processor, is nobody's silence: on a host that is busy enough both happen.
+#[derive(Debug, Default)]
+pub(super) struct Watcher {
+    beat: u64,
+    heard: Nanos,
+    silent: Duration,
+    /// Silence at the first look at the process, and how long it had waited for a processor until then.
+    looked: Option<(Duration, Duration)>,
+}
+
+impl Watcher {
+    /// Hears the beat; says how long there was none when that is longer than `limit`. `waited` is how long the process was
+    /// ready without a processor, since its start.
+    fn hear(
+        &mut self,
+        beat: u64,
+        now: Nanos,
+        limit: Duration,
+        waited: impl Fn() -> Option<Duration>,
+    ) -> Option<Duration> {
+        let gap = now.since(std::mem::replace(&mut self.heard, now)).min(LONGEST_REST);
+        if beat != self.beat {
+            *self = Self { beat, heard: now, ..Self::default() };
+            return None;
+        }
+        self.silent += gap;
+        if self.looked.is_none() && self.silent >= limit / 4 {
+            self.looked = Some((self.silent, waited().unwrap_or_default()));
+        }
+        if self.silent < limit {
+            return None;
+        }
+        let (since, before) = self.looked.take().unwrap_or_default();
+        let silent = std::mem::take(&mut self.silent);
+        let starved = waited().unwrap_or_default().saturating_sub(before);
+        (starved * 2 <= silent.saturating_sub(since)).then_some(silent)
     }
 }
 
@@ -775,18 +817,23 @@ impl Supervisor {
     pub(super) fn watch_the_watcher(&mut self) {
         let watcher = self.dispatcher.iter().find(|seat| seat.kind == AgentKind::Fault && seat.ready);
         let Some((slot, beat)) = watcher.map(|seat| (seat.slot, seat.link.beat())) else {
-            self.watcher = (0, self.now);
+            self.watcher = Watcher::default();
             return;
         };
-        if beat != self.watcher.0 {
-            self.watcher = (beat, self.now);
-        } else if self.now.since(self.watcher.1)
-            > (self.config.agents.fault.hang_after * WATCHER_PATIENCE).max(WATCHER_PATIENCE_MIN)
-        {
-            let silent_s = self.now.since(self.watcher.1).as_secs_f64();
-            self.watcher = (beat, self.now);
+        let limit = (self.config.agents.fault.hang_after * WATCHER_PATIENCE).max(WATCHER_PATIENCE_MIN);
+        let pid = self.record(slot).and_then(|record| record.child.as_ref()).map(ChildProcess::pid);
+        let waited = || {
+            let text = std::fs::read_to_string(format!("/proc/{}/schedstat", pid?)).ok()?;
+            text.split_ascii_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+        };
+        if let Some(silent) = self.watcher.hear(beat, self.now, limit, waited) {
             let text = "the fault agent itself shows no progress";
-            self.open_incident(slot, Failure::Hang, text, vec![Figure::new("silent_s", silent_s)]);
+            self.open_incident(
+                slot,
+                Failure::Hang,
+                text,
+                vec![Figure::new("silent_s", silent.as_secs_f64())],
+            );
             self.kill(slot, "agent_restarted", format!("killed: {text}"));
         }
     }
@@ -898,4 +945,36 @@ impl Supervisor {
 /// Kinds that want to know who else is there.
 fn is_watcher(kind: AgentKind) -> bool {
     matches!(kind, AgentKind::Resource | AgentKind::Fault | AgentKind::Learning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After how many seconds a fault agent that shows nothing is found, if it is within a minute; it waits for a processor for
+    /// this share of the time, and is heard every `every`.
+    fn found(share: f64, every: Duration) -> Option<f64> {
+        let limit = Duration::from_secs(2);
+        let mut watcher = Watcher::default();
+        let born = Nanos(1_000_000_000);
+        watcher.hear(7, born, limit, || None);
+        (1..).map(|look| every * look).take_while(|after| after.as_secs() < 60).find_map(|after| {
+            let found = watcher.hear(7, born.plus(after), limit, || Some(after.mul_f64(share)));
+            found.map(|_| after.as_secs_f64())
+        })
+    }
+
+    #[test]
+    fn a_silent_fault_agent_is_found_and_a_starved_one_left_alone() {
+        let tick = Duration::from_millis(5);
+        assert_eq!(found(0.0, tick), Some(2.0));
+        assert_eq!(found(0.9, tick), None, "ready, and nobody lets it run");
+        assert!(found(0.1, tick) < Some(2.1), "everybody waits a little");
+        assert!(found(0.0, Duration::from_secs(1)) <= Some(3.0), "an idle loop looks once a second");
+        // A loop that slept for long has heard nothing meanwhile, and knows it.
+        let mut watcher = Watcher::default();
+        watcher.hear(7, Nanos(0), LONGEST_REST * 2, || None);
+        assert_eq!(watcher.hear(7, Nanos(3_600_000_000_000), LONGEST_REST * 2, || None), None);
+        assert_eq!(watcher.silent, LONGEST_REST);
+    }
 }

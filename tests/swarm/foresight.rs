@@ -166,8 +166,9 @@ fn busy_is_not_hung_among_32_spinners() {
         total += 10;
         std::thread::sleep(Duration::from_millis(700));
     }
-    swarm.until("all is done", |swarm| (swarm.status()["tasks"]["succeeded"] == total).then_some(()));
+    // What is left of the work needs the processors: how long that takes among spinners says nothing.
     drop(spinners);
+    swarm.until("all is done", |swarm| (swarm.status()["tasks"]["succeeded"] == total).then_some(()));
     let agents = swarm.agents();
     assert!(agents.iter().all(|agent| agent["restarts"] == 0), "{agents:#?}\n{:#?}", swarm.events());
     let status = swarm.status();

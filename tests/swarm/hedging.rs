@@ -94,6 +94,7 @@ fn a_stragglers_task_ends_elsewhere_and_its_output_is_left_alone_afterwards() {
         fs::read_dir(place.path("")).expect("a folder").map(|entry| entry.expect("an entry").file_name());
     let left: Vec<_> = names.filter(|name| name.as_encoded_bytes().ends_with(b".tmp")).collect();
     assert!(left.is_empty(), "{left:?}");
+    assert_eq!(swarm.agent("compute-0")["restarts"], 0, "it was slow, and not hung");
     let counts = swarm.status()["tasks"].clone();
     assert_eq!(
         (&counts["hedged"], &counts["hedges_won"], &counts["retried"]),
