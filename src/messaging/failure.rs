@@ -11,10 +11,11 @@
 //! | drift | fault agent: slower and slower | drain | finished first | nobody |
 //! | errors | fault agent: most tasks fail | drain | finished first | nobody |
 //! | restarts | fault agent: deaths come faster and faster | drain | finished first | nobody |
-//! | crash loop | supervisor: lives that come to nothing | bench | to others | nobody |
+//! | crash loop | supervisor: too many deaths by its own doing | bench | to others | nobody |
 //! | poison | ledger: agents die of one task | fail the task | it is ended, with the evidence | the task |
 //!
-//! Every dead agent has a successor, by the rules of `supervisor::restart`.
+//! Every dead agent has a successor: a compute agent a standby at once, if one is ready; else by the rules of
+//! `supervisor::restart`, where kills from outside do not count.
 
 use std::fmt::Write as _;
 
@@ -38,7 +39,7 @@ pub enum Failure {
     Errors = 7,
     /// It dies more and more often.
     Restarts = 8,
-    /// Its lives come to nothing.
+    /// It crashed, hung or failed to start too often within the window of the restart rules.
     CrashLoop = 9,
     /// A task kills whoever runs it.
     Poison = 10,

@@ -11,8 +11,10 @@ use crate::messaging::failure::{Failure, Figure};
 
 /// Tasks that take so many times what they are known to take: the agent has failed as one that computes.
 pub(super) const SLOW: f64 = 3.0;
-/// An agent that lacked a processor for more than this share of the time is not judged by its speed.
+/// An agent that lacked a processor for more than this share of the time is starved: its symptoms are somebody else's doing.
 const STARVED: f64 = 0.2;
+/// One that lacked it for more than this share is not judged by its speed at all. Below, the time that it waited is taken off.
+const STARVED_MUCH: f64 = 0.7;
 /// Seconds in which everything fails that make an agent sick, and failures at least. Seconds in which two of three fail
 /// count for a third.
 const FAILED_S: f64 = 5.0;
@@ -159,6 +161,11 @@ impl Monitor {
         let ended = vitals.done + vitals.failed;
         let is_starved = vitals.starved > STARVED;
         // Somebody else's load is not the agent's doing.
+        let own_pace = match vitals.starved {
+            starved if starved > STARVED_MUCH => f64::NAN,
+            starved if starved > STARVED => vitals.pace * (1.0 - starved),
+            _ => vitals.pace,
+        };
         let pace = if is_starved { f64::NAN } else { vitals.pace };
         let failed_share = if ended > 0 { vitals.failed as f64 / ended as f64 } else { f64::NAN };
         let seen = [
@@ -179,7 +186,7 @@ impl Monitor {
                 symptoms.push(symptom);
             }
         }
-        let verdict = self.judge(vitals, pace).map(|mut verdict| {
+        let verdict = self.judge(vitals, own_pace).map(|mut verdict| {
             let fresh = |symptom: &&Symptom| vitals.now_s - symptom.at_s <= SYMPTOM_S;
             for symptom in self.symptoms.iter().flatten().filter(fresh) {
                 verdict.figures.push(Figure::new(&format!("symptom_{}", symptom.what), symptom.value));
@@ -291,6 +298,10 @@ impl Deaths {
         let mut level: Vec<f64> =
             pauses.iter().enumerate().map(|(at, pause)| pause + slope * (last - at) as f64).collect();
         let level = median(&mut level);
+        // An agent that lived twice as long as it should by now is not getting worse.
+        if pauses[last] - level > std::f64::consts::LN_2 {
+            return None;
+        }
         let (mut when, mut ahead) = (now_s, deaths.to_vec());
         for step in 1..=64 {
             when += (level + slope * f64::from(step)).exp();

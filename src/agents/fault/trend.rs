@@ -1,10 +1,11 @@
 //! Trends: when will this value reach its limit? Numbers in, forecast out; constant memory.
 //!
 //! A leak raises the *floor* of a value. Buffers that come and go, collected garbage and bursts raise its peaks. So a
-//! [`Trend`] keeps the smallest value of each bucket, on four time scales: buckets of 1, 4, 16 and 64 samples, sixteen
-//! of them each. A rise that is a line on one scale is a step on the next finer one. Where the limit is a wall, the peaks
+//! [`Trend`] keeps the floor on four time scales: buckets of 1, 4, 16 and 64 samples, sixteen of them each. The floor of a
+//! bucket is the smallest value of itself and of a few before it, so that garbage which is collected a little less often than
+//! a bucket is long does not look like a rise. A rise that is a line on one scale is a step on the next finer one. Where the limit is a wall, the peaks
 //! still matter: it is they that meet it first, so the largest of each bucket is kept, too, and its height above the floor
-//! is kept clear of the limit.
+//! is kept clear of the limit. Coarse scales remember such heights for hours: bursts are rare.
 //!
 //! A scale is believed when
 //! 1. the medians of its four quarters rise, each at least a quarter of the mean step: one jump is no trend (after
@@ -12,8 +13,9 @@
 //! 2. the rise stands out of the noise around the line with the median of all slopes (H. Theil 1950, P. K. Sen,
 //!    "Estimates of the regression coefficient based on Kendall's tau", JASA 63, 1968);
 //! 3. most of the way to the limit is behind it: the nearer, the less is extrapolated;
-//! 4. where the limit is a wall, it is higher than where it came back from by itself before: what has been collected once
-//!    will be again;
+//! 4. it is clearly higher than where it came back from by itself before: what has been collected once will be again, and a
+//!    neighbour that took the cache gives it back. That is remembered for a day, because load and with it the height
+//!    changes with the day;
 //! 5. that line meets the limit within the horizon, in several buckets running.
 
 use super::chart::median;
@@ -27,10 +29,14 @@ const SCALES: [usize; 4] = [1, 4, 16, 64];
 const COARSE: usize = 16;
 /// Share of the limit that must be reached.
 const NEAR: f64 = 0.65;
-/// A fall by this share of the limit is a return.
+/// A fall by this share of the limit is a return, and a rise by as much beyond where it returned from before is new.
 const RETURN: f64 = 0.05;
 /// A height from which it returned is forgotten with this time constant, s.
-const FORGET_S: f64 = 3600.0;
+const FORGET_S: f64 = 86_400.0;
+/// How high peaks stand above the floor is forgotten with this time constant, s.
+const FORGET_PEAKS_S: f64 = 14_400.0;
+/// Most buckets that a floor looks back.
+const TRAIL_MAX: usize = 4;
 /// Deviations of noise that are kept clear of the limit.
 const MARGIN: f64 = 2.0;
 
@@ -41,6 +47,8 @@ pub(super) struct Rules {
     is_wall: bool,
     /// The rise over the window must be so many times the noise.
     clear: f64,
+    /// Buckets, the newest included, of which a floor is the smallest value.
+    trail: usize,
     /// Buckets running in which the forecast must hold.
     running: u32,
     /// How far ahead each scale looks, as a multiple of the span that it sees.
@@ -48,9 +56,11 @@ pub(super) struct Rules {
 }
 
 /// Memory and descriptors: counted exactly, and nothing can be put right afterwards.
-pub(super) const LEAK: Rules = Rules { is_wall: true, clear: 6.0, running: 2, ahead: [0.75, 0.75, 2.0, 1.0] };
+pub(super) const LEAK: Rules =
+    Rules { is_wall: true, clear: 6.0, trail: 4, running: 1, ahead: [1.0, 1.0, 1.0, 0.5] };
 /// Times: noisy by nature; that one of them is long is no harm.
-pub(super) const DRIFT: Rules = Rules { is_wall: false, clear: 4.0, running: 4, ahead: [1.0; SCALES.len()] };
+pub(super) const DRIFT: Rules =
+    Rules { is_wall: false, clear: 4.0, trail: 2, running: 1, ahead: [2.0; SCALES.len()] };
 
 /// A limit that is going to be reached.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,12 +89,16 @@ struct Scale {
     smallest: f64,
     largest: f64,
     filled: usize,
-    /// Time, smallest and largest value of each full bucket, the oldest first.
+    /// The smallest values of the newest buckets, the newest last.
+    trail: [f64; TRAIL_MAX],
+    /// Time, floor and largest value of each full bucket, the oldest first.
     buckets: [(f64, f64, f64); BUCKETS],
     full: usize,
     /// The highest since the last return, and the highest from which it returned.
     crest: f64,
     survived: f64,
+    /// How high peaks stand above the floor.
+    peak: f64,
     running: u32,
 }
 
@@ -98,10 +112,12 @@ impl Trend {
                 smallest: f64::INFINITY,
                 largest: f64::NEG_INFINITY,
                 filled: 0,
+                trail: [f64::INFINITY; TRAIL_MAX],
                 buckets: [(0.0, 0.0, 0.0); BUCKETS],
                 full: 0,
                 crest: 0.0,
                 survived: 0.0,
+                peak: 0.0,
                 running: 0,
             }),
         }
@@ -128,12 +144,15 @@ impl Scale {
         if self.filled < self.samples {
             return None;
         }
-        self.remember(now_s, limit);
+        self.trail.rotate_left(1);
+        self.trail[TRAIL_MAX - 1] = self.smallest;
+        let floor = self.trail[TRAIL_MAX - rules.trail..].iter().copied().fold(f64::INFINITY, f64::min);
+        self.remember(now_s, floor, limit);
         if self.full == BUCKETS {
             self.buckets.rotate_left(1);
             self.full -= 1;
         }
-        self.buckets[self.full] = (now_s, self.smallest, self.largest);
+        self.buckets[self.full] = (now_s, floor, self.largest);
         (self.full, self.filled) = (self.full + 1, 0);
         (self.smallest, self.largest) = (f64::INFINITY, f64::NEG_INFINITY);
         let outlook = (self.full == BUCKETS && self.rises())
@@ -144,15 +163,17 @@ impl Scale {
         outlook.filter(|_| self.running >= rules.running)
     }
 
-    /// Keeps in mind from where the value came back.
-    fn remember(&mut self, now_s: f64, limit: f64) {
+    /// Keeps in mind from where the floor came back, and how high peaks are.
+    fn remember(&mut self, now_s: f64, floor: f64, limit: f64) {
         let before = if self.full > 0 { self.buckets[self.full - 1].0 } else { now_s };
-        self.survived *= (-(now_s - before) / FORGET_S).exp();
-        if self.smallest > self.crest {
-            self.crest = self.smallest;
-        } else if self.smallest < self.crest - RETURN * limit {
+        let gone_s = now_s - before;
+        self.survived *= (-gone_s / FORGET_S).exp();
+        self.peak = (self.peak * (-gone_s / FORGET_PEAKS_S).exp()).max(self.largest - floor);
+        if floor > self.crest {
+            self.crest = floor;
+        } else if floor < self.crest - RETURN * limit {
             self.survived = self.survived.max(self.crest);
-            self.crest = self.smallest;
+            self.crest = floor;
         }
     }
 
@@ -186,16 +207,16 @@ impl Scale {
         let level = median(&mut rest);
         let mut noise = rest.map(|value| (value - level).abs());
         let noise = median(&mut noise) / 0.6745;
-        let mut swings = self.buckets.map(|(_, smallest, largest)| largest - smallest);
+        let mut swings = self.buckets.map(|(_, floor, largest)| largest - floor);
         let peak = match (rules.is_wall, self.samples >= COARSE) {
             (false, _) => 0.0,
-            (true, true) => swings.into_iter().fold(0.0, f64::max),
+            (true, true) => self.peak,
             (true, false) => median(&mut swings),
         };
         let top = level + peak.max(MARGIN * noise);
         let left_s = ((limit - top) / slope).max(0.0);
         let is_clear = slope > 0.0 && slope * span > rules.clear * noise;
-        let is_new = !rules.is_wall || level > self.survived;
+        let is_new = level > self.survived + RETURN * limit;
         (is_clear && is_new && top >= NEAR * limit).then_some(Outlook {
             value: level,
             slope,
