@@ -1,14 +1,15 @@
-//! Places at which a test can make storage fail or dawdle, as if the disk had done it.
+//! Places at which a test can make the system fail or dawdle, as if the disk or the host had done it.
 //!
 //! The environment variable `AI_SWARM_FAIL_AT` names one place and the passes that are meant: `NAME:3` the third one only,
 //! `NAME:3-` the third and all after it, `NAME:3-9` the third to the ninth. They fail as on a broken disk; with `=full` behind it
-//! as on a full one; with `=slow:20ms` they do not fail and take so much longer. The variable is read once, at the first place
-//! that is passed.
+//! as on a full one; with `=processes`, `=memory` or `=files` as on a host that has no more of these; with `=slow:20ms` they do
+//! not fail and take so much longer. The variable is read once, at the first place that is passed.
 //!
 //! Only builds with debug assertions have this; in all others [`check`] is empty and inlined.
 //!
 //! Places: of the journal `journal.commit` (a group goes into the store), `journal.head` (its place in the front is given
-//! free), `journal.sync` (what was acknowledged goes to the disk), `journal.read` (a group is read from the front).
+//! free), `journal.sync` (what was acknowledged goes to the disk), `journal.read` (a group is read from the front);
+//! of the supervisor `spawn` (an agent or a standby is to be started).
 
 use std::io;
 
@@ -50,6 +51,9 @@ impl Order {
         let (text, trouble) = match text.split_once('=') {
             None => (text, Trouble::Error(rustix::io::Errno::IO)),
             Some((text, "full")) => (text, Trouble::Error(rustix::io::Errno::NOSPC)),
+            Some((text, "processes")) => (text, Trouble::Error(rustix::io::Errno::AGAIN)),
+            Some((text, "memory")) => (text, Trouble::Error(rustix::io::Errno::NOMEM)),
+            Some((text, "files")) => (text, Trouble::Error(rustix::io::Errno::MFILE)),
             Some((text, how)) => {
                 let millis = how.strip_prefix("slow:")?.strip_suffix("ms")?.parse().ok()?;
                 (text, Trouble::Pause(std::time::Duration::from_millis(millis)))

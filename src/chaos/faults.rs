@@ -26,10 +26,12 @@ pub enum Fault {
     Supervisor,
     /// kill -9 or SIGSTOP of the gateway: the control API must be back within a second, and work goes on meanwhile
     Gateway,
+    /// the supervisor comes back on a disk that fails, is full or is slow, and once more on a good one (debug builds)
+    Disk,
 }
 
 impl Fault {
-    pub(super) const ALL: [Fault; 7] = [
+    pub(super) const ALL: [Fault; 8] = [
         Fault::Kill,
         Fault::KillMany,
         Fault::Stop,
@@ -37,6 +39,7 @@ impl Fault {
         Fault::Memory,
         Fault::Supervisor,
         Fault::Gateway,
+        Fault::Disk,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -48,6 +51,7 @@ impl Fault {
             Fault::Memory => "memory",
             Fault::Supervisor => "supervisor",
             Fault::Gateway => "gateway",
+            Fault::Disk => "disk",
         }
     }
 
@@ -58,6 +62,7 @@ impl Fault {
             Fault::KillMany | Fault::Stop | Fault::Scribble | Fault::Gateway => 10,
             Fault::Supervisor => 6,
             Fault::Memory => 4,
+            Fault::Disk => 2,
         }
     }
 }
@@ -124,6 +129,13 @@ pub(super) fn inject(
             victim.kill_supervisor()?;
             Ok(1)
         }
+        Fault::Disk if !cfg!(debug_assertions) => {
+            Err("a release build has no places at which a disk can fail".to_owned())
+        }
+        Fault::Disk => {
+            victim.restart_on_a_bad_disk(&disk_trouble(luck))?;
+            Ok(1)
+        }
         Fault::Gateway => victim.strike_gateway([Signal::KILL, Signal::STOP][luck.below(2) as usize])?,
     })
 }
@@ -170,6 +182,17 @@ fn scribble(pid: Pid, luck: &mut SplitMix64) -> Result<u64, String> {
         }
     }
     Ok(1)
+}
+
+/// What befalls the journal, as [`trouble`](crate::base::trouble) has it.
+fn disk_trouble(luck: &mut SplitMix64) -> String {
+    let place = ["journal.commit", "journal.head", "journal.read"][luck.below(3) as usize];
+    let pass = 1 + luck.below(20);
+    match luck.below(3) {
+        0 => format!("{place}:{pass}"),
+        1 => format!("journal.commit:{pass}-{}=full", pass + 3),
+        _ => format!("{place}:{pass}-=slow:{}ms", 1 + luck.below(50)),
+    }
 }
 
 fn take_memory() -> Result<u64, String> {

@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ORPHANS_AFTER: Duration = Duration::from_secs(1);
 /// The control API must answer again so soon after its gateway was killed or stopped.
 const GATEWAY_BACK_AFTER: Duration = Duration::from_secs(1);
+/// A disk is bad for so long.
+const BAD_DISK: Duration = Duration::from_millis(300);
 /// Descriptors that may come and go: a connection of ours, a log that is turned.
 const DESCRIPTORS_SPARE: usize = 8;
 
@@ -72,7 +74,7 @@ impl Victim {
             "tasks": {"poison_deaths": 100},
         });
         fs::write(folder.join("config.json"), config.to_string())?;
-        let child = start(&folder)?;
+        let child = start(&folder, None)?;
         let mut victim = Self {
             folder,
             temporary,
@@ -148,10 +150,17 @@ impl Victim {
         socket_path(&self.name, Some(&self.folder.join("state")))
     }
 
-    /// Agents and standbys that live: the supervisor's children without their guard, whose death is
-    /// all agents', and without those that are just being started: stopped there, they would stop the supervisor.
+    /// Agents and standbys that live or are just being started: the supervisor's children without their guard, whose
+    /// death is all agents', and without the gateway.
     pub(super) fn agents(&self) -> anyhow::Result<Vec<Pid>> {
-        Ok(self.children().filter(|&pid| is_agent(pid.as_raw_nonzero().get() as u32)).collect())
+        let words = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        // Before its exec a child has the words of its parent.
+        let unborn = words(self.child.id());
+        let is_one = |pid: &Pid| {
+            let pid = pid.as_raw_nonzero().get() as u32;
+            is_agent(pid) || words(pid) == unborn
+        };
+        Ok(self.children().filter(is_one).collect())
     }
 
     fn children(&self) -> impl Iterator<Item = Pid> {
@@ -171,10 +180,27 @@ impl Victim {
 
     /// kill -9 of the supervisor: its agents must go with it. Then it is started again.
     pub(super) fn kill_supervisor(&mut self) -> anyhow::Result<()> {
+        self.succeed_supervisor(None)
+    }
+
+    /// As [`kill_supervisor`](Self::kill_supervisor), twice: the successor meets `trouble` with its disk for a moment.
+    pub(super) fn restart_on_a_bad_disk(&mut self, trouble: &str) -> anyhow::Result<()> {
+        self.succeed_supervisor(Some(trouble))?;
+        let began = Instant::now();
+        while began.elapsed() < BAD_DISK && self.child.try_wait()?.is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.succeed_supervisor(None)
+    }
+
+    fn succeed_supervisor(&mut self, trouble: Option<&str>) -> anyhow::Result<()> {
         let agents = self.agents()?;
         self.client = None;
         let pid = Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, Signal::KILL)?;
+        // On a bad disk it may have refused to start.
+        if self.child.try_wait()?.is_none() {
+            rustix::process::kill_process(pid, Signal::KILL)?;
+        }
         let began = Instant::now();
         self.child.wait()?;
         let mut living = agents;
@@ -189,7 +215,7 @@ impl Victim {
                 pid.as_raw_nonzero()
             ));
         }
-        self.child = start(&self.folder)?;
+        self.child = start(&self.folder, trouble)?;
         Ok(())
     }
 
@@ -369,7 +395,7 @@ fn lives(pid: Pid) -> bool {
         .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])))
 }
 
-fn start(folder: &Path) -> anyhow::Result<Child> {
+fn start(folder: &Path, trouble: Option<&str>) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(folder.join("chaos.log"))?;
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -379,6 +405,8 @@ fn start(folder: &Path) -> anyhow::Result<Child> {
         .arg(folder.join("state"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log);
+        .stderr(log)
+        .env_remove("AI_SWARM_FAIL_AT")
+        .envs(trouble.map(|order| ("AI_SWARM_FAIL_AT", order)));
     command.spawn().context("cannot start the swarm under test")
 }

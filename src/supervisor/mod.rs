@@ -651,6 +651,7 @@ impl Supervisor {
             self.next_give_up(),
             self.switchboard.next_due(began),
             self.next_standby(),
+            self.next_ready_limit(),
             self.next_gateway(),
             Some(self.next_strain),
             self.next_straggler(began),
@@ -903,7 +904,8 @@ impl Supervisor {
         };
         let children = agents.map(|(_, child)| child).chain(&self.dying);
         let children = children.chain(self.standbys.iter().map(|started| &started.child));
-        let children: Vec<u32> = children.map(ChildProcess::pid).collect();
+        let gateway = self.gatekeeper.as_ref().and_then(Gatekeeper::pid);
+        let children: Vec<u32> = children.map(ChildProcess::pid).chain(gateway).collect();
         let ended = self.nursery.containment.end_orphans(lives, |pid| children.contains(&pid));
         if ended > 0 {
             self.sweeps_left = SWEEPS;

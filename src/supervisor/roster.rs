@@ -132,6 +132,15 @@ pub(super) struct Record {
     unwanted: bool,
 }
 
+impl Record {
+    /// How long it may take to get ready, or to end, from its birth on; `None` for one that is not at that.
+    fn ready_limit(&self) -> Option<Duration> {
+        let is_at_it = self.state == AgentState::Starting && self.child.is_some() && self.killed.is_none();
+        let limit = if self.adopted && !self.told_to_end { ADOPTED_LIMIT } else { READY_LIMIT };
+        is_at_it.then_some(limit)
+    }
+}
+
 impl Supervisor {
     /// Puts the planned agents on the roster: compute agents start now, the others in the next turns,
     /// so that the first task does not wait for them.
@@ -794,17 +803,18 @@ impl Supervisor {
         }
     }
 
+    /// When the next one has to be ready, or to have ended.
+    pub(super) fn next_ready_limit(&self) -> Option<Nanos> {
+        self.roster.iter().flatten().filter_map(|record| Some(record.born.plus(record.ready_limit()?))).min()
+    }
+
     /// Kills whoever runs but is not ready (or does not end) in time.
     pub(super) fn replace_never_ready(&mut self) {
         for at in 0..self.roster.len() {
             let slot = AgentSlot(at as u16);
             let Some(record) = self.record(slot) else { continue };
-            let limit = if record.adopted && !record.told_to_end { ADOPTED_LIMIT } else { READY_LIMIT };
-            let is_late = record.state == AgentState::Starting
-                && record.child.is_some()
-                && record.killed.is_none()
-                && self.now.since(record.born) > limit;
-            if is_late {
+            let late = record.ready_limit().filter(|&limit| self.now.since(record.born) >= limit);
+            if let Some(limit) = late {
                 let figures = vec![Figure::new("limit_s", limit.as_secs_f64())];
                 let text = "it does not become ready, or does not end";
                 self.open_incident(slot, Failure::Hang, text, figures);

@@ -8,6 +8,7 @@
 use super::wire::GATEWAY_WORD;
 use crate::agents::{AgentStart, Settings};
 use crate::base::ids::{AgentKind, AgentSlot, Incarnation};
+use crate::base::trouble;
 use crate::messaging::attach::{SupervisorTalk, VERSION};
 use crate::messaging::link::{Contact, HubObjects, LinkObjects, SupervisorLink};
 use crate::messaging::store::Store;
@@ -156,6 +157,7 @@ impl Nursery {
         store: Store,
         hub_arena: &SharedObject,
     ) -> io::Result<Started> {
+        trouble::check("spawn")?;
         let objects = LinkObjects::create(self.channel_bytes, self.arena_bytes)?;
         let link = objects.supervisor_link(store, newborn.slot.0)?;
         let contact = objects.contact()?;

@@ -54,8 +54,16 @@ impl Standbys {
 
     /// One that can take a place now.
     pub(super) fn take(&mut self) -> Option<Started> {
-        let at = self.all.iter().position(Standby::is_ready)?;
-        Some(self.all.remove(at).started)
+        loop {
+            let at = self.all.iter().position(Standby::is_ready)?;
+            let standby = &mut self.all[at];
+            if !standby.started.child.is_stopped() {
+                return Some(self.all.remove(at).started);
+            }
+            // Nobody watches those that wait; a place is no place to find out that one cannot.
+            standby.killed = true;
+            standby.started.child.kill();
+        }
     }
 
     /// The next one may start a moment from now.

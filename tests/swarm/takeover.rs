@@ -341,6 +341,48 @@ fn while_one_dies_every_ten_milliseconds_the_others_go_on() {
     assert_eq!((&report["tasks"]["lost"], &report["tasks"]["duplicated"]), (&json!(0), &json!(0)));
 }
 
+/// What the system may refuse when a process is to be started, and how it says so.
+const REFUSALS: [(&str, &str); 3] = [
+    ("processes", "Resource temporarily unavailable"),
+    ("memory", "Cannot allocate memory"),
+    ("files", "Too many open files"),
+];
+
+#[test]
+fn a_host_without_room_for_a_process_costs_no_task() {
+    for (what, words) in REFUSALS {
+        // Seven agents are there; the next three starts are refused.
+        let order = format!("spawn:8-10={what}");
+        let config = json!({"agents": {"compute": {"count": 2, "standbys": 0}}});
+        let swarm = Swarm::deploy_with(Place::new(), &config, &[], &[("AI_SWARM_FAIL_AT", &order)]);
+        let before = swarm.agent("compute-0");
+        let tasks: Vec<Value> =
+            (0..200).map(|_| json!({"kernel": "sleep", "params": {"seconds": 0.002}})).collect();
+        swarm.submit(&tasks.clone().into());
+        assert!(signal(pid_of(&before), Signal::KILL));
+        let refused = swarm.until("all refusals are told", |swarm| {
+            let events = swarm.events_of("agent_start_failed");
+            (events.len() == 3).then_some(events)
+        });
+        assert!(refused.iter().all(|event| event["text"].to_string().contains(words)), "{refused:#?}");
+        // It is said what the swarm does without, and it accepts all the same.
+        let degraded = swarm.until("it does with fewer", |swarm| {
+            let events = swarm.events_of("degraded");
+            (events.len() == 2).then_some(events)
+        });
+        assert!(degraded[1]["text"].to_string().contains(words), "{degraded:#?}");
+        swarm.submit(&tasks.into());
+        swarm
+            .until("all tasks are done", |swarm| (swarm.status()["tasks"]["succeeded"] == 400).then_some(()));
+        let report = swarm.end();
+        assert_eq!(
+            (&report["tasks"]["lost"], &report["tasks"]["duplicated"]),
+            (&json!(0), &json!(0)),
+            "{what}"
+        );
+    }
+}
+
 /// Writes a `/proc` that has so much memory free, percent.
 fn memory(folder: &Path, percent: f64) {
     fs::create_dir_all(folder.join("pressure")).expect("a folder");
