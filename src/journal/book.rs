@@ -302,7 +302,7 @@ impl Restored {
             // first attempt nothing can be left.
             let ran_at_last = attempt + 1 >= task.attempt.0;
             let may_be_left = ran_at_last && (!task.state.is_final() || task.attempt.0 > 1);
-            may_be_left.then_some((task.id, task.attempt, run, task.spec.output.as_deref()?))
+            may_be_left.then_some((task.id, Attempt(attempt), run, task.spec.output.as_deref()?))
         })
     }
 }
