@@ -52,29 +52,23 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A small journal with some groups in the store and some records in the front only; with its records.
+/// A small journal with some groups in the store and some records in the front only, as a rule: on a busy host the keeper
+/// may be quicker than the copy. With its records.
 fn small(folder: &Path) -> Vec<Record> {
     let inside = folder.join("inside");
-    loop {
-        std::fs::create_dir(&inside).expect("folder");
-        let (mut journal, none, _) = open(&inside, Options { ring: 4096, ..OPTIONS }).expect("new");
-        assert!(none.is_empty());
-        for task in 1..=3 {
-            live(&mut journal, task, task != 2);
-            drain(&journal);
-        }
-        live(&mut journal, 4, true);
-        copy(&inside, folder);
-        // On a busy host the keeper may have been quicker than the copy, which then has the last records twice.
-        let in_front_only = journal.backlog_bytes() > 0;
-        drop(journal);
-        let (_, records, _) = open(&inside, OPTIONS).expect("closed well");
-        assert_eq!(records.len(), 11);
-        if in_front_only {
-            return records;
-        }
-        std::fs::remove_dir_all(&inside).expect("ours");
+    std::fs::create_dir(&inside).expect("folder");
+    let (mut journal, none, _) = open(&inside, Options { ring: 4096, ..OPTIONS }).expect("new");
+    assert!(none.is_empty());
+    for task in 1..=3 {
+        live(&mut journal, task, task != 2);
+        drain(&journal);
     }
+    live(&mut journal, 4, true);
+    copy(&inside, folder);
+    drop(journal);
+    let (_, records, _) = open(&inside, OPTIONS).expect("closed well");
+    assert_eq!(records.len(), 11);
+    records
 }
 
 /// What is there after a change to one file: all of it, or a part from the beginning and words about the rest.
@@ -219,14 +213,20 @@ fn a_file_that_is_missing_is_noticed() {
 
 #[test]
 fn a_damaged_journal_is_refused_and_salvaged_when_asked() {
-    let folder = tempfile::tempdir().expect("folder");
-    let whole = small(folder.path());
-    let front = folder.path().join("journal.front");
-    let mut bytes = std::fs::read(&front).expect("there");
-    let last = bytes.iter().rposition(|byte| *byte != 0).expect("records");
-    bytes[last] ^= 1;
-    std::fs::write(&front, &bytes).expect("written");
-    let refused = open(folder.path(), OPTIONS).expect_err("damaged").to_string();
+    let (folder, whole, front, bytes, refused) = (0..100)
+        .find_map(|_| {
+            let folder = quick_folder();
+            let whole = small(folder.path());
+            let front = folder.path().join("journal.front");
+            let mut bytes = std::fs::read(&front).expect("there");
+            let last = bytes.iter().rposition(|byte| *byte != 0).expect("records");
+            bytes[last] ^= 1;
+            std::fs::write(&front, &bytes).expect("written");
+            // Where the store has all of them the damage costs nothing.
+            let refused = open(folder.path(), OPTIONS).err()?.to_string();
+            Some((folder, whole, front, bytes, refused))
+        })
+        .expect("a copy with records in the front only");
     assert!(refused.contains("journal.front, offset ") && refused.contains("checksum"), "{refused}");
     assert_eq!(std::fs::read(&front).expect("there"), bytes, "nothing was touched");
 

@@ -836,7 +836,7 @@ impl Supervisor {
         }
         self.watcher = roster::Watcher::default();
         for record in self.roster.iter_mut().flatten() {
-            record.born = record.born.plus(gap);
+            record.forgive(gap);
         }
         for giving_up in &mut self.giving_up {
             giving_up.by = giving_up.by.map(|by| by.plus(gap));

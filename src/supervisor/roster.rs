@@ -133,6 +133,13 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// Its time to get ready, or to end, is longer by this.
+    pub(super) fn forgive(&mut self, gap: Duration) {
+        if self.ready_limit().is_some() {
+            self.born = self.born.plus(gap);
+        }
+    }
+
     /// How long it may take to get ready, or to end, from its birth on; `None` for one that is not at that.
     fn ready_limit(&self) -> Option<Duration> {
         let is_at_it = self.state == AgentState::Starting && self.child.is_some() && self.killed.is_none();

@@ -658,10 +658,12 @@ impl Follower {
     /// The next event that `wanted` wants.
     #[track_caller]
     pub fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let mut seen = Vec::new();
+        let (mut seen, began) = (Vec::new(), Instant::now());
         loop {
             let mut line = String::new();
             let read = self.0.read_line(&mut line);
+            // Signs of life come for ever.
+            assert!(began.elapsed() < HANG, "it did not come within {HANG:?}; these did: {seen:#?}");
             assert!(
                 read.as_ref().is_ok_and(|bytes| *bytes > 0),
                 "the stream ended ({read:?}) after {seen:#?}"

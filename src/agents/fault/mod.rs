@@ -8,7 +8,7 @@
 //! Invariants
 //! 1. It reads the process file system itself: no agent's word about its own memory is evidence.
 //! 2. What cannot be read is not judged.
-//! 3. One life is reported once.
+//! 3. One life is reported once, and once more when it is worse: one that shall drain may hang on its way out.
 
 mod chart;
 mod monitor;
@@ -22,7 +22,7 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Incarnation};
 use crate::messaging::ToAgent;
 use crate::messaging::envelope::Severity;
-use crate::messaging::failure::{Failure, Figure, encode_finding};
+use crate::messaging::failure::{Act, Failure, Figure, encode_finding};
 use crate::os::clock;
 use crate::os::sysfs::KeptFile;
 use crate::shm::board::{Board, CLASSES, KERNELS, Life};
@@ -73,8 +73,8 @@ struct Peer {
     pace: Pace,
     descriptor_limit: f64,
     last: Option<(AgentUsage, Life)>,
-    /// Reported already; the supervisor acts once.
-    reported: bool,
+    /// What the supervisor was asked to do about it.
+    reported: Option<Act>,
 }
 
 /// How long tasks take on an agent, as a multiple of what they took there before.
@@ -132,7 +132,7 @@ impl Peer {
             pace: Pace::new(),
             descriptor_limit: f64::NAN,
             last: None,
-            reported: false,
+            reported: None,
         }
     }
 
@@ -210,7 +210,7 @@ impl FaultAgent {
             let slot = AgentSlot(slot);
             let Some(life) = context.board.life(slot) else { continue };
             peer.silence.hear(life.beat, gap, tick);
-            if peer.reported || !peer.silence.is_suspicious(hang_after) {
+            if peer.reported == Some(Act::Kill) || !peer.silence.is_suspicious(hang_after) {
                 continue;
             }
             let Some(look) = peer.look() else { continue };
@@ -280,7 +280,7 @@ impl FaultAgent {
         let verdict = verdict.filter(|verdict| verdict.failure != Failure::Errors || !others_fail);
         let expected = self.deaths.get_mut(&slot).filter(|_| now.since(peer.since) >= FRESH);
         let verdict = verdict.or_else(|| expected.and_then(|(_, expected)| expected.take()));
-        if let Some(verdict) = verdict.filter(|_| !peer.reported) {
+        if let Some(verdict) = verdict.filter(|_| peer.reported.is_none()) {
             peer.report(AgentSlot(slot), &verdict, context);
         }
     }
@@ -299,7 +299,7 @@ impl FaultAgent {
     /// An agent is gone. Its death counts, unless it was ours to ask for.
     fn bury(&mut self, slot: u16, now: Nanos) {
         let Some(peer) = self.peers.remove(&slot) else { return };
-        if !peer.reported {
+        if peer.reported.is_none() {
             let (deaths, expected) = self.deaths.entry(slot).or_default();
             let window_s = self.restart_window.as_secs_f64();
             *expected = deaths.observe(now.0 as f64 / 1e9, self.restart_limit, window_s);
@@ -309,7 +309,7 @@ impl FaultAgent {
 
 impl Peer {
     fn report(&mut self, slot: AgentSlot, verdict: &Verdict, context: &mut Context) {
-        self.reported = true;
+        self.reported = Some(verdict.failure.plan().act);
         let Verdict { failure, words, figures } = verdict;
         tracing::warn!(
             slot = slot.0,
