@@ -6,6 +6,7 @@ written against 2.4. Files named read_* are read and compared, bad_* must be ref
 kernels and what NumPy makes of them.
 """
 
+import hashlib
 import io
 import json
 import pathlib
@@ -191,7 +192,55 @@ def kernels():
     for name, real in [("c64", "f32"), ("c128", "f64")]:
         x = np.load(HERE / f"in_x_{real}.npy")
         save(f"out_fft_real_{real}", np.fft.fft(x.astype("<f8")).astype("<" + DTYPES[name]))
+    more_kernels(expected)
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1, sort_keys=True) + "\n")
+
+
+def more_kernels(expected):
+    """With a generator of its own, so that the files above stay as they are."""
+    rng = np.random.default_rng(20261122)
+    for name, descr in [("f32", "<f4"), ("f64", "<f8")]:
+        cube = np.load(HERE / f"in_cube_{name}.npy")
+        wide = cube.astype("<f8")
+        save(f"out_cumsum_{name}", np.cumsum(wide).astype(descr))
+        for axis in range(3):
+            save(f"out_cumsum_{axis}_{name}", np.cumsum(wide, axis=axis).astype(descr))
+            powers = np.exp(wide - wide.max(axis=axis, keepdims=True))
+            save(f"out_softmax_{axis}_{name}", (powers / powers.sum(axis=axis, keepdims=True)).astype(descr))
+
+        few = rng.integers(-9, 9, size=(3, 700)).astype(descr)
+        few[1, 5], few[1, 600], few[2, 3], few[2, 4] = np.nan, -np.nan, np.inf, -np.inf
+        save(f"in_few_{name}", few)
+        save(f"out_argsort_{name}", np.argsort(few, axis=-1, kind="stable").astype("<i8"))
+        for order, key in [("smallest", few), ("largest", -few)]:
+            places = np.argsort(key, axis=-1, kind="stable")[:, :12]
+            save(f"out_places_{order}_{name}", places.astype("<i8"))
+            save(f"out_top_k_{order}_{name}", np.take_along_axis(few, places, axis=-1))
+
+        dense = np.where(rng.random((19, 31)) < 0.3, rng.standard_normal((19, 31)), 0).astype(descr)
+        dense[4] = 0
+        rows, columns = np.nonzero(dense)
+        x = rng.standard_normal(31).astype(descr)
+        save(f"in_spmv_data_{name}", dense[rows, columns])
+        save(f"in_spmv_indices_{name}", columns.astype("<i8" if name == "f32" else "<i4"))
+        indptr = np.searchsorted(rows, np.arange(20))
+        save(f"in_spmv_indptr_{name}", indptr.astype("<i8" if name == "f32" else "<i4"))
+        save(f"in_spmv_x_{name}", x)
+        save(f"out_spmv_{name}", (dense.astype("<f8") @ x.astype("<f8")).astype(descr))
+
+    for name in ["i32", "i64", "u8", "u32", "u64"]:
+        values = np.load(HERE / f"in_sort_{name}.npy")
+        save(f"out_cumsum_{name}", np.cumsum(values, axis=1))
+        save(f"out_argsort_{name}", np.argsort(values, axis=-1, kind="stable").astype("<i8"))
+        smallest = np.argsort(values, axis=-1, kind="stable")[:, :12]
+        # Complements stand in the opposite order, and unlike negatives they never overflow.
+        largest = np.argsort(~values, axis=-1, kind="stable")[:, :12]
+        for order, places in [("smallest", smallest), ("largest", largest)]:
+            save(f"out_places_{order}_{name}", places.astype("<i8"))
+            save(f"out_top_k_{order}_{name}", np.take_along_axis(values, places, axis=-1))
+    for name in ["f32", "i64", "c128"]:
+        array = np.load(HERE / f"read_{name}_3d_c.npy")
+        expected[f"sha256_{name}"] = hashlib.sha256(array.tobytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -23,10 +23,13 @@
 )]
 
 mod level;
+mod lines;
 mod spec;
 mod variant;
 mod workload;
 
+mod cumulative;
+mod digest;
 mod expr;
 mod fourier;
 mod histogram;
@@ -34,14 +37,18 @@ mod idle;
 mod linear;
 mod monte_carlo;
 mod nearest;
+mod ranking;
 mod reduce;
 pub mod reference;
 pub mod simd;
+mod softmax;
 mod sort;
+mod sparse;
 mod stencil;
 
 pub use level::{LEVEL_VARIABLE, Level};
 pub use nearest::SCORES_SUFFIX;
+pub use ranking::PLACES_SUFFIX;
 pub use spec::{
     InputSpec, KernelId, KernelSpec, OutputKind, ParamError, ParamKind, ParamSpec, ParamValue, Params,
     check_inputs_count, check_params, describe, output_needed, spec,
@@ -212,8 +219,9 @@ impl From<Cancelled> for KernelError {
 pub fn run(call: &Call<'_>) -> Result<Outcome, KernelError> {
     let kernel = call.kernel;
     check_inputs_count(kernel, call.inputs.len())?;
-    let allowed = spec(kernel).dtypes;
+    let table = spec(kernel);
     for (index, input) in call.inputs.iter().enumerate() {
+        let allowed = table.input_dtypes(&table.inputs[index.min(table.inputs.len() - 1)]);
         if !allowed.contains(&input.dtype()) {
             let names: Vec<_> = allowed.iter().map(|dtype| dtype.name()).collect();
             return Err(call.wrong_dtype(index, names.join(", ")));
@@ -238,6 +246,12 @@ pub fn run(call: &Call<'_>) -> Result<Outcome, KernelError> {
         KernelId::Noop => Ok(Outcome::default()),
         KernelId::Sleep => idle::sleep(call),
         KernelId::Expr => expr::expr(call),
+        KernelId::Cumsum => cumulative::cumsum(call),
+        KernelId::Softmax => softmax::softmax(call),
+        KernelId::Argsort => ranking::argsort(call),
+        KernelId::TopK => ranking::top_k(call),
+        KernelId::Hash => digest::hash(call),
+        KernelId::Spmv => sparse::spmv(call),
     }?;
     let read: usize = call.inputs.iter().map(|input| input.bytes().len()).sum();
     let written: usize = outcome
@@ -357,3 +371,26 @@ impl Total {
 /// Elements between two beats of kernels that stream: 4 MiB of `f32`, below a millisecond from memory. A
 /// multiple of the vector kernels' own blocks.
 const BLOCK: usize = 1 << 20;
+
+/// Beats once per [`BLOCK`] elements, however short the pieces of work are.
+struct Pace<'a> {
+    pulse: &'a dyn Pulse,
+    since_beat: usize,
+}
+
+impl<'a> Pace<'a> {
+    /// The first step beats.
+    fn new(call: &Call<'a>) -> Pace<'a> {
+        Pace { pulse: call.pulse, since_beat: BLOCK }
+    }
+
+    /// Before work on `elements`.
+    fn step(&mut self, elements: usize) -> Result<(), Cancelled> {
+        self.since_beat = self.since_beat.saturating_add(elements);
+        if self.since_beat >= BLOCK {
+            self.pulse.beat()?;
+            self.since_beat = 0;
+        }
+        Ok(())
+    }
+}

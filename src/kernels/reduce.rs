@@ -6,9 +6,10 @@
 
 use serde_json::Value;
 
+use super::lines::{self, Lines};
 use super::reference::{Reduction, reduce_strided};
 use super::simd::{self, SimdElem};
-use super::{BLOCK, Call, KernelError, Outcome, ParamError, Total, elements_mut, number};
+use super::{BLOCK, Call, KernelError, Outcome, Total, elements_mut, number};
 use crate::arrays::{DType, Element};
 
 /// Without an axis the answer is a result, with one an array without that axis.
@@ -21,7 +22,7 @@ pub(super) fn reduce(call: &Call<'_>) -> Result<Outcome, KernelError> {
     let shape = call.inputs[0].shape();
     let axis = match call.params.int("axis") {
         None => None,
-        Some(axis) => Some(axis_of(call, axis, shape.len())?),
+        Some(axis) => Some(lines::axis_of(call, axis)?),
     };
     let length = axis.map_or(call.inputs[0].len(), |axis| shape[axis]);
     if length == 0 && !matches!(op, Reduction::Sum | Reduction::Norm2) {
@@ -62,36 +63,6 @@ fn operation(call: &Call<'_>) -> (Reduction, &'static str) {
         _ => Reduction::Sum,
     };
     (op, word)
-}
-
-/// The axis counted from the front.
-fn axis_of(call: &Call<'_>, axis: i64, ndim: usize) -> Result<usize, KernelError> {
-    let counted = if axis < 0 { axis + ndim as i64 } else { axis };
-    usize::try_from(counted).ok().filter(|&counted| counted < ndim).ok_or_else(|| {
-        let allowed = match ndim {
-            0 => "null for an array without axes".to_owned(),
-            _ => format!("a whole number from -{ndim} to {} for an array of {ndim} axes, or null", ndim - 1),
-        };
-        ParamError::Bad { kernel: call.kernel, name: "axis", found: axis.to_string(), allowed }.into()
-    })
-}
-
-/// An array seen from one axis: `outer` blocks of `length` rows of `inner` elements.
-#[derive(Clone, Copy)]
-struct Lines {
-    outer: usize,
-    length: usize,
-    inner: usize,
-}
-
-impl Lines {
-    fn new(shape: &[usize], axis: usize) -> Lines {
-        // An empty array may have axes whose product is beyond counting; its answer is made before they are
-        // used.
-        let product =
-            |lengths: &[usize]| lengths.iter().fold(1_usize, |all, &length| all.saturating_mul(length));
-        Lines { outer: product(&shape[..axis]), length: shape[axis], inner: product(&shape[axis + 1..]) }
-    }
 }
 
 fn without(shape: &[usize], axis: usize) -> Vec<usize> {

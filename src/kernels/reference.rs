@@ -10,6 +10,8 @@
 //! 3. Sorting puts NaN last; the other values follow `total_cmp`, so `-0.0` stands before `0.0`.
 //! 4. Wrong lengths are the caller's mistake and panic.
 
+use std::cmp::Ordering;
+
 use num_complex::Complex;
 
 /// An element type of the floating-point kernels: `f32` or `f64`.
@@ -142,6 +144,15 @@ pub fn matmul<T: Real>(a: &[T], b: &[T], c: &mut [T], m: usize, k: usize, n: usi
     }
 }
 
+/// Product of a sparse matrix in compressed rows and a vector.
+pub fn spmv<T: Real>(data: &[T], indices: &[usize], indptr: &[usize], x: &[T], out: &mut [T]) {
+    assert_eq!((data.len(), indptr.len()), (indices.len(), out.len() + 1));
+    for (row, out) in out.iter_mut().enumerate() {
+        let elements = indptr[row]..indptr[row + 1];
+        *out = T::from_f64(elements.map(|at| data[at].to_f64() * x[indices[at]].to_f64()).sum());
+    }
+}
+
 /// The sum of products.
 pub fn dot<T: Real>(x: &[T], y: &[T]) -> f64 {
     assert_eq!(x.len(), y.len());
@@ -238,6 +249,31 @@ pub fn reduce_axis<T: Real>(
     }
 }
 
+/// Running sums along the middle axis of `x`, seen as in [`reduce_axis`].
+pub fn cumsum<T: Real>(x: &[T], outer: usize, length: usize, inner: usize, out: &mut [T]) {
+    assert_eq!((x.len(), out.len()), (outer * length * inner, x.len()));
+    for line in (0..outer).flat_map(|o| (0..inner).map(move |i| o * length * inner + i)) {
+        let mut sum = -0.0;
+        for at in (0..length).map(|i| line + i * inner) {
+            sum += x[at].to_f64();
+            out[at] = T::from_f64(sum);
+        }
+    }
+}
+
+/// `exp(x - max) / sum exp(x - max)` along the middle axis of `x`, seen as in [`reduce_axis`].
+pub fn softmax<T: Real>(x: &[T], outer: usize, length: usize, inner: usize, out: &mut [T]) {
+    assert_eq!((x.len(), out.len()), (outer * length * inner, x.len()));
+    for line in (0..outer).flat_map(|o| (0..inner).map(move |i| o * length * inner + i)) {
+        let largest = reduce_strided(Reduction::Max, x, line, length, inner);
+        let power = |i: usize| (x[line + i * inner].to_f64() - largest).exp();
+        let sum: f64 = (0..length).map(power).sum();
+        for i in 0..length {
+            out[line + i * inner] = T::from_f64(power(i) / sum);
+        }
+    }
+}
+
 fn extreme(values: impl Iterator<Item = f64>, better: impl Fn(f64, f64) -> bool) -> f64 {
     let mut best = None;
     for value in values {
@@ -260,6 +296,33 @@ pub fn sort<T: Real>(x: &mut [T]) {
         let (a, b) = (a.to_f64(), b.to_f64());
         a.is_nan().cmp(&b.is_nan()).then(a.total_cmp(&b))
     });
+}
+
+/// The places of the elements in the order of [`sort`], equal ones in theirs.
+pub fn argsort<T: Real>(x: &[T]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..x.len()).collect();
+    places.sort_by(|&a, &b| {
+        let (a, b) = (x[a].to_f64(), x[b].to_f64());
+        a.is_nan().cmp(&b.is_nan()).then(if a.is_nan() { Ordering::Equal } else { a.total_cmp(&b) })
+    });
+    places
+}
+
+/// The places of the `k` best elements, best first, equal ones in their order and NaN last; `-0.0` counts as
+/// less than `0.0`.
+pub fn top_k<T: Real>(x: &[T], k: usize, order: Order) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..x.len()).collect();
+    places.sort_by(|&a, &b| {
+        let (a, b) = (x[a].to_f64(), x[b].to_f64());
+        let numbers = match order {
+            _ if a.is_nan() => Ordering::Equal,
+            Order::Largest => b.total_cmp(&a),
+            Order::Smallest => a.total_cmp(&b),
+        };
+        a.is_nan().cmp(&b.is_nan()).then(numbers)
+    });
+    places.truncate(k);
+    places
 }
 
 /// Which way a Fourier transform goes.

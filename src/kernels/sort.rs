@@ -5,11 +5,13 @@
 //! Art of Computer Programming 3, 5.2.5) sorts the bits of the numbers as unsigned keys and falls back to the
 //! first for short lines.
 
+use std::cmp::Ordering;
+
 use super::{Call, KernelError, Outcome, elements_mut};
 use crate::arrays::{DType, Element};
 
 /// Below so many elements comparing wins: the counting of a radix sort costs as much.
-const RADIX_MIN: usize = 512;
+pub(super) const RADIX_MIN: usize = 512;
 /// Elements between two beats.
 const BLOCK: usize = 1 << 18;
 /// Lines longer than this are cut by selection before they are compared, so that a beat comes in between.
@@ -59,7 +61,7 @@ fn sort_of<T: Sortable>(call: &Call<'_>) -> Result<Outcome, KernelError> {
                         T::KEY,
                     )?;
                 }
-                None => by_comparing(call, numbers)?,
+                None => by_comparing(call, numbers, T::order)?,
             }
         }
     }
@@ -68,7 +70,7 @@ fn sort_of<T: Sortable>(call: &Call<'_>) -> Result<Outcome, KernelError> {
 
 /// How the bits of a type become an unsigned key of the same order.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Key {
+pub(super) enum Key {
     Unsigned,
     /// The sign bit counts the other way.
     Signed,
@@ -77,12 +79,18 @@ enum Key {
 }
 
 /// An element that can be sorted.
-trait Sortable: Element {
+pub(super) trait Sortable: Element {
     /// The unsigned integer of the same size.
     type Bits: Bits;
     const KEY: Key;
     fn is_nan(self) -> bool;
-    fn order(&self, other: &Self) -> std::cmp::Ordering;
+    fn order(&self, other: &Self) -> Ordering;
+
+    /// The key of this element, which is no NaN.
+    #[inline(always)]
+    fn key(self) -> Self::Bits {
+        bytemuck::cast::<Self, Self::Bits>(self).bits_to_key(Self::KEY)
+    }
 }
 
 macro_rules! sortable_integer {
@@ -93,7 +101,7 @@ macro_rules! sortable_integer {
             fn is_nan(self) -> bool {
                 false
             }
-            fn order(&self, other: &Self) -> std::cmp::Ordering {
+            fn order(&self, other: &Self) -> Ordering {
                 self.cmp(other)
             }
         })*
@@ -115,7 +123,7 @@ macro_rules! sortable_float {
             fn is_nan(self) -> bool {
                 <$element>::is_nan(self)
             }
-            fn order(&self, other: &Self) -> std::cmp::Ordering {
+            fn order(&self, other: &Self) -> Ordering {
                 self.total_cmp(other)
             }
         })*
@@ -143,35 +151,54 @@ fn nan_last<T: Sortable>(line: &mut [T]) -> &mut [T] {
 
 /// Compares; a huge line is halved around its median first. No recursion deeper than the logarithm of its
 /// length.
-fn by_comparing<T: Sortable>(call: &Call<'_>, line: &mut [T]) -> Result<(), KernelError> {
+pub(super) fn by_comparing<T>(
+    call: &Call<'_>,
+    line: &mut [T],
+    order: impl Fn(&T, &T) -> Ordering + Copy,
+) -> Result<(), KernelError> {
     if line.len() <= COMPARED_MAX {
-        line.sort_unstable_by(T::order);
+        line.sort_unstable_by(order);
         return Ok(());
     }
     call.pulse.beat()?;
     let middle = line.len() / 2;
-    let (below, _, above) = line.select_nth_unstable_by(middle, T::order);
-    by_comparing(call, below)?;
-    by_comparing(call, above)
+    let (below, _, above) = line.select_nth_unstable_by(middle, order);
+    by_comparing(call, below, order)?;
+    by_comparing(call, above, order)
 }
 
-/// An unsigned integer of which digits are taken.
-trait Bits: bytemuck::Pod + Ord {
+/// What is sorted by its digits of eight bits.
+pub(super) trait Digits: Copy {
     const DIGITS: usize;
-    fn digit(self, index: usize) -> usize;
+    /// The digit at `place`, the least significant being at 0.
+    fn digit(self, place: usize) -> usize;
+}
+
+/// The unsigned integer that keys of a type are.
+pub(super) trait Bits: bytemuck::Pod + Default + Ord + Digits {
+    const MAX: Self;
     /// The key of these bits.
     fn bits_to_key(self, key: Key) -> Self;
     /// The bits of this key.
     fn key_to_bits(self, key: Key) -> Self;
+    /// The key that stands as far from the end as this one from the start.
+    fn reversed(self) -> Self;
 }
 
 macro_rules! bits {
     ($($bits:ty, $signed:ty;)*) => {
-        $(impl Bits for $bits {
+        $(impl Digits for $bits {
             const DIGITS: usize = size_of::<$bits>();
             #[inline(always)]
-            fn digit(self, index: usize) -> usize {
-                (self >> (8 * index)) as usize & 0xff
+            fn digit(self, place: usize) -> usize {
+                (self >> (8 * place)) as usize & 0xff
+            }
+        }
+        impl Bits for $bits {
+            const MAX: $bits = <$bits>::MAX;
+            #[inline(always)]
+            fn reversed(self) -> Self {
+                !self
             }
             #[inline(always)]
             fn bits_to_key(self, key: Key) -> Self {
@@ -199,12 +226,28 @@ bits! { u8, i8; u32, i32; u64, i64; }
 
 /// Sorts `line` with the room of `spare`, which is as long.
 fn by_radix<T: Bits>(call: &Call<'_>, line: &mut [T], spare: &mut [T], key: Key) -> Result<(), KernelError> {
+    if by_digits(call, line, spare, |bits| bits.bits_to_key(key))? {
+        line.iter_mut().zip(spare).for_each(|(to, value)| *to = value.key_to_bits(key));
+    } else {
+        line.iter_mut().for_each(|value| *value = value.key_to_bits(key));
+    }
+    Ok(())
+}
+
+/// Sorts what `key` makes of the elements of `line`, equal ones in their order, and says whether they ended in
+/// `spare`, which is as long.
+pub(super) fn by_digits<T: Digits>(
+    call: &Call<'_>,
+    line: &mut [T],
+    spare: &mut [T],
+    key: impl Fn(T) -> T,
+) -> Result<bool, KernelError> {
     // One pass counts the digits of all places; a place where all are alike needs no pass of its own.
     let mut counts = [[0_usize; 256]; 8];
     for block in line.chunks_mut(BLOCK) {
         call.pulse.beat()?;
         for value in block {
-            *value = value.bits_to_key(key);
+            *value = key(*value);
             for (place, counts) in counts.iter_mut().enumerate().take(T::DIGITS) {
                 counts[value.digit(place)] += 1;
             }
@@ -234,11 +277,5 @@ fn by_radix<T: Bits>(call: &Call<'_>, line: &mut [T], spare: &mut [T], key: Key)
         std::mem::swap(&mut from, &mut to);
         swapped = !swapped;
     }
-    if swapped {
-        // `from` is the spare room now, `to` the line.
-        to.iter_mut().zip(from.iter()).for_each(|(to, value)| *to = value.key_to_bits(key));
-    } else {
-        from.iter_mut().for_each(|value| *value = value.key_to_bits(key));
-    }
-    Ok(())
+    Ok(swapped)
 }

@@ -40,11 +40,23 @@ pub enum KernelId {
     Sleep = 13,
     /// An expression, compiled at run time.
     Expr = 14,
+    /// Running sums along an axis.
+    Cumsum = 15,
+    /// Exponentials that add up to 1 along an axis.
+    Softmax = 16,
+    /// The places of the elements in ascending order.
+    Argsort = 17,
+    /// The largest or smallest elements, and their places.
+    TopK = 18,
+    /// A cryptographic digest.
+    Hash = 19,
+    /// Product of a sparse matrix and a vector.
+    Spmv = 20,
 }
 
 impl KernelId {
     /// Every kernel, in the order of their codes.
-    pub const ALL: [KernelId; 14] = [
+    pub const ALL: [KernelId; 20] = [
         KernelId::Matmul,
         KernelId::Dot,
         KernelId::Axpy,
@@ -59,6 +71,12 @@ impl KernelId {
         KernelId::Noop,
         KernelId::Sleep,
         KernelId::Expr,
+        KernelId::Cumsum,
+        KernelId::Softmax,
+        KernelId::Argsort,
+        KernelId::TopK,
+        KernelId::Hash,
+        KernelId::Spmv,
     ];
 
     /// The name in job files.
@@ -78,6 +96,12 @@ impl KernelId {
             KernelId::Noop => "noop",
             KernelId::Sleep => "sleep",
             KernelId::Expr => "expr",
+            KernelId::Cumsum => "cumsum",
+            KernelId::Softmax => "softmax",
+            KernelId::Argsort => "argsort",
+            KernelId::TopK => "top_k",
+            KernelId::Hash => "hash",
+            KernelId::Spmv => "spmv",
         }
     }
 
@@ -133,6 +157,13 @@ pub struct KernelSpec {
     pub levels: bool,
 }
 
+impl KernelSpec {
+    /// The element types that `input`, one of this kernel's, may have.
+    pub fn input_dtypes(&self, input: &InputSpec) -> &'static [DType] {
+        if input.dtypes.is_empty() { self.dtypes } else { input.dtypes }
+    }
+}
+
 /// One input of a kernel.
 #[derive(Debug)]
 pub struct InputSpec {
@@ -140,6 +171,12 @@ pub struct InputSpec {
     pub name: &'static str,
     /// Shape and meaning.
     pub about: &'static str,
+    /// Element types it may have when they are not those of the kernel; empty when they are.
+    pub dtypes: &'static [DType],
+}
+
+const fn input(name: &'static str, about: &'static str) -> InputSpec {
+    InputSpec { name, about, dtypes: &[] }
 }
 
 /// Whether a kernel yields an array.
@@ -480,11 +517,16 @@ pub fn check_inputs_count(kernel: KernelId, found: usize) -> Result<(), KernelEr
 /// The whole table as JSON, for help and for the API.
 pub fn describe(kernel: KernelId) -> Value {
     let spec = spec(kernel);
+    let names = |dtypes: &[DType]| dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>();
     json!({
         "kernel": spec.id.name(),
         "about": spec.about,
-        "inputs": spec.inputs.iter().map(|input| json!({"name": input.name, "about": input.about})).collect::<Vec<_>>(),
-        "dtypes": spec.dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>(),
+        "inputs": spec.inputs.iter().map(|input| json!({
+            "name": input.name,
+            "about": input.about,
+            "dtypes": names(spec.input_dtypes(input)),
+        })).collect::<Vec<_>>(),
+        "dtypes": names(spec.dtypes),
         "output": match spec.output {
             OutputKind::None => "none",
             OutputKind::Array => "array",
@@ -502,10 +544,12 @@ pub fn describe(kernel: KernelId) -> Value {
 
 const FLOATS: &[DType] = &[DType::F32, DType::F64];
 const REALS: &[DType] = &[DType::F32, DType::F64, DType::I32, DType::I64, DType::U8, DType::U32, DType::U64];
+const PLACES: &[DType] = &[DType::I32, DType::I64];
 const SPECTRA: &[DType] = &[DType::C64, DType::C128, DType::F32, DType::F64];
 const ANY_FLOAT: ParamKind = ParamKind::Float { min: f64::MIN, max: f64::MAX };
 const ABOVE_ZERO: ParamKind = ParamKind::Float { min: f64::MIN_POSITIVE, max: f64::MAX };
 const NOT_NEGATIVE: ParamKind = ParamKind::Float { min: 0.0, max: f64::MAX };
+const AXIS: ParamKind = ParamKind::Int { min: -64, max: 63 };
 const ONE: &[&str] = &["only"];
 
 /// The contract of `kernel`.
@@ -513,14 +557,11 @@ pub fn spec(kernel: KernelId) -> &'static KernelSpec {
     &SPECS[usize::from(kernel.code()) - 1]
 }
 
-static SPECS: [KernelSpec; 14] = [
+static SPECS: [KernelSpec; 20] = [
     KernelSpec {
         id: KernelId::Matmul,
         about: "matrix product of a (m, k) and b (k, n)",
-        inputs: &[
-            InputSpec { name: "a", about: "matrix (m, k)" },
-            InputSpec { name: "b", about: "matrix (k, n), same dtype" },
-        ],
+        inputs: &[input("a", "matrix (m, k)"), input("b", "matrix (k, n), same dtype")],
         repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
@@ -532,10 +573,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Dot,
         about: "inner product of two vectors, added in 64 bits",
-        inputs: &[
-            InputSpec { name: "x", about: "vector (n,)" },
-            InputSpec { name: "y", about: "vector (n,), same dtype" },
-        ],
+        inputs: &[input("x", "vector (n,)"), input("y", "vector (n,), same dtype")],
         repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::None,
@@ -547,10 +585,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Axpy,
         about: "alpha * x + y, element by element",
-        inputs: &[
-            InputSpec { name: "x", about: "array of any shape" },
-            InputSpec { name: "y", about: "array of the same shape and dtype" },
-        ],
+        inputs: &[input("x", "array of any shape"), input("y", "array of the same shape and dtype")],
         repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
@@ -567,7 +602,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Reduce,
         about: "one number from an array, or from each line along an axis",
-        inputs: &[InputSpec { name: "x", about: "array of any shape; integers for sum, mean, min and max" }],
+        inputs: &[input("x", "array of any shape; integers for sum, mean, min and max")],
         repeats: 1,
         dtypes: REALS,
         output: OutputKind::Optional,
@@ -581,7 +616,7 @@ static SPECS: [KernelSpec; 14] = [
             },
             ParamSpec {
                 name: "axis",
-                kind: ParamKind::Int { min: -64, max: 63 },
+                kind: AXIS,
                 default: ParamValue::Null,
                 about: "axis to remove, counted from the end when negative; null for all of them",
             },
@@ -592,7 +627,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Sort,
         about: "ascending order along the last axis, NaN last",
-        inputs: &[InputSpec { name: "x", about: "array of one axis or more" }],
+        inputs: &[input("x", "array of one axis or more")],
         repeats: 1,
         dtypes: REALS,
         output: OutputKind::Array,
@@ -604,7 +639,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Fft,
         about: "discrete Fourier transform along the last axis",
-        inputs: &[InputSpec { name: "x", about: "array of one axis or more; real input is promoted" }],
+        inputs: &[input("x", "array of one axis or more; real input is promoted")],
         repeats: 1,
         dtypes: SPECTRA,
         output: OutputKind::Array,
@@ -616,7 +651,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Ifft,
         about: "inverse discrete Fourier transform along the last axis, divided by its length",
-        inputs: &[InputSpec { name: "x", about: "array of one axis or more; real input is promoted" }],
+        inputs: &[input("x", "array of one axis or more; real input is promoted")],
         repeats: 1,
         dtypes: SPECTRA,
         output: OutputKind::Array,
@@ -628,7 +663,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Stencil5,
         about: "steps of heat flow on a grid with a fixed border",
-        inputs: &[InputSpec { name: "u", about: "grid (rows, columns)" }],
+        inputs: &[input("u", "grid (rows, columns)")],
         repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
@@ -653,10 +688,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Knn,
         about: "the k rows of a corpus nearest to each query, with their scores beside the output",
-        inputs: &[
-            InputSpec { name: "queries", about: "matrix (q, d)" },
-            InputSpec { name: "corpus", about: "matrix (n, d), same dtype" },
-        ],
+        inputs: &[input("queries", "matrix (q, d)"), input("corpus", "matrix (n, d), same dtype")],
         repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
@@ -681,7 +713,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Histogram,
         about: "counts in equal bins, the last one closed",
-        inputs: &[InputSpec { name: "x", about: "array of any shape" }],
+        inputs: &[input("x", "array of any shape")],
         repeats: 1,
         dtypes: REALS,
         output: OutputKind::Array,
@@ -796,10 +828,7 @@ static SPECS: [KernelSpec; 14] = [
     KernelSpec {
         id: KernelId::Expr,
         about: "an expression over arrays in one pass, compiled for this processor at run time",
-        inputs: &[InputSpec {
-            name: "arrays",
-            about: "up to 16 arrays that broadcast, called a, b, c and so on or by `names`",
-        }],
+        inputs: &[input("arrays", "up to 16 arrays that broadcast, called a, b, c and so on or by `names`")],
         repeats: expr::NAMES_MAX,
         dtypes: &[DType::F32, DType::F64, DType::I32, DType::I64],
         output: OutputKind::Optional,
@@ -821,6 +850,115 @@ static SPECS: [KernelSpec; 14] = [
         ],
         choices: ONE,
         levels: true,
+    },
+    KernelSpec {
+        id: KernelId::Cumsum,
+        about: "running sums along an axis; integers are added in 64 bits",
+        inputs: &[input("x", "array of any shape")],
+        repeats: 1,
+        dtypes: REALS,
+        output: OutputKind::Array,
+        result: false,
+        params: &[ParamSpec {
+            name: "axis",
+            kind: AXIS,
+            default: ParamValue::Null,
+            about: "axis to add along, counted from the end when negative; null for the flattened array",
+        }],
+        choices: ONE,
+        levels: true,
+    },
+    KernelSpec {
+        id: KernelId::Softmax,
+        about: "exponentials of the elements, divided by their sum along an axis",
+        inputs: &[input("x", "array of one axis or more")],
+        repeats: 1,
+        dtypes: FLOATS,
+        output: OutputKind::Array,
+        result: false,
+        params: &[ParamSpec {
+            name: "axis",
+            kind: AXIS,
+            default: ParamValue::Int(-1),
+            about: "axis along which the answer adds up to 1, counted from the end when negative",
+        }],
+        choices: ONE,
+        levels: true,
+    },
+    KernelSpec {
+        id: KernelId::Argsort,
+        about: "places of the elements in ascending order along the last axis, equal ones in theirs, NaN last",
+        inputs: &[input("x", "array of one axis or more")],
+        repeats: 1,
+        dtypes: REALS,
+        output: OutputKind::Array,
+        result: false,
+        params: &[],
+        choices: &["comparing", "radix"],
+        levels: false,
+    },
+    KernelSpec {
+        id: KernelId::TopK,
+        about: "the k largest or smallest along the last axis, best first, with their places beside the output",
+        inputs: &[input("x", "array of one axis or more")],
+        repeats: 1,
+        dtypes: REALS,
+        output: OutputKind::Array,
+        result: false,
+        params: &[
+            ParamSpec {
+                name: "k",
+                kind: ParamKind::Int { min: 1, max: i64::MAX },
+                default: ParamValue::Int(10),
+                about: "how many, at most the length of the last axis",
+            },
+            ParamSpec {
+                name: "order",
+                kind: ParamKind::Word(&["largest", "smallest"]),
+                default: ParamValue::Word("largest"),
+                about: "which ones; of equal elements the first, NaN last of all",
+            },
+        ],
+        choices: ONE,
+        levels: false,
+    },
+    KernelSpec {
+        id: KernelId::Hash,
+        about: "digest of the elements' bytes in C order, little-endian, in hexadecimal",
+        inputs: &[input("x", "array of any shape")],
+        repeats: 1,
+        dtypes: &DType::ALL,
+        output: OutputKind::None,
+        result: true,
+        params: &[ParamSpec {
+            name: "algorithm",
+            kind: ParamKind::Word(&["sha256", "blake3"]),
+            default: ParamValue::Word("sha256"),
+            about: "which function; blake3 is several times faster",
+        }],
+        choices: ONE,
+        levels: false,
+    },
+    KernelSpec {
+        id: KernelId::Spmv,
+        about: "product of a sparse matrix, in compressed rows as SciPy's `csr_array` has them, and a vector",
+        inputs: &[
+            input("data", "vector (nnz,), the elements row by row"),
+            InputSpec { name: "indices", about: "vector (nnz,), the column of each", dtypes: PLACES },
+            InputSpec {
+                name: "indptr",
+                about: "vector (rows + 1,), same dtype: row i is elements indptr[i] to indptr[i + 1]",
+                dtypes: PLACES,
+            },
+            input("x", "vector (columns,), dtype of data"),
+        ],
+        repeats: 1,
+        dtypes: FLOATS,
+        output: OutputKind::Array,
+        result: false,
+        params: &[],
+        choices: ONE,
+        levels: false,
     },
 ];
 
@@ -850,7 +988,7 @@ mod tests {
             }
             assert!(describe(kernel)["about"].is_string());
         }
-        assert_eq!((KernelId::from_code(0), KernelId::from_code(15)), (None, None));
+        assert_eq!((KernelId::from_code(0), KernelId::from_code(21)), (None, None));
         assert_eq!(KernelId::nearest_name("matmull"), Some("matmul"));
         assert_eq!(KernelId::nearest_name("frobnicate"), None);
     }

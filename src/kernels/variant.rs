@@ -21,12 +21,12 @@ impl Variant {
 
     /// What runs when nobody measured anything: the library's matrix product on the machine's own level (it
     /// chooses its instructions itself, so a forced level takes ours), the second algorithm of `sort`,
-    /// `histogram` and `stencil5`, which falls back to the first where that is better.
+    /// `argsort`, `histogram` and `stencil5`, which falls back to the first where that is better.
     pub fn default_for(kernel: KernelId, level: Level) -> Variant {
         let widest = Level::available().last().copied() == Some(level);
         let choice = match kernel {
             KernelId::Matmul => u8::from(!widest),
-            KernelId::Sort | KernelId::Histogram | KernelId::Stencil5 => 1,
+            KernelId::Sort | KernelId::Argsort | KernelId::Histogram | KernelId::Stencil5 => 1,
             _ => 0,
         };
         Variant { level, choice }

@@ -85,7 +85,22 @@ pub fn synthetic_inputs(
             given.insert("expr".into(), json!("sin(a)*b + 0.5*c*c"));
             vec![vec![(size / 3).max(1)]; 3]
         }
-        KernelId::Reduce | KernelId::Sort | KernelId::Histogram => vec![vec![size]],
+        KernelId::Softmax => {
+            let rows = side(size);
+            vec![vec![rows, size / rows]]
+        }
+        KernelId::TopK => {
+            let length = size.max(1);
+            given.insert("k".into(), json!(10.min(length)));
+            vec![vec![length]]
+        }
+        KernelId::Spmv => return Ok((sparse(size, dtype, seed)?, Params::defaults(kernel))),
+        KernelId::Reduce
+        | KernelId::Sort
+        | KernelId::Histogram
+        | KernelId::Cumsum
+        | KernelId::Argsort
+        | KernelId::Hash => vec![vec![size]],
     };
     let mut random = SplitMix(seed);
     let arrays = shapes.iter().map(|shape| filled(dtype, shape, &mut random)).collect::<Result<_, _>>()?;
@@ -93,12 +108,29 @@ pub fn synthetic_inputs(
     Ok((arrays, params))
 }
 
-fn filled(dtype: DType, shape: &[usize], random: &mut SplitMix) -> Result<Array, ArrayError> {
-    fn fill<T: Element>(array: &mut Array, mut next: impl FnMut() -> T) {
-        if let Some(elements) = array.as_mut_slice::<T>() {
-            elements.fill_with(&mut next);
-        }
+/// A square sparse matrix of sixteen elements a row, and a vector: about `size` elements in all.
+fn sparse(size: usize, dtype: DType, seed: u64) -> Result<Vec<Array>, ArrayError> {
+    const PER_ROW: usize = 16;
+    let rows = (size / (2 * PER_ROW + 2)).max(1);
+    let count = rows * PER_ROW;
+    let mut random = SplitMix(seed);
+    let data = filled(dtype, &[count], &mut random)?;
+    let mut indices = Array::scratch(DType::I32, &[count])?;
+    let columns = rows.min(i32::MAX as usize) as u64;
+    fill::<i32>(&mut indices, || (random.next() % columns) as i32);
+    let mut starts = (0..).step_by(PER_ROW);
+    let mut indptr = Array::scratch(DType::I32, &[rows + 1])?;
+    fill::<i32>(&mut indptr, || starts.next().unwrap_or(i32::MAX));
+    Ok(vec![data, indices, indptr, filled(dtype, &[rows], &mut random)?])
+}
+
+fn fill<T: Element>(array: &mut Array, mut next: impl FnMut() -> T) {
+    if let Some(elements) = array.as_mut_slice::<T>() {
+        elements.fill_with(&mut next);
     }
+}
+
+fn filled(dtype: DType, shape: &[usize], random: &mut SplitMix) -> Result<Array, ArrayError> {
     let mut array = Array::scratch(dtype, shape)?;
     match dtype {
         DType::F32 => fill(&mut array, || random.unit() as f32),

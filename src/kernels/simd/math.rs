@@ -46,7 +46,7 @@ pub fn exp_inside<L: Lanes64>(x: L) -> L {
 
 /// `exp(x)` for every `x`; results below 2.3e-308 become 0.
 #[inline(always)]
-fn exp_any<L: Lanes64>(x: L) -> L {
+pub fn exp_any<L: Lanes64>(x: L) -> L {
     let y = exp_inside(x.min(x.same(709.79)).max(x.same(-708.0)));
     let y = L::select(x.lt(x.same(-708.0)), x.same(0.0), y);
     let y = L::select(x.ge(x.same(709.782_712_893_384)), x.same(f64::INFINITY), y);

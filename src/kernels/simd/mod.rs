@@ -27,6 +27,7 @@ mod matmul;
 mod monte_carlo;
 mod nearest;
 mod reduce;
+mod softmax;
 mod stencil;
 
 pub use histogram::{histogram, histogram_u8};
@@ -40,6 +41,7 @@ pub use reduce::{
     add_assign, add_sq_assign, add_sq_dev_assign, max, max_assign, min, min_assign, norm2, sum, sum_sq,
     sum_sq_dev,
 };
+pub use softmax::{divide, divide_row, exp_below, exp_below_row, running_sums};
 pub use stencil::{stencil5_rows, stencil5_step};
 
 use super::Level;
