@@ -633,8 +633,8 @@ static SPECS: [KernelSpec; 20] = [
         output: OutputKind::Array,
         result: false,
         params: &[],
-        choices: &["comparing", "radix"],
-        levels: false,
+        choices: &["comparing", "radix", "vector"],
+        levels: true,
     },
     KernelSpec {
         id: KernelId::Fft,

@@ -1,7 +1,7 @@
 //! Alternatives: the same kernel by another instruction set or another algorithm, for the optimization agent
 //! to time.
 
-use super::{KernelId, Level, spec};
+use super::{KernelId, Level, simd, spec};
 use crate::arrays::DType;
 
 /// One implementation of a kernel.
@@ -20,13 +20,14 @@ impl Variant {
     }
 
     /// What runs when nobody measured anything: the library's matrix product on the machine's own level (it
-    /// chooses its instructions itself, so a forced level takes ours), the second algorithm of `sort`,
-    /// `argsort`, `histogram` and `stencil5`, which falls back to the first where that is better.
+    /// chooses its instructions itself, so a forced level takes ours), the last algorithm of `sort`,
+    /// `argsort`, `histogram` and `stencil5`, which falls back to another where that is better.
     pub fn default_for(kernel: KernelId, level: Level) -> Variant {
         let widest = Level::available().last().copied() == Some(level);
         let choice = match kernel {
             KernelId::Matmul => u8::from(!widest),
-            KernelId::Sort | KernelId::Argsort | KernelId::Histogram | KernelId::Stencil5 => 1,
+            KernelId::Sort => 2,
+            KernelId::Argsort | KernelId::Histogram | KernelId::Stencil5 => 1,
             _ => 0,
         };
         Variant { level, choice }
@@ -66,9 +67,12 @@ pub fn variants(kernel: KernelId, dtype: Option<DType>) -> Vec<Variant> {
     for level in Level::available() {
         for choice in 0..spec.choices.len() as u8 {
             let variant = Variant { level, choice };
-            // The library picks its own instructions, so its level would be a second name for the same thing.
-            let fixed = !spec.levels || kernel == KernelId::Matmul && choice == 0;
-            if variant != default && (!fixed || level == best) {
+            // The library picks its own instructions, and two ways of sorting have no vector code: another level
+            // would be a second name for the same thing.
+            let fixed =
+                !spec.levels || matches!((kernel, choice), (KernelId::Matmul, 0) | (KernelId::Sort, 0 | 1));
+            let same = kernel == KernelId::Sort && choice == 2 && !simd::sorts_in_vectors(level);
+            if variant != default && !same && (!fixed || level == best) {
                 all.push(variant);
             }
         }
@@ -97,7 +101,9 @@ mod tests {
     #[test]
     fn kernels_without_levels_have_one_variant_per_algorithm() {
         assert_eq!(variants(KernelId::Noop, None).len(), 1);
-        assert_eq!(variants(KernelId::Sort, Some(DType::U32)).len(), 2);
+        assert_eq!(variants(KernelId::Argsort, Some(DType::U32)).len(), 2);
+        let sorting = Level::available().into_iter().filter(|level| simd::sorts_in_vectors(*level)).count();
+        assert_eq!(variants(KernelId::Sort, Some(DType::U32)).len(), 2 + sorting.max(1));
         assert_eq!(variants(KernelId::Matmul, Some(DType::F32)).len(), 1 + Level::available().len());
         assert!(variants(KernelId::Matmul, Some(DType::I32)).is_empty());
     }

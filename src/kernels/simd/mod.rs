@@ -28,6 +28,9 @@ mod monte_carlo;
 mod nearest;
 mod reduce;
 mod softmax;
+mod sort;
+#[cfg(target_arch = "x86_64")]
+mod sort_lanes;
 mod stencil;
 
 pub use histogram::{histogram, histogram_u8};
@@ -42,6 +45,7 @@ pub use reduce::{
     sum_sq_dev,
 };
 pub use softmax::{divide, divide_row, exp_below, exp_below_row, running_sums};
+pub use sort::{SortKey, sort, sorts_in_vectors, split};
 pub use stencil::{stencil5_rows, stencil5_step};
 
 use super::Level;
