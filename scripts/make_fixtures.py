@@ -238,6 +238,14 @@ def more_kernels(expected):
         for order, places in [("smallest", smallest), ("largest", largest)]:
             save(f"out_places_{order}_{name}", places.astype("<i8"))
             save(f"out_top_k_{order}_{name}", np.take_along_axis(values, places, axis=-1))
+    for name, descr in [("c64", "<c8"), ("c128", "<c16")]:
+        z = np.load(HERE / f"in_fft_{name}.npy").astype("<c16")
+        save(f"out_fft_2d_{name}", np.fft.fft2(z).astype(descr))
+        save(f"out_ifft_2d_{name}", np.fft.ifft2(z).astype(descr))
+    for name, descr in [("f32", "<c8"), ("f64", "<c16")]:
+        save(f"out_rfft_{name}", np.fft.rfft(np.load(HERE / f"in_x_{name}.npy").astype("<f8")).astype(descr))
+        cube = np.load(HERE / f"in_cube_{name}.npy").astype("<f8")
+        save(f"out_rfft_2d_{name}", np.fft.rfft2(cube).astype(descr))
     for name in ["f32", "i64", "c128"]:
         array = np.load(HERE / f"read_{name}_3d_c.npy")
         expected[f"sha256_{name}"] = hashlib.sha256(array.tobytes()).hexdigest()

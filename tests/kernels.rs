@@ -173,6 +173,56 @@ fn matrix_products_match_reference() {
 }
 
 #[test]
+fn transposed_and_batched_products_match_reference() {
+    /// Each of some matrices with its rows as columns.
+    fn turned<T: Float>(matrices: &[T], rows: usize, columns: usize) -> Vec<T> {
+        let one = |matrix: &[T]| -> Vec<T> {
+            (0..rows * columns).map(|at| matrix[at % rows * columns + at / rows]).collect()
+        };
+        matrices.chunks(rows * columns).flat_map(one).collect()
+    }
+    fn check<T: Float>() {
+        for (m, k, n) in [(1, 1, 1), (5, 3, 7), (13, 17, 9), (70, 33, 65)] {
+            for (count_a, count_b) in [(1, 1), (6, 6), (6, 1), (1, 6)] {
+                let (a, b) = (values::<T>(21, count_a * m * k), values::<T>(22, count_b * k * n));
+                let count = count_a.max(count_b);
+                let mut want = vec![T::default(); count * m * n];
+                for (at, want) in want.chunks_mut(m * n).enumerate() {
+                    let (a, b) = (&a[at % count_a * m * k..][..m * k], &b[at % count_b * k * n..][..k * n]);
+                    reference::matmul(a, b, want, m, k, n);
+                }
+                let shape = |count: usize, matrix: [usize; 2]| -> Vec<usize> {
+                    if count == 1 { matrix.to_vec() } else { [[2, 3], matrix].concat() }
+                };
+                for word in ["none", "a", "b", "both"] {
+                    let input = |is_turned: bool, x: &[T], count: usize, [rows, columns]: [usize; 2]| {
+                        if is_turned {
+                            array(&shape(count, [columns, rows]), &turned(x, rows, columns))
+                        } else {
+                            array(&shape(count, [rows, columns]), x)
+                        }
+                    };
+                    let inputs = [
+                        input(matches!(word, "a" | "both"), &a, count_a, [m, k]),
+                        input(matches!(word, "b" | "both"), &b, count_b, [k, n]),
+                    ];
+                    for variant in all_variants(KernelId::Matmul) {
+                        let given = json!({"transpose": word});
+                        let outcome = call(KernelId::Matmul, given, &inputs, variant).unwrap();
+                        let what = format!("{word} {variant:?} {count_a} and {count_b} of {m} x {k} x {n}");
+                        all_close(elements::<T>(&outcome), &want, (k + 1) as f64 * k as f64 * T::ULP, &what);
+                        assert_eq!(outcome.array.unwrap().shape(), shape(count, [m, n]), "{what}");
+                        assert_eq!(outcome.flops, (2 * count * m * k * n) as f64, "{what}");
+                    }
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[test]
 fn large_matrix_products_are_cut_and_still_right() {
     // Wide and deep enough for several panels both ways; checked at some places, because the reference is
     // slow.
@@ -661,6 +711,69 @@ fn transforms_match_reference() {
 }
 
 #[test]
+fn transforms_of_two_axes_and_of_real_input_match_reference() {
+    /// By its definition: every row, then every column.
+    fn both_axes(x: &mut [Complex<f64>], rows: usize, columns: usize, direction: Direction) {
+        for row in x.chunks_mut(columns) {
+            reference::dft(&row.to_vec(), row, direction);
+        }
+        for column in 0..columns {
+            let line: Vec<_> = (0..rows).map(|row| x[row * columns + column]).collect();
+            let mut out = line.clone();
+            reference::dft(&line, &mut out, direction);
+            (0..rows).for_each(|row| x[row * columns + column] = out[row]);
+        }
+    }
+    let apart = |got: &[Complex<f64>], want: &[Complex<f64>]| {
+        assert_eq!(got.len(), want.len());
+        got.iter().zip(want).map(|(a, b)| (a - b).norm()).fold(0.0, f64::max)
+    };
+    for (rows, columns) in [(1, 1), (1, 6), (6, 1), (2, 2), (5, 7), (16, 33), (40, 8), (3, 100)] {
+        // A batch of two.
+        let count = 2 * rows * columns;
+        let real = values::<f64>(23, count);
+        let x: Vec<Complex<f64>> =
+            values::<f64>(24, 2 * count).chunks(2).map(|part| Complex::new(part[0], part[1])).collect();
+        let size = (rows * columns) as f64;
+        for (kernel, direction, scale) in
+            [(KernelId::Fft, Direction::Forward, size), (KernelId::Ifft, Direction::Inverse, 1.0)]
+        {
+            let mut want = x.clone();
+            want.chunks_mut(rows * columns).for_each(|x| both_axes(x, rows, columns, direction));
+            for variant in all_variants(kernel) {
+                let input = [array(&[2, rows, columns], &x)];
+                let outcome = call(kernel, json!({"axes": 2}), &input, variant).unwrap();
+                let what = format!("{kernel} {variant:?} {rows} x {columns}");
+                assert!(apart(elements(&outcome), &want) < 1e-13 * scale, "{what}");
+                assert_eq!(outcome.array.unwrap().shape(), [2, rows, columns], "{what}");
+            }
+        }
+        let half = columns / 2 + 1;
+        let promoted: Vec<_> = real.iter().map(|&re| Complex::new(re, 0.0)).collect();
+        let (mut lines, mut planes) = (promoted.clone(), promoted);
+        lines.chunks_mut(columns).for_each(|x| both_axes(x, 1, columns, Direction::Forward));
+        planes.chunks_mut(rows * columns).for_each(|x| both_axes(x, rows, columns, Direction::Forward));
+        for (axes, want) in [(1, lines), (2, planes)] {
+            let want: Vec<_> = want.chunks(columns).flat_map(|line| line[..half].to_vec()).collect();
+            for variant in all_variants(KernelId::Rfft) {
+                let given = json!({"axes": axes});
+                let input = [array(&[2, rows, columns], &real)];
+                let outcome = call(KernelId::Rfft, given.clone(), &input, variant).unwrap();
+                let what = format!("rfft {variant:?} {rows} x {columns}, {axes} axes");
+                assert!(apart(elements(&outcome), &want) < 1e-13 * size, "{what}");
+                assert_eq!(outcome.array.unwrap().shape(), [2, rows, half], "{what}");
+                let small: Vec<f32> = real.iter().map(|&re| re as f32).collect();
+                let input = [array(&[2, rows, columns], &small)];
+                let outcome = call(KernelId::Rfft, given, &input, variant).unwrap();
+                let wide = |z: &Complex<f32>| Complex::new(f64::from(z.re), f64::from(z.im));
+                let wide: Vec<_> = elements::<Complex<f32>>(&outcome).iter().map(wide).collect();
+                assert!(apart(&wide, &want) < 1e-5 * size, "{what} c64");
+            }
+        }
+    }
+}
+
+#[test]
 fn heat_steps_match_reference_and_blocking_changes_no_bit() {
     fn check<T: Float>() {
         let shapes =
@@ -934,6 +1047,18 @@ fn mistakes_name_the_kernel_the_input_and_what_is_allowed() {
         ),
         (KernelId::Matmul, json!({}), vec![f32s(&[2, 3])], "matmul: 1 inputs, needs 2 (a, b)"),
         (
+            KernelId::Matmul,
+            json!({"transpose": "both"}),
+            vec![f32s(&[7, 5, 2]), f32s(&[6, 4, 5])],
+            "matmul: inputs[1] \"b\" has shape (6, 4, 5), needs (*, 5) or (7, *, 5)",
+        ),
+        (
+            KernelId::Fft,
+            json!({"axes": 2}),
+            vec![f32s(&[5])],
+            "fft: inputs[0] \"x\" has shape (5,), needs two axes or more, because axes is 2",
+        ),
+        (
             KernelId::Dot,
             json!({}),
             vec![f32s(&[2]), f32s(&[3])],
@@ -1050,6 +1175,8 @@ fn long_work_beats_again_and_again() {
     assert!(beats(KernelId::Histogram, json!({}), whole) >= 4);
     assert!(beats(KernelId::Stencil5, json!({"steps": 10}), std::slice::from_ref(&grid)) >= 20);
     assert!(beats(KernelId::Fft, json!({}), std::slice::from_ref(&grid)) >= 16);
+    assert!(beats(KernelId::Fft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 48);
+    assert!(beats(KernelId::Rfft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 40);
     assert!(beats(KernelId::MonteCarlo, json!({"paths": 1_000_000}), &[]) >= 15);
     assert!(beats(KernelId::Sleep, json!({"seconds": 0.1}), &[]) >= 5);
 }
@@ -1348,8 +1475,9 @@ fn transforms_are_what_numpy_computes() {
         Complex<T>: Element,
     {
         let want = load(output);
+        let axes = if output.contains("_2d_") { 2 } else { 1 };
         for variant in all_variants(kernel) {
-            let outcome = call(kernel, json!({}), &[load(input)], variant).unwrap();
+            let outcome = call(kernel, json!({"axes": axes}), &[load(input)], variant).unwrap();
             let got = outcome.array.unwrap();
             assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{output}");
             let apart = apart(got.as_slice::<Complex<T>>().unwrap(), want.as_slice::<Complex<T>>().unwrap());
@@ -1363,4 +1491,12 @@ fn transforms_are_what_numpy_computes() {
     check::<f64>(KernelId::Ifft, "in_fft_c128", "out_ifft_c128", 4e-16);
     check::<f32>(KernelId::Fft, "in_x_f32", "out_fft_real_f32", 3e-5);
     check::<f64>(KernelId::Fft, "in_x_f64", "out_fft_real_f64", 5e-14);
+    check::<f32>(KernelId::Rfft, "in_x_f32", "out_rfft_f32", 3e-5);
+    check::<f64>(KernelId::Rfft, "in_x_f64", "out_rfft_f64", 5e-14);
+    check::<f32>(KernelId::Rfft, "in_cube_f32", "out_rfft_2d_f32", 1e-5);
+    check::<f64>(KernelId::Rfft, "in_cube_f64", "out_rfft_2d_f64", 2e-14);
+    check::<f32>(KernelId::Fft, "in_fft_c64", "out_fft_2d_c64", 2e-5);
+    check::<f64>(KernelId::Fft, "in_fft_c128", "out_fft_2d_c128", 4e-14);
+    check::<f32>(KernelId::Ifft, "in_fft_c64", "out_ifft_2d_c64", 2e-7);
+    check::<f64>(KernelId::Ifft, "in_fft_c128", "out_ifft_2d_c128", 4e-16);
 }

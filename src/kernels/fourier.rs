@@ -1,20 +1,28 @@
-//! `fft` and `ifft`: complex Fourier transforms along the last axis, by the `rustfft` crate.
+//! `fft`, `ifft` and `rfft`: Fourier transforms along the last axis or the last two, by the `rustfft` and
+//! `realfft` crates.
 //!
 //! NumPy's conventions: forward is `sum x[j] exp(-2 pi i j k / n)`, inverse has the other sign and is divided
-//! by `n`. Error: about `log2(n) * u` of the root of the mean square of the answer, `u` being 2^-24 or 2^-53;
-//! unlike NumPy 1, `f32` and `c64` are transformed in 32 bits.
+//! by `n`; of real input `rfft` gives the first half, `n / 2 + 1`, of which the rest is a mirror. Error: about
+//! `log2(n) * u` of the root of the mean square of the answer, `u` being 2^-24 or 2^-53; unlike NumPy 1, `f32` and
+//! `c64` are transformed in 32 bits.
+//!
+//! Two axes are the last one, then the one before it: some columns at a time become lines, are transformed and
+//! go back.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use num_complex::Complex;
+use realfft::{RealFftPlanner, RealToComplex};
 use rustfft::{Fft, FftDirection, FftPlanner, FftPlannerScalar};
 
-use super::{Call, KernelError, Level, Outcome, elements_mut};
-use crate::arrays::{Array, DType, Element, Shape};
+use super::{Call, KernelError, Level, Outcome, Pace, elements_mut};
+use crate::arrays::{DType, Element};
 
 /// Elements between two beats, unless one line is longer.
 const LINES: usize = 1 << 17;
+/// Columns that become lines together: a row of them is two cache lines of `c64`.
+const COLUMNS: usize = 16;
 /// A thread that met so many lengths forgets its plans, so that a hostile job cannot fill the memory with
 /// them.
 const PLANS_MAX: usize = 64;
@@ -26,6 +34,7 @@ struct Plans<T: rustfft::FftNum> {
     vector: FftPlanner<T>,
     scalar: FftPlannerScalar<T>,
     made: Vec<Plan<T>>,
+    made_real: Vec<Arc<dyn RealToComplex<T>>>,
 }
 
 struct Plan<T: rustfft::FftNum> {
@@ -35,13 +44,30 @@ struct Plan<T: rustfft::FftNum> {
 
 impl<T: rustfft::FftNum> Plans<T> {
     fn new() -> Plans<T> {
-        Plans { vector: FftPlanner::new(), scalar: FftPlannerScalar::new(), made: Vec::new() }
+        Plans {
+            vector: FftPlanner::new(),
+            scalar: FftPlannerScalar::new(),
+            made: Vec::new(),
+            made_real: Vec::new(),
+        }
+    }
+
+    /// The first half of the transform of a real line. The crate chooses its own instructions.
+    fn real_plan(&mut self, length: usize) -> Arc<dyn RealToComplex<T>> {
+        if let Some(plan) = self.made_real.iter().find(|plan| plan.len() == length) {
+            return plan.clone();
+        }
+        if self.made_real.len() == PLANS_MAX {
+            self.made_real.clear();
+        }
+        // A planner keeps what it planned, so each is forgotten with its plan.
+        let plan = RealFftPlanner::new().plan_fft_forward(length);
+        self.made_real.push(plan.clone());
+        plan
     }
 
     fn plan(&mut self, level: Level, length: usize, direction: FftDirection) -> Arc<dyn Fft<T>> {
-        // The crate finds out itself what the processor has; below AVX2 only its scalar form is sure not to
-        // use more.
-        let scalar = matches!(level, Level::Scalar | Level::Sse2);
+        let scalar = is_scalar(level);
         let fits = |plan: &&Plan<T>| {
             plan.scalar == scalar && plan.fft.len() == length && plan.fft.fft_direction() == direction
         };
@@ -60,6 +86,11 @@ impl<T: rustfft::FftNum> Plans<T> {
     }
 }
 
+/// The crates find out themselves what the processor has; below AVX2 only the scalar form is sure not to use more.
+fn is_scalar(level: Level) -> bool {
+    matches!(level, Level::Scalar | Level::Sse2)
+}
+
 thread_local! {
     static SINGLE: RefCell<Plans<f32>> = RefCell::new(Plans::new());
     static DOUBLE: RefCell<Plans<f64>> = RefCell::new(Plans::new());
@@ -69,6 +100,7 @@ thread_local! {
 trait Precision: rustfft::FftNum + Element + Default {
     const COMPLEX: DType;
     fn plan(level: Level, length: usize, direction: FftDirection) -> Arc<dyn Fft<Self>>;
+    fn real_plan(length: usize) -> Arc<dyn RealToComplex<Self>>;
     fn inverse_of(length: usize) -> Self;
 }
 
@@ -79,6 +111,12 @@ impl Precision for f32 {
             return Plans::new().plan(level, length, direction);
         }
         SINGLE.with_borrow_mut(|plans| plans.plan(level, length, direction))
+    }
+    fn real_plan(length: usize) -> Arc<dyn RealToComplex<f32>> {
+        if length > KEPT_LENGTH_MAX {
+            return Plans::new().real_plan(length);
+        }
+        SINGLE.with_borrow_mut(|plans| plans.real_plan(length))
     }
     fn inverse_of(length: usize) -> f32 {
         (1.0 / length as f64) as f32
@@ -93,12 +131,18 @@ impl Precision for f64 {
         }
         DOUBLE.with_borrow_mut(|plans| plans.plan(level, length, direction))
     }
+    fn real_plan(length: usize) -> Arc<dyn RealToComplex<f64>> {
+        if length > KEPT_LENGTH_MAX {
+            return Plans::new().real_plan(length);
+        }
+        DOUBLE.with_borrow_mut(|plans| plans.real_plan(length))
+    }
     fn inverse_of(length: usize) -> f64 {
         1.0 / length as f64
     }
 }
 
-/// The answer has the input's shape, `c64` for `f32` and `c64`, `c128` for `f64` and `c128`.
+/// `fft` and `ifft`: the answer has the input's shape, `c64` for `f32` and `c64`, `c128` for `f64` and `c128`.
 pub(super) fn transform(call: &Call<'_>, direction: FftDirection) -> Result<Outcome, KernelError> {
     match call.inputs[0].dtype() {
         DType::F32 | DType::C64 => transform_of::<f32>(call, direction),
@@ -106,47 +150,169 @@ pub(super) fn transform(call: &Call<'_>, direction: FftDirection) -> Result<Outc
     }
 }
 
+/// `rfft`: the answer has the input's shape but for its last axis, of which it has the first half.
+pub(super) fn real_transform(call: &Call<'_>) -> Result<Outcome, KernelError> {
+    match call.inputs[0].dtype() {
+        DType::F32 => real_transform_of::<f32>(call),
+        _ => real_transform_of::<f64>(call),
+    }
+}
+
+/// The lengths of the second last axis, 1 when it is not to be transformed, and of the last.
+fn lengths(call: &Call<'_>) -> Result<[usize; 2], KernelError> {
+    match (call.inputs[0].shape(), call.params.count("axes")) {
+        ([], 1) => Err(call.wrong_shape(0, "one axis or more")),
+        (&[.., length], 1) if length > 0 => Ok([1, length]),
+        (_, 1) => Err(call.wrong_shape(0, "a last axis of one element or more")),
+        (&[.., rows, length], _) if rows > 0 && length > 0 => Ok([rows, length]),
+        ([.., _, _], _) => Err(call.wrong_shape(0, "two last axes of one element or more")),
+        _ => Err(call.wrong_shape(0, "two axes or more, because axes is 2")),
+    }
+}
+
+/// By the usual count of a complex transform of as many elements.
+fn flops(elements: usize, [rows, length]: [usize; 2]) -> f64 {
+    5.0 * elements as f64 * ((rows as f64).log2() + (length as f64).log2())
+}
+
 fn transform_of<T: Precision>(call: &Call<'_>, direction: FftDirection) -> Result<Outcome, KernelError>
 where
     Complex<T>: Element,
 {
     let input = &call.inputs[0];
-    let shape = input.shape();
-    let length = match shape.last() {
-        None => return Err(call.wrong_shape(0, "one axis or more")),
-        Some(0) => return Err(call.wrong_shape(0, "a last axis of one element or more")),
-        Some(&length) => length,
-    };
-    let mut answer: Array = call.answer(T::COMPLEX, shape)?;
+    let [rows, length] = lengths(call)?;
+    let mut answer = call.answer(T::COMPLEX, input.shape())?;
     let out = elements_mut::<Complex<T>>(&mut answer);
     if !out.is_empty() {
-        // The plan's own tables are about as large as a line; asked for here, so that a refusal is an error.
-        let line_bytes = length.saturating_mul(2 * size_of::<Complex<T>>());
-        drop(call.space::<u8>(if length > KEPT_LENGTH_MAX { line_bytes } else { 0 })?);
-        let plan = T::plan(call.level(), length, direction);
-        let mut scratch: Vec<Complex<T>> =
-            call.space(plan.get_inplace_scratch_len().max(plan.get_outofplace_scratch_len()))?;
-        let scale = (direction == FftDirection::Inverse).then(|| T::inverse_of(length));
-        let lines = (LINES / length).max(1) * length;
-        for (index, out) in out.chunks_mut(lines).enumerate() {
+        let mut line = Line::<T>::new(call, length, direction)?;
+        let step = (LINES / length).max(1) * length;
+        for (out, start) in out.chunks_mut(step).zip((0..).step_by(step)) {
             call.pulse.beat()?;
-            let start = index * lines;
             if let Some(real) = input.as_slice::<T>() {
-                let real = &real[start..start + out.len()];
-                out.iter_mut().zip(real).for_each(|(out, &re)| *out = Complex::new(re, T::zero()));
+                promote(&real[start..start + out.len()], out);
             } else {
                 let complex = call.slice::<Complex<T>>(0)?;
                 out.copy_from_slice(&complex[start..start + out.len()]);
             }
-            plan.process_with_scratch(out, &mut scratch);
-            if let Some(scale) = scale {
-                out.iter_mut().for_each(|value| *value = *value * scale);
+            line.transform(out);
+        }
+        if rows > 1 {
+            columns(call, out, [rows, length], direction)?;
+        }
+    }
+    Ok(Outcome { array: Some(answer), flops: flops(input.len(), [rows, length]), ..Outcome::default() })
+}
+
+fn real_transform_of<T: Precision>(call: &Call<'_>) -> Result<Outcome, KernelError>
+where
+    Complex<T>: Element,
+{
+    let x = call.slice::<T>(0)?;
+    let [rows, length] = lengths(call)?;
+    let half = length / 2 + 1;
+    let mut shape = call.inputs[0].shape().to_vec();
+    *shape.last_mut().expect("an axis, by its length") = half;
+    let mut answer = call.answer(T::COMPLEX, &shape)?;
+    let out = elements_mut::<Complex<T>>(&mut answer);
+    if !out.is_empty() {
+        let lines = x.chunks_exact(length).zip(out.chunks_exact_mut(half));
+        let mut pace = Pace::new(call);
+        if is_scalar(call.level()) {
+            // There is no scalar form of the other way.
+            let mut line = Line::<T>::new(call, length, FftDirection::Forward)?;
+            let mut whole: Vec<Complex<T>> = call.space(length)?;
+            for (x, out) in lines {
+                pace.step(8 * length)?;
+                promote(x, &mut whole);
+                line.transform(&mut whole);
+                out.copy_from_slice(&whole[..half]);
+            }
+        } else {
+            room_for_plan::<T>(call, length)?;
+            let plan = T::real_plan(length);
+            let mut real: Vec<T> = call.space(length)?;
+            let mut scratch: Vec<Complex<T>> = call.space(plan.get_scratch_len())?;
+            for (x, out) in lines {
+                pace.step(8 * length)?;
+                real.copy_from_slice(x);
+                let done = plan.process_with_scratch(&mut real, out, &mut scratch);
+                done.map_err(|error| call.wrong_value(error.to_string()))?;
+            }
+        }
+        if rows > 1 {
+            columns(call, out, [rows, half], FftDirection::Forward)?;
+        }
+    }
+    // Half of what complex input costs.
+    Ok(Outcome { array: Some(answer), flops: flops(x.len(), [rows, length]) / 2.0, ..Outcome::default() })
+}
+
+fn promote<T: Precision>(real: &[T], out: &mut [Complex<T>]) {
+    out.iter_mut().zip(real).for_each(|(out, &re)| *out = Complex::new(re, T::zero()));
+}
+
+/// The plan's own tables are about as large as a line; asked for here, so that a refusal is an error.
+fn room_for_plan<T>(call: &Call<'_>, length: usize) -> Result<(), KernelError> {
+    let bytes = length.saturating_mul(2 * size_of::<Complex<T>>());
+    drop(call.space::<u8>(if length > KEPT_LENGTH_MAX { bytes } else { 0 })?);
+    Ok(())
+}
+
+/// Transforms lines in place.
+struct Line<T: Precision> {
+    plan: Arc<dyn Fft<T>>,
+    scratch: Vec<Complex<T>>,
+    scale: Option<T>,
+}
+
+impl<T: Precision> Line<T> {
+    fn new(call: &Call<'_>, length: usize, direction: FftDirection) -> Result<Line<T>, KernelError> {
+        room_for_plan::<T>(call, length)?;
+        let plan = T::plan(call.level(), length, direction);
+        let scratch = call.space(plan.get_inplace_scratch_len().max(plan.get_outofplace_scratch_len()))?;
+        let scale = (direction == FftDirection::Inverse).then(|| T::inverse_of(length));
+        Ok(Line { plan, scratch, scale })
+    }
+
+    /// Any number of whole lines.
+    fn transform(&mut self, lines: &mut [Complex<T>]) {
+        self.plan.process_with_scratch(lines, &mut self.scratch);
+        if let Some(scale) = self.scale {
+            lines.iter_mut().for_each(|value| *value = *value * scale);
+        }
+    }
+}
+
+/// Transforms the columns of matrices of these lengths.
+fn columns<T: Precision>(
+    call: &Call<'_>,
+    matrices: &mut [Complex<T>],
+    [rows, length]: [usize; 2],
+    direction: FftDirection,
+) -> Result<(), KernelError> {
+    let mut line = Line::<T>::new(call, rows, direction)?;
+    let together = COLUMNS.min(length);
+    let mut lines: Vec<Complex<T>> = call.space(rows.saturating_mul(together))?;
+    let mut pace = Pace::new(call);
+    for matrix in matrices.chunks_exact_mut(rows * length) {
+        for first in (0..length).step_by(together) {
+            let count = together.min(length - first);
+            let lines = &mut lines[..count * rows];
+            pace.step(8 * lines.len())?;
+            for (row, values) in matrix.chunks_exact(length).enumerate() {
+                for (column, value) in values[first..first + count].iter().enumerate() {
+                    lines[column * rows + row] = *value;
+                }
+            }
+            line.transform(lines);
+            for (row, values) in matrix.chunks_exact_mut(length).enumerate() {
+                for (column, value) in values[first..first + count].iter_mut().enumerate() {
+                    *value = lines[column * rows + row];
+                }
             }
         }
     }
-    let flops = 5.0 * input.len() as f64 * (length as f64).log2();
-    debug_assert!(answer.len() == input.len(), "{} became {}", Shape(shape), Shape(answer.shape()));
-    Ok(Outcome { array: Some(answer), flops, ..Outcome::default() })
+    Ok(())
 }
 
 #[cfg(test)]
@@ -165,6 +331,10 @@ mod tests {
             let plan = plans.plan(Level::Scalar, length, FftDirection::Inverse);
             assert_eq!((plan.len(), plan.fft_direction()), (length, FftDirection::Inverse));
             assert!(plans.made.len() <= PLANS_MAX);
+            assert_eq!(plans.real_plan(length).len(), length);
+            assert!(plans.made_real.len() <= PLANS_MAX);
         }
+        let first = plans.real_plan(7);
+        assert!(Arc::ptr_eq(&first, &plans.real_plan(7)));
     }
 }

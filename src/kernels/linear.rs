@@ -4,7 +4,7 @@ use super::simd::{self, SimdElem};
 use super::{BLOCK, Call, KernelError, Level, Outcome, Total, elements_mut, number};
 use crate::arrays::{Array, DType, Element};
 
-/// `a (m, k)` by `b (k, n)` is `(m, n)`.
+/// `a (m, k)` by `b (k, n)` is `(m, n)`, for one pair or each of a batch; either may lie there transposed.
 ///
 /// Error of an element: `(k + 1) * u * sum |a| |b|` with `u` 2^-24 or 2^-53, as for any order of additions.
 pub(super) fn matmul(call: &Call<'_>) -> Result<Outcome, KernelError> {
@@ -15,24 +15,90 @@ pub(super) fn matmul(call: &Call<'_>) -> Result<Outcome, KernelError> {
 }
 
 fn matmul_of<T: SimdElem + Element>(call: &Call<'_>) -> Result<Outcome, KernelError> {
-    let (m, k) = call.matrix(0, "(m, k)")?;
+    let (turned_a, turned_b) = match call.params.word("transpose") {
+        "a" => (true, false),
+        "b" => (false, true),
+        "both" => (true, true),
+        _ => (false, false),
+    };
+    let needed = if turned_a { "(k, m)" } else { "(m, k)" };
+    let &[ref batch @ .., rows, columns] = call.inputs[0].shape() else {
+        return Err(call.wrong_shape(0, format!("{needed}, or a batch of these")));
+    };
+    let (m, k) = if turned_a { (columns, rows) } else { (rows, columns) };
+    let needed = || {
+        let matrix = if turned_b { format!("*, {k}") } else { format!("{k}, *") };
+        let batch: String = batch.iter().map(|length| format!("{length}, ")).collect();
+        if batch.is_empty() {
+            format!("({matrix}), or a batch of these")
+        } else {
+            format!("({matrix}) or ({batch}{matrix})")
+        }
+    };
     let (a, b) = (call.slice::<T>(0)?, call.slice::<T>(1)?);
-    let (rows, n) = call.matrix(1, &format!("({k}, *)"))?;
-    if rows != k {
-        return Err(call.wrong_shape(1, format!("({k}, *)")));
+    let &[ref batch_b @ .., rows, columns] = call.inputs[1].shape() else {
+        return Err(call.wrong_shape(1, needed()));
+    };
+    let (depth, n) = if turned_b { (columns, rows) } else { (rows, columns) };
+    let alike = batch.is_empty() || batch_b.is_empty() || batch == batch_b;
+    if depth != k || !alike {
+        return Err(call.wrong_shape(1, needed()));
     }
-    let mut answer = call.answer(T::DTYPE, &[m, n])?;
+    let mut shape = if batch.is_empty() { batch_b } else { batch }.to_vec();
+    shape.extend([m, n]);
+    let mut answer = call.answer(T::DTYPE, &shape)?;
     let c = elements_mut::<T>(&mut answer);
+    let flops = 2.0 * c.len() as f64 * k as f64;
     if k == 0 || c.is_empty() {
+        call.pulse.beat()?;
         c.fill(T::default());
     } else {
-        match call.variant.choice {
-            0 => by_library(call, a, b, c, [m, k, n])?,
-            _ => by_blocks(call, a, b, c, [m, k, n])?,
+        // A matrix that stands alone serves the whole batch.
+        let (next_a, next_b) =
+            (if batch.is_empty() { 0 } else { m * k }, if batch_b.is_empty() { 0 } else { k * n });
+        for (index, c) in c.chunks_exact_mut(m * n).enumerate() {
+            let a = Matrix { elements: &a[index * next_a..][..m * k], turned: turned_a };
+            let b = Matrix { elements: &b[index * next_b..][..k * n], turned: turned_b };
+            match call.variant.choice {
+                1 => by_blocks(call, a, b, c, [m, k, n])?,
+                _ => by_library(call, a, b, c, [m, k, n])?,
+            }
         }
     }
-    let flops = 2.0 * m as f64 * k as f64 * n as f64;
     Ok(Outcome { array: Some(answer), flops, ..Outcome::default() })
+}
+
+/// A matrix as it lies there: row by row, or column by column.
+#[derive(Clone, Copy)]
+struct Matrix<'a, T> {
+    elements: &'a [T],
+    turned: bool,
+}
+
+impl<'a, T: SimdElem> Matrix<'a, T> {
+    /// From one row to the next, and from one column to the next, of `rows` by `columns`.
+    fn strides(&self, rows: usize, columns: usize) -> [usize; 2] {
+        if self.turned { [1, rows] } else { [columns, 1] }
+    }
+
+    /// Row by row, in `space` if it has to be copied.
+    fn by_rows(
+        self,
+        call: &Call<'_>,
+        [rows, columns]: [usize; 2],
+        space: &'a mut Vec<T>,
+    ) -> Result<&'a [T], KernelError> {
+        if !self.turned {
+            return Ok(self.elements);
+        }
+        *space = call.space(rows * columns)?;
+        for (row, line) in space.chunks_exact_mut(columns).enumerate() {
+            for (value, column) in line.iter_mut().zip(self.elements.chunks_exact(rows)) {
+                *value = column[row];
+            }
+        }
+        Ok(space)
+    }
 }
 
 /// Multiply-adds between two beats: 10 ms at the 200 GFLOP/s of one AVX-512 core.
@@ -40,30 +106,30 @@ const PANEL_WORK: usize = 1_000_000_000;
 
 /// The `gemm` crate, panel by panel. Panels stay as large as the beat allows, because each packs its part of
 /// `b` anew.
-fn by_library<T: Element>(
+fn by_library<T: SimdElem + Element>(
     call: &Call<'_>,
-    a: &[T],
-    b: &[T],
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
     c: &mut [T],
     [m, k, n]: [usize; 3],
 ) -> Result<(), KernelError> {
     let columns =
         if k.saturating_mul(n) <= PANEL_WORK / 512 { n } else { n.min((PANEL_WORK / 512 / k).max(512)) };
     let rows = m.min((PANEL_WORK / k.saturating_mul(columns)).max(96));
+    let (a_strides, b_strides) = (a.strides(m, k), b.strides(k, n));
     for row in (0..m).step_by(rows) {
         for column in (0..n).step_by(columns) {
             call.pulse.beat()?;
             let panel = [rows.min(m - row), k, columns.min(n - column)];
-            // SAFETY: `a` is m x k, `b` is k x n and `c` is m x n, all row-major and checked by the caller;
-            // the panel lies within them, so every element reached at these strides does. `c` is borrowed
-            // mutably, so it overlaps neither.
+            // SAFETY: `a` is m x k, `b` is k x n and `c` is m x n, which the caller checked; the panel lies
+            // within them, so every element reached at these strides does. `c` is borrowed mutably, so it
+            // overlaps neither.
             unsafe {
                 library_panel(
-                    a.as_ptr().add(row * k),
-                    b.as_ptr().add(column),
-                    c.as_mut_ptr().add(row * n + column),
+                    (a.elements.as_ptr().add(row * a_strides[0]), a_strides),
+                    (b.elements.as_ptr().add(column * b_strides[1]), b_strides),
+                    (c.as_mut_ptr().add(row * n + column), n),
                     panel,
-                    n,
                 )
             };
         }
@@ -71,29 +137,29 @@ fn by_library<T: Element>(
     Ok(())
 }
 
-/// One panel: `c (m, n) = a (m, k) * b (k, n)`, where rows of `b` and `c` lie `stride` apart.
+/// One panel: `c (m, n) = a (m, k) * b (k, n)`, each with its strides from row to row and column to column; the
+/// columns of `c` lie side by side.
 ///
 /// # Safety
 /// The three pointers are valid for these shapes and strides, `c` for writing, and `c` overlaps neither of
 /// the others.
 unsafe fn library_panel<T: Element>(
-    a: *const T,
-    b: *const T,
-    c: *mut T,
+    (a, [a_row, a_column]): (*const T, [usize; 2]),
+    (b, [b_row, b_column]): (*const T, [usize; 2]),
+    (c, c_row): (*mut T, usize),
     [m, k, n]: [usize; 3],
-    stride: usize,
 ) {
-    let stride = stride as isize;
+    let [c_row, a_row, a_column, b_row, b_column] =
+        [c_row, a_row, a_column, b_row, b_column].map(|stride| stride as isize);
     let serial = gemm::Parallelism::None;
-    let depth = k as isize;
     // The crate computes alpha * dst + beta * lhs * rhs; `dst` is not read, so only beta counts.
     if T::DTYPE == DType::F32 {
         let (a, b, c) = (a.cast::<f32>(), b.cast::<f32>(), c.cast::<f32>());
         // SAFETY: by contract; `T` is `f32`.
         unsafe {
             gemm::gemm(
-                m, n, k, c, 1, stride, false, a, 1, depth, b, 1, stride, 0.0, 1.0, false, false, false,
-                serial,
+                m, n, k, c, 1, c_row, false, a, a_column, a_row, b, b_column, b_row, 0.0, 1.0, false, false,
+                false, serial,
             );
         }
     } else {
@@ -102,21 +168,24 @@ unsafe fn library_panel<T: Element>(
         // SAFETY: by contract; `T` is `f64`.
         unsafe {
             gemm::gemm(
-                m, n, k, c, 1, stride, false, a, 1, depth, b, 1, stride, 0.0, 1.0, false, false, false,
-                serial,
+                m, n, k, c, 1, c_row, false, a, a_column, a_row, b, b_column, b_row, 0.0, 1.0, false, false,
+                false, serial,
             );
         }
     }
 }
 
-/// Our own product, by panels of rows.
+/// Our own product, by panels of rows, of matrices that lie there row by row.
 fn by_blocks<T: SimdElem>(
     call: &Call<'_>,
-    a: &[T],
-    b: &[T],
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
     c: &mut [T],
     [m, k, n]: [usize; 3],
 ) -> Result<(), KernelError> {
+    let (mut space_a, mut space_b) = (Vec::new(), Vec::new());
+    let a = a.by_rows(call, [m, k], &mut space_a)?;
+    let b = b.by_rows(call, [k, n], &mut space_b)?;
     // Narrower levels are slower, so they get less between two beats; each panel packs all of `b` again,
     // which 48 rows still pay for.
     let work = match call.level() {

@@ -252,6 +252,7 @@ pub fn run(call: &Call<'_>) -> Result<Outcome, KernelError> {
         KernelId::TopK => ranking::top_k(call),
         KernelId::Hash => digest::hash(call),
         KernelId::Spmv => sparse::spmv(call),
+        KernelId::Rfft => fourier::real_transform(call),
     }?;
     let read: usize = call.inputs.iter().map(|input| input.bytes().len()).sum();
     let written: usize = outcome

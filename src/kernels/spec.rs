@@ -52,11 +52,13 @@ pub enum KernelId {
     Hash = 19,
     /// Product of a sparse matrix and a vector.
     Spmv = 20,
+    /// The first half of the Fourier transform of real input.
+    Rfft = 21,
 }
 
 impl KernelId {
     /// Every kernel, in the order of their codes.
-    pub const ALL: [KernelId; 20] = [
+    pub const ALL: [KernelId; 21] = [
         KernelId::Matmul,
         KernelId::Dot,
         KernelId::Axpy,
@@ -77,6 +79,7 @@ impl KernelId {
         KernelId::TopK,
         KernelId::Hash,
         KernelId::Spmv,
+        KernelId::Rfft,
     ];
 
     /// The name in job files.
@@ -102,6 +105,7 @@ impl KernelId {
             KernelId::TopK => "top_k",
             KernelId::Hash => "hash",
             KernelId::Spmv => "spmv",
+            KernelId::Rfft => "rfft",
         }
     }
 
@@ -550,6 +554,12 @@ const ANY_FLOAT: ParamKind = ParamKind::Float { min: f64::MIN, max: f64::MAX };
 const ABOVE_ZERO: ParamKind = ParamKind::Float { min: f64::MIN_POSITIVE, max: f64::MAX };
 const NOT_NEGATIVE: ParamKind = ParamKind::Float { min: 0.0, max: f64::MAX };
 const AXIS: ParamKind = ParamKind::Int { min: -64, max: 63 };
+const AXES: ParamSpec = ParamSpec {
+    name: "axes",
+    kind: ParamKind::Int { min: 1, max: 2 },
+    default: ParamValue::Int(1),
+    about: "how many of the last axes are transformed; all others are a batch",
+};
 const ONE: &[&str] = &["only"];
 
 /// The contract of `kernel`.
@@ -557,16 +567,27 @@ pub fn spec(kernel: KernelId) -> &'static KernelSpec {
     &SPECS[usize::from(kernel.code()) - 1]
 }
 
-static SPECS: [KernelSpec; 20] = [
+static SPECS: [KernelSpec; 21] = [
     KernelSpec {
         id: KernelId::Matmul,
-        about: "matrix product of a (m, k) and b (k, n)",
-        inputs: &[input("a", "matrix (m, k)"), input("b", "matrix (k, n), same dtype")],
+        about: "matrix products of a (m, k) and b (k, n), one or a batch",
+        inputs: &[
+            input("a", "matrix (m, k), or (k, m) if transposed; axes before these two are a batch"),
+            input(
+                "b",
+                "matrix (k, n), or (n, k) if transposed, same dtype; the same batch, or no axes for one",
+            ),
+        ],
         repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
         result: false,
-        params: &[],
+        params: &[ParamSpec {
+            name: "transpose",
+            kind: ParamKind::Word(&["none", "a", "b", "both"]),
+            default: ParamValue::Word("none"),
+            about: "which of the two lie there transposed",
+        }],
         choices: &["library", "blocked"],
         levels: true,
     },
@@ -638,25 +659,25 @@ static SPECS: [KernelSpec; 20] = [
     },
     KernelSpec {
         id: KernelId::Fft,
-        about: "discrete Fourier transform along the last axis",
+        about: "discrete Fourier transform along the last axis or the last two",
         inputs: &[input("x", "array of one axis or more; real input is promoted")],
         repeats: 1,
         dtypes: SPECTRA,
         output: OutputKind::Array,
         result: false,
-        params: &[],
+        params: &[AXES],
         choices: ONE,
         levels: true,
     },
     KernelSpec {
         id: KernelId::Ifft,
-        about: "inverse discrete Fourier transform along the last axis, divided by its length",
+        about: "inverse discrete Fourier transform along the last axis or the last two, divided by their length",
         inputs: &[input("x", "array of one axis or more; real input is promoted")],
         repeats: 1,
         dtypes: SPECTRA,
         output: OutputKind::Array,
         result: false,
-        params: &[],
+        params: &[AXES],
         choices: ONE,
         levels: true,
     },
@@ -960,6 +981,18 @@ static SPECS: [KernelSpec; 20] = [
         choices: ONE,
         levels: false,
     },
+    KernelSpec {
+        id: KernelId::Rfft,
+        about: "first half, n / 2 + 1, of the Fourier transform of real input along the last axis, or the last two",
+        inputs: &[input("x", "array of one axis or more")],
+        repeats: 1,
+        dtypes: FLOATS,
+        output: OutputKind::Array,
+        result: false,
+        params: &[AXES],
+        choices: ONE,
+        levels: true,
+    },
 ];
 
 #[cfg(test)]
@@ -988,7 +1021,7 @@ mod tests {
             }
             assert!(describe(kernel)["about"].is_string());
         }
-        assert_eq!((KernelId::from_code(0), KernelId::from_code(21)), (None, None));
+        assert_eq!((KernelId::from_code(0), KernelId::from_code(22)), (None, None));
         assert_eq!(KernelId::nearest_name("matmull"), Some("matmul"));
         assert_eq!(KernelId::nearest_name("frobnicate"), None);
     }

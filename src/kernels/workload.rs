@@ -26,7 +26,11 @@ pub fn work_elements(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> 
     let elements = shapes.iter().fold(0_u64, |all, shape| all.saturating_add(product(shape)));
     match kernel {
         KernelId::Matmul => match shapes {
-            [[m, k], [_, n]] => product(&[*m, *k, *n]) / 1024,
+            [a @ [a_batch @ .., _, _], [b_batch @ .., rows, columns]] => {
+                let n = if matches!(params.word("transpose"), "b" | "both") { rows } else { columns };
+                let repeated = if a_batch.is_empty() { product(b_batch) } else { 1 };
+                product(a).saturating_mul(*n as u64).saturating_mul(repeated) / 1024
+            }
             _ => elements,
         },
         KernelId::Knn => match shapes {
@@ -63,7 +67,7 @@ pub fn synthetic_inputs(
         KernelId::Matmul => vec![vec![side(half); 2]; 2],
         KernelId::Dot | KernelId::Axpy => vec![vec![half]; 2],
         KernelId::Stencil5 => vec![vec![side(size); 2]],
-        KernelId::Fft | KernelId::Ifft => vec![vec![1 << size.max(1).ilog2()]],
+        KernelId::Fft | KernelId::Ifft | KernelId::Rfft => vec![vec![1 << size.max(1).ilog2()]],
         KernelId::Knn => {
             let d = 64.min(size.max(1));
             let rows = (size / d).max(2);
