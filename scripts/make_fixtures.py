@@ -198,7 +198,7 @@ def kernels():
 
 def more_kernels(expected):
     """With a generator of its own, so that the files above stay as they are."""
-    rng = np.random.default_rng(20261122)
+    rng, rng_of_weights = np.random.default_rng(20261122), np.random.default_rng(20261123)
     for name, descr in [("f32", "<f4"), ("f64", "<f8")]:
         cube = np.load(HERE / f"in_cube_{name}.npy")
         wide = cube.astype("<f8")
@@ -216,6 +216,16 @@ def more_kernels(expected):
             places = np.argsort(key, axis=-1, kind="stable")[:, :12]
             save(f"out_places_{order}_{name}", places.astype("<i8"))
             save(f"out_top_k_{order}_{name}", np.take_along_axis(few, places, axis=-1))
+
+        grid = np.load(HERE / f"in_grid_{name}.npy").astype("<f8")
+        weights = rng_of_weights.standard_normal((4, 3)).astype(descr)
+        save(f"in_weights_{name}", weights)
+        full = np.zeros((grid.shape[0] + 3, grid.shape[1] + 2))
+        for p, q in np.ndindex(weights.shape):
+            full[p:p + grid.shape[0], q:q + grid.shape[1]] += float(weights[p, q]) * grid
+        save(f"out_convolve2d_full_{name}", full.astype(descr))
+        save(f"out_convolve2d_same_{name}", full[1:1 + grid.shape[0], 1:1 + grid.shape[1]].astype(descr))
+        save(f"out_convolve2d_valid_{name}", full[3:-3, 2:-2].astype(descr))
 
         dense = np.where(rng.random((19, 31)) < 0.3, rng.standard_normal((19, 31)), 0).astype(descr)
         dense[4] = 0

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use ai_swarm::arrays::{Array, ArrayRef, DType, Element, NpyFile, write_npy};
-use ai_swarm::kernels::reference::{self, Direction, Metric, Order, Reduction};
+use ai_swarm::kernels::reference::{self, Direction, Metric, Mode, Order, Reduction};
 use ai_swarm::kernels::{
     Call, Cancelled, KernelError, KernelId, Level, Outcome, OutputKind, PLACES_SUFFIX, Params, Pulse,
     SCORES_SUFFIX, Variant, check_params, extra_path, run, spec, synthetic_inputs, variants,
@@ -805,6 +805,43 @@ fn heat_steps_match_reference_and_blocking_changes_no_bit() {
 }
 
 #[test]
+fn convolutions_match_reference_in_every_mode() {
+    fn check<T: Float>() {
+        for x_shape in [[1, 1], [1, 40], [40, 1], [7, 9], [20, 300]] {
+            for w_shape in [[1, 1], [1, 4], [3, 1], [2, 2], [5, 5], [7, 9], [9, 60]] {
+                let (x, w) =
+                    (values::<T>(25, x_shape.iter().product()), values::<T>(26, w_shape.iter().product()));
+                let inputs = [array(&x_shape, &x), array(&w_shape, &w)];
+                for (word, mode) in [("full", Mode::Full), ("same", Mode::Same), ("valid", Mode::Valid)] {
+                    if mode == Mode::Valid && (w_shape[0] > x_shape[0] || w_shape[1] > x_shape[1]) {
+                        let error =
+                            by_default(KernelId::Convolve2d, json!({"mode": word}), &inputs).unwrap_err();
+                        let needed = format!("needs at most ({}, {})", x_shape[0], x_shape[1]);
+                        assert!(error.to_string().contains(&needed), "{error}");
+                        continue;
+                    }
+                    let want = reference::convolve2d(&x, x_shape, &w, w_shape, mode);
+                    for variant in all_variants(KernelId::Convolve2d) {
+                        let outcome =
+                            call(KernelId::Convolve2d, json!({"mode": word}), &inputs, variant).unwrap();
+                        let what = format!("{word} {variant:?} {x_shape:?} by {w_shape:?}");
+                        let taps = w.len() as f64;
+                        all_close(elements::<T>(&outcome), &want, (taps + 1.0) * taps * T::ULP, &what);
+                    }
+                }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+    // What is beyond the border is zero, and zero times infinity is not a number: only windows that reach it.
+    let x = array(&[1, 4], &[f64::INFINITY, 1.0, 2.0, 5e-324]);
+    let outcome = by_default(KernelId::Convolve2d, json!({}), &[x, array(&[1, 2], &[1.0, 0.0])]).unwrap();
+    let got = elements::<f64>(&outcome);
+    assert!(got[0] == f64::INFINITY && got[1].is_nan() && got[2..] == [2.0, 5e-324, 0.0], "{got:?}");
+}
+
+#[test]
 fn blocked_heat_steps_agree_on_grids_beyond_the_cache() {
     for (rows, columns) in [(3, 70_000), (5, 60_000), (90, 3000), (4000, 40), (50_000, 3), (400, 20_000)] {
         let u = values::<f32>(13, rows * columns);
@@ -1174,6 +1211,9 @@ fn long_work_beats_again_and_again() {
     assert!(beats(KernelId::Hash, json!({}), whole) >= 16);
     assert!(beats(KernelId::Histogram, json!({}), whole) >= 4);
     assert!(beats(KernelId::Stencil5, json!({"steps": 10}), std::slice::from_ref(&grid)) >= 20);
+    let weights: ArrayRef = Array::zeros(DType::F32, &[5, 5]).unwrap().into();
+    let big: ArrayRef = Array::zeros(DType::F32, &[1 << 11, 1 << 11]).unwrap().into();
+    assert!(beats(KernelId::Convolve2d, json!({}), &[big, weights]) >= 10);
     assert!(beats(KernelId::Fft, json!({}), std::slice::from_ref(&grid)) >= 16);
     assert!(beats(KernelId::Fft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 48);
     assert!(beats(KernelId::Rfft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 40);
@@ -1371,6 +1411,16 @@ fn kernels_compute_what_numpy_computes() {
         for order in ["largest", "smallest"] {
             let given = json!({"k": 12, "order": order});
             same(KernelId::TopK, given, &["in_few"], &format!("out_top_k_{order}"), 0.0);
+        }
+        for mode in ["full", "same", "valid"] {
+            let output = format!("out_convolve2d_{mode}");
+            same(
+                KernelId::Convolve2d,
+                json!({"mode": mode}),
+                &["in_grid", "in_weights"],
+                &output,
+                40.0 * T::ULP,
+            );
         }
         let matrix = ["in_spmv_data", "in_spmv_indices", "in_spmv_indptr", "in_spmv_x"];
         same(KernelId::Spmv, json!({}), &matrix, "out_spmv", 8.0 * T::ULP);

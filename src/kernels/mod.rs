@@ -28,6 +28,7 @@ mod spec;
 mod variant;
 mod workload;
 
+mod convolution;
 mod cumulative;
 mod digest;
 mod expr;
@@ -253,6 +254,7 @@ pub fn run(call: &Call<'_>) -> Result<Outcome, KernelError> {
         KernelId::Hash => digest::hash(call),
         KernelId::Spmv => sparse::spmv(call),
         KernelId::Rfft => fourier::real_transform(call),
+        KernelId::Convolve2d => convolution::convolve2d(call),
     }?;
     let read: usize = call.inputs.iter().map(|input| input.bytes().len()).sum();
     let written: usize = outcome

@@ -354,6 +354,58 @@ pub fn dft(input: &[Complex<f64>], out: &mut [Complex<f64>], direction: Directio
     }
 }
 
+/// Which sums of a convolution are the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// All that have a term.
+    Full,
+    /// As many as the grid has points, from the middle of those.
+    Same,
+    /// Those with all terms.
+    Valid,
+}
+
+impl Mode {
+    /// Zeros before and after a line of the grid, for weights of this length.
+    pub fn border(self, length: usize) -> (usize, usize) {
+        let after = (length - 1) / 2;
+        match self {
+            Mode::Full => (length - 1, length - 1),
+            Mode::Same => (length - 1 - after, after),
+            Mode::Valid => (0, 0),
+        }
+    }
+}
+
+/// The convolution of `x` of `rows x columns` and `w` of `height x width`.
+pub fn convolve2d<T: Real>(
+    x: &[T],
+    [rows, columns]: [usize; 2],
+    w: &[T],
+    [height, width]: [usize; 2],
+    mode: Mode,
+) -> Vec<T> {
+    assert_eq!((x.len(), w.len()), (rows * columns, height * width));
+    // Of all sums, the first of the answer and how many.
+    let part = |length: usize, weights: usize| match mode {
+        Mode::Full => (0, length + weights - 1),
+        Mode::Same => ((weights - 1) / 2, length),
+        Mode::Valid => (weights - 1, length + 1 - weights),
+    };
+    let ((top, high), (left, wide)) = (part(rows, height), part(columns, width));
+    let mut out = Vec::new();
+    for (r, c) in (0..high).flat_map(|r| (0..wide).map(move |c| (top + r, left + c))) {
+        let mut total = 0.0;
+        for (p, q) in (0..height).flat_map(|p| (0..width).map(move |q| (p, q))) {
+            if (p..p + rows).contains(&r) && (q..q + columns).contains(&c) {
+                total += w[p * width + q].to_f64() * x[(r - p) * columns + (c - q)].to_f64();
+            }
+        }
+        out.push(T::from_f64(total));
+    }
+    out
+}
+
 /// One sweep of the five-point stencil: inner points become
 /// `u + alpha * (up + down + left + right - 4 u)`, the border is copied.
 pub fn stencil5_step<T: Real>(src: &[T], dst: &mut [T], rows: usize, cols: usize, alpha: T) {

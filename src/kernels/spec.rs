@@ -54,11 +54,13 @@ pub enum KernelId {
     Spmv = 20,
     /// The first half of the Fourier transform of real input.
     Rfft = 21,
+    /// Convolution of a grid with a small one.
+    Convolve2d = 22,
 }
 
 impl KernelId {
     /// Every kernel, in the order of their codes.
-    pub const ALL: [KernelId; 21] = [
+    pub const ALL: [KernelId; 22] = [
         KernelId::Matmul,
         KernelId::Dot,
         KernelId::Axpy,
@@ -80,6 +82,7 @@ impl KernelId {
         KernelId::Hash,
         KernelId::Spmv,
         KernelId::Rfft,
+        KernelId::Convolve2d,
     ];
 
     /// The name in job files.
@@ -106,6 +109,7 @@ impl KernelId {
             KernelId::Hash => "hash",
             KernelId::Spmv => "spmv",
             KernelId::Rfft => "rfft",
+            KernelId::Convolve2d => "convolve2d",
         }
     }
 
@@ -567,7 +571,7 @@ pub fn spec(kernel: KernelId) -> &'static KernelSpec {
     &SPECS[usize::from(kernel.code()) - 1]
 }
 
-static SPECS: [KernelSpec; 21] = [
+static SPECS: [KernelSpec; 22] = [
     KernelSpec {
         id: KernelId::Matmul,
         about: "matrix products of a (m, k) and b (k, n), one or a batch",
@@ -993,6 +997,23 @@ static SPECS: [KernelSpec; 21] = [
         choices: ONE,
         levels: true,
     },
+    KernelSpec {
+        id: KernelId::Convolve2d,
+        about: "convolution of a grid with a smaller one, zero beyond the border",
+        inputs: &[input("x", "grid (rows, columns)"), input("w", "weights (height, width), same dtype")],
+        repeats: 1,
+        dtypes: FLOATS,
+        output: OutputKind::Array,
+        result: false,
+        params: &[ParamSpec {
+            name: "mode",
+            kind: ParamKind::Word(&["full", "same", "valid"]),
+            default: ParamValue::Word("full"),
+            about: "all sums, those in the middle as many as x has, or those without a border; as in SciPy",
+        }],
+        choices: ONE,
+        levels: true,
+    },
 ];
 
 #[cfg(test)]
@@ -1021,7 +1042,7 @@ mod tests {
             }
             assert!(describe(kernel)["about"].is_string());
         }
-        assert_eq!((KernelId::from_code(0), KernelId::from_code(22)), (None, None));
+        assert_eq!((KernelId::from_code(0), KernelId::from_code(23)), (None, None));
         assert_eq!(KernelId::nearest_name("matmull"), Some("matmul"));
         assert_eq!(KernelId::nearest_name("frobnicate"), None);
     }

@@ -17,7 +17,7 @@ pub fn size_class(work: u64) -> u8 {
 
 /// The work of a call, in a unit of its kernel's own that running time grows about linearly with.
 ///
-/// Elements of all inputs, times `steps` for `stencil5`; 1,024 multiply-adds for `matmul` and `knn`; paths
+/// Elements of all inputs, times `steps` for `stencil5`; 1,024 multiply-adds for `matmul`, `convolve2d` and `knn`; paths
 /// for `monte_carlo`; microseconds for `sleep`; 1 for `noop`. Shapes that the kernel will refuse give some
 /// number.
 pub fn work_elements(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> u64 {
@@ -35,6 +35,10 @@ pub fn work_elements(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> 
         },
         KernelId::Knn => match shapes {
             [[q, d], [n, _]] => product(&[*q, *d, *n]) / 1024,
+            _ => elements,
+        },
+        KernelId::Convolve2d => match shapes {
+            [x, w] => product(x).saturating_mul(product(w)) / 1024,
             _ => elements,
         },
         KernelId::Stencil5 => elements.saturating_mul(params.count("steps").max(1) as u64),
@@ -67,6 +71,7 @@ pub fn synthetic_inputs(
         KernelId::Matmul => vec![vec![side(half); 2]; 2],
         KernelId::Dot | KernelId::Axpy => vec![vec![half]; 2],
         KernelId::Stencil5 => vec![vec![side(size); 2]],
+        KernelId::Convolve2d => vec![vec![side(size); 2], vec![5; 2]],
         KernelId::Fft | KernelId::Ifft | KernelId::Rfft => vec![vec![1 << size.max(1).ilog2()]],
         KernelId::Knn => {
             let d = 64.min(size.max(1));

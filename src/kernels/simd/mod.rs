@@ -20,6 +20,7 @@ mod lanes;
 mod portable;
 mod scalar;
 
+mod convolution;
 mod histogram;
 mod linear;
 mod math;
@@ -33,6 +34,7 @@ mod sort;
 mod sort_lanes;
 mod stencil;
 
+pub use convolution::windows;
 pub use histogram::{histogram, histogram_u8};
 pub use lanes::SimdElem;
 pub use linear::{axpy, dot};
