@@ -715,7 +715,8 @@ fn transforms_of_two_axes_and_of_real_input_match_reference() {
     /// By its definition: every row, then every column.
     fn both_axes(x: &mut [Complex<f64>], rows: usize, columns: usize, direction: Direction) {
         for row in x.chunks_mut(columns) {
-            reference::dft(&row.to_vec(), row, direction);
+            let line = row.to_vec();
+            reference::dft(&line, row, direction);
         }
         for column in 0..columns {
             let line: Vec<_> = (0..rows).map(|row| x[row * columns + column]).collect();
