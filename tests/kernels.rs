@@ -534,6 +534,7 @@ fn places_match_reference() {
                     let outcome = by_default(KernelId::TopK, given, &inputs).unwrap();
                     let (suffix, extra) = &outcome.extra[0];
                     assert_eq!((*suffix, extra.shape()), (PLACES_SUFFIX, &[2, k][..]));
+                    assert_eq!(outcome.result, Some(json!({"k": k, "order": word})));
                     assert_eq!(extra.as_slice::<i64>().unwrap(), places, "{word} {k} of {length}");
                     let got = bytemuck::cast_slice::<T, u8>(elements::<T>(&outcome));
                     assert!(got == bytemuck::cast_slice::<T, u8>(&best), "{word} {k} of {length}");

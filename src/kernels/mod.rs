@@ -75,8 +75,8 @@ pub struct Cancelled;
 /// Called by kernels between blocks of work, so that the process shows progress and a cancelled task ends
 /// early.
 ///
-/// A block is a few milliseconds. Longer ones are a single Fourier transform, a single selection step in a
-/// comparing sort of a huge row, and a panel of a matrix product whose inner dimension is beyond 100,000.
+/// A block is a few milliseconds. Longer ones are a single Fourier transform, a single step that selects in or
+/// splits a huge row, and a panel of a matrix product whose inner dimension is beyond 100,000.
 pub trait Pulse {
     /// Says that work goes on, and asks whether it should.
     ///

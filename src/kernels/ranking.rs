@@ -3,6 +3,8 @@
 //! Both rank pairs of a key and a place. The key is an unsigned integer of the element's order (see `sort`), that
 //! of NaN the last one. Pairs differ in their places at least, so the order of equal elements is theirs.
 
+use serde_json::json;
+
 use super::sort::{Bits, Digits, RADIX_MIN, Sortable, by_comparing, by_digits};
 use super::{BLOCK, Call, KernelError, Outcome, Pace, elements_mut};
 use crate::arrays::{DType, Element};
@@ -126,7 +128,7 @@ fn argsort_by<T: Sortable, P: Place>(call: &Call<'_>, length: usize) -> Result<O
 }
 
 /// Array: the elements, in the input's type, with `k` as the last axis. Extra [`PLACES_SUFFIX`]: their places
-/// along that axis, `i64`.
+/// along that axis, `i64`. Result: `k`, `order`.
 pub(super) fn top_k(call: &Call<'_>) -> Result<Outcome, KernelError> {
     by_dtype!(call, top_k_of)
 }
@@ -166,7 +168,12 @@ fn top_k_of<T: Sortable>(call: &Call<'_>) -> Result<Outcome, KernelError> {
             *place = pair.place.index() as i64;
         }
     }
-    Ok(Outcome { array: Some(values), extra: vec![(PLACES_SUFFIX, places)], ..Outcome::default() })
+    Ok(Outcome {
+        array: Some(values),
+        extra: vec![(PLACES_SUFFIX, places)],
+        result: Some(json!({"k": k, "order": call.params.word("order")})),
+        ..Outcome::default()
+    })
 }
 
 /// The `k` first pairs of a line, and some that were while it was read. Its room is taken once.

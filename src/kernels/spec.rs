@@ -929,7 +929,7 @@ static SPECS: [KernelSpec; 22] = [
         repeats: 1,
         dtypes: REALS,
         output: OutputKind::Array,
-        result: false,
+        result: true,
         params: &[
             ParamSpec {
                 name: "k",

@@ -3,6 +3,7 @@
 //! 1. `lanes` names the operations; `scalar`, `portable`, `avx2`, `avx512` implement them.
 //! 2. Every other file holds kernels: a body generic over `Isa`, and a `kernel!` item that instantiates the
 //!    body once per level and makes the safe function out of it.
+//!    `sort` alone has lanes of its own, of integers, in `sort_lanes`; without them it is the standard library's.
 //! 3. The level given is only a wish: a level this processor lacks becomes the best one below it, so no
 //!    argument can make these functions unsound.
 //!

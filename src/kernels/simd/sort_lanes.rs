@@ -238,10 +238,31 @@ unsafe fn permuted(v: __m256i, words: &[u8; 8]) -> __m256i {
     unsafe { _mm256_permutevar8x32_epi32(v, _mm256_cvtepu8_epi32(_mm_loadl_epi64(words.as_ptr().cast()))) }
 }
 
+/// The smaller of each pair of 64 bits.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn smaller_64(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: by contract.
+    unsafe { _mm256_blendv_epi8(a, b, _mm256_cmpgt_epi64(a, b)) }
+}
+
+/// The larger of each pair of 64 bits.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn larger_64(a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: by contract.
+    unsafe { _mm256_blendv_epi8(b, a, _mm256_cmpgt_epi64(a, b)) }
+}
+
 macro_rules! avx2_keys {
     (
         $lanes:ident, $key:ident, $n:literal, $splat:ident, $set:ident($($lane:literal),*), $load:ident,
-        $store:ident, $greater:ident, $bits:ident, $cast:ident, $packings:ident, $crossed:item
+        $store:ident, $greater:ident, $bits:ident, $cast:ident, $packings:ident,
+        $min:path, $max:path, $crossed:item
     ) => {
         impl $lanes {
             $crossed
@@ -290,12 +311,12 @@ macro_rules! avx2_keys {
             #[inline(always)]
             fn min(self, o: Self) -> Self {
                 // SAFETY: `self` exists, so the processor has AVX2.
-                Self(unsafe { _mm256_blendv_epi8(self.0, o.0, $greater(self.0, o.0)) })
+                Self(unsafe { $min(self.0, o.0) })
             }
             #[inline(always)]
             fn max(self, o: Self) -> Self {
                 // SAFETY: `self` exists, so the processor has AVX2.
-                Self(unsafe { _mm256_blendv_epi8(o.0, self.0, $greater(self.0, o.0)) })
+                Self(unsafe { $max(self.0, o.0) })
             }
             #[inline(always)]
             fn crossed<const WITH: i32>(self) -> Self {
@@ -327,6 +348,7 @@ macro_rules! avx2_keys {
 avx2_keys! {
     I32x8, i32, 8, _mm256_set1_epi32, _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), _mm256_maskload_epi32,
     _mm256_maskstore_epi32, _mm256_cmpgt_epi32, _mm256_movemask_ps, _mm256_castsi256_ps, PACKINGS_32,
+    _mm256_min_epi32, _mm256_max_epi32,
     #[inline(always)]
     fn crossed_lanes<const WITH: i32>(self) -> Self {
         // SAFETY: `self` exists, so the processor has AVX2.
@@ -349,6 +371,7 @@ avx2_keys! {
 avx2_keys! {
     I64x4, i64, 4, _mm256_set1_epi64x, _mm256_set_epi64x(3, 2, 1, 0), _mm256_maskload_epi64,
     _mm256_maskstore_epi64, _mm256_cmpgt_epi64, _mm256_movemask_pd, _mm256_castsi256_pd, PACKINGS_64,
+    smaller_64, larger_64,
     #[inline(always)]
     fn crossed_lanes<const WITH: i32>(self) -> Self {
         // SAFETY: `self` exists, so the processor has AVX2.
