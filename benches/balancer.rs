@@ -57,13 +57,22 @@ fn ask(turn: u64) -> Ask {
 
 fn calibrated() -> Learned {
     let world = Scenario::named("steady_070").expect("listed").world(1, 5000);
-    Learned::new(1).with_model(world.calibrated(1)).with_safe_prices(world.safe_prices())
+    Learned::new(1).with_model(world.calibrated(1))
 }
 
 /// One lesson from a decision.
 fn lesson(ask: &Ask, slot: AgentSlot, backend: u8, service_ns: f64) -> Finished {
     let Ask { kernel, log2_size, now_ns, .. } = *ask;
-    Finished { kernel, log2_size, slot, backend, service_ns, total_ns: 2.0 * service_ns, now_ns }
+    Finished {
+        kernel,
+        log2_size,
+        slot,
+        backend,
+        service_ns,
+        total_ns: 2.0 * service_ns,
+        overhead_ns: None,
+        now_ns,
+    }
 }
 
 fn check_that_nothing_is_allocated(mut policy: Box<dyn Placer>) {

@@ -1,13 +1,13 @@
 //! The balancer in simulated worlds: never worse than the best simple rule, unharmed by a bad model, nobody starves,
 //! and the dead do no harm.
 
-use ai_swarm::balancer::simulator::contest::{Pupil, baselines, best, worlds};
+use ai_swarm::balancer::simulator::contest::{Pupil, best, tunings, worlds};
 use ai_swarm::balancer::simulator::{Outcome, Scenario, run};
 use ai_swarm::balancer::{POLICIES, placer};
 use ai_swarm::config;
 use std::path::Path;
 
-const SEEDS: u64 = 6;
+const SEEDS: u64 = 12;
 const TASKS: usize = 12_000;
 
 fn mean(outcome: &Outcome) -> f64 {
@@ -24,41 +24,47 @@ fn scenario(name: &str) -> Scenario {
 
 #[test]
 fn the_learned_policy_is_never_worse_than_the_best_simple_rule_tuned_in_hindsight() {
-    // The upper end of the interval; and the mean, where there is something to learn.
-    for (name, most, mean_most) in [
-        ("steady_070", 1.10, 1.0),
-        ("steady_085", 1.10, 1.0),
-        ("bursty_070", 1.10, 1.0),
-        ("shift_070", 1.10, 1.0),
-        ("deaths_070", 1.10, 1.0),
-        ("opaque_080", 1.03, 1.03),
+    // The upper end of the interval of each figure's ratio to its own best rule. Those rules are tuned with the shadow prices
+    // of the true mix and with true costs, which nobody tells the learned policy.
+    for (name, mean_most, p99_most) in [
+        ("shift_070", 1.00, 0.95),
+        ("opaque_080", 1.03, 1.05),
+        ("calm_070", 1.15, 1.45),
+        ("cores_085", 0.80, 1.30),
+        ("cores_calm_070", 1.20, 1.25),
     ] {
         let worlds = worlds(&scenario(name), SEEDS, TASKS);
-        let rules = baselines(STRONG, &worlds, mean);
-        let floor = best(&rules, mean);
-        let ratio = Pupil::Learned.enter(&worlds).ratio_to(floor, mean);
-        let kept = ratio.high < most && ratio.mean < mean_most;
-        assert!(kept, "{name}: {ratio:?} against {} ({})", floor.name, floor.tuning);
+        let rules = tunings(STRONG, &worlds);
+        let learned = Pupil::Learned.enter(&worlds);
+        let p99: fn(&Outcome) -> f64 = |outcome| outcome.p99_ns;
+        for (figure, most) in [(mean as fn(&Outcome) -> f64, mean_most), (p99, p99_most)] {
+            let floor = best(&rules, figure);
+            let ratio = learned.ratio_to(floor, figure);
+            assert!(ratio.high < most, "{name}: {ratio:?} against {} ({})", floor.name, floor.tuning);
+        }
     }
 }
 
+/// Worlds of one backend, as swarms have it today. What the safe rule needs elsewhere, prices of backends, is learned, too.
+const OF_CORES: [&str; 3] = ["cores_070", "cores_085", "opaque_080"];
+
 #[test]
 fn a_model_of_random_numbers_does_no_harm() {
-    for name in ["steady_070", "shift_070", "opaque_080"] {
+    for name in OF_CORES {
         let worlds = worlds(&scenario(name), SEEDS, TASKS);
         let safe = Pupil::Safe.enter(&worlds);
         let ratio = Pupil::Poisoned.enter(&worlds).ratio_to(&safe, mean);
-        assert!(ratio.high < 1.03, "{name}: {ratio:?} against the safe rule");
+        assert!(ratio.high < 1.05, "{name}: {ratio:?} against the safe rule");
     }
 }
 
 #[test]
 fn an_empty_model_goes_the_safe_way_until_it_knows_better() {
-    for name in ["steady_070", "shift_070"] {
+    for name in OF_CORES {
         let worlds = worlds(&scenario(name), SEEDS, TASKS);
         let safe = Pupil::Safe.enter(&worlds);
         let ratio = Pupil::Cold.enter(&worlds).ratio_to(&safe, mean);
-        assert!(ratio.high < 1.03, "{name}: {ratio:?} against the safe rule");
+        assert!(ratio.high < 1.05, "{name}: {ratio:?} against the safe rule");
     }
 }
 
@@ -73,18 +79,21 @@ fn learning_is_worth_something_when_the_world_moves() {
 
 #[test]
 fn nobody_starves_under_more_work_than_can_be_done() {
-    // Half as much again as the agents can do. In the order of submission alone the longest wait is what is left over
-    // at the end. Nobody waits longer than that and what it lets pass, which is 50 ms at most.
-    let mut overload = scenario("steady_085");
+    // Half as much again as the agents can do, for long enough that what a task lets pass, 50 ms at most, is a part of the
+    // wait and not all of it. In the order of submission alone the longest wait is what is left over at the end. Nobody
+    // waits longer than that and what it lets pass; without the bound the largest would wait to the end.
+    let mut overload = scenario("cores_085");
     overload.load = 1.5;
-    for seed in 0..3 {
-        let world = overload.world(seed, TASKS);
-        let wait = |pupil: Pupil| run(&world, &mut pupil.policy(&world, seed), pupil.setup());
-        let (learned, safe) = (wait(Pupil::Learned), wait(Pupil::Safe));
-        assert_eq!(learned.finished, TASKS);
-        let bound = safe.longest_wait_ns + 50_000_000;
-        assert!(learned.longest_wait_ns < bound, "{} against {bound}", learned.longest_wait_ns);
-    }
+    let world = overload.world(1, 110_000);
+    let span_ns = world.jobs.last().expect("tasks").at_ns;
+    assert!(span_ns >= 200_000_000, "{span_ns}");
+    let wait = |pupil: Pupil| run(&world, &mut pupil.policy(&world, 1), pupil.setup());
+    let learned = wait(Pupil::Learned);
+    let in_order = run(&world, &mut *placer("jbsq", "learned").expect("listed"), Pupil::Safe.setup());
+    assert_eq!(learned.finished, world.jobs.len());
+    let bound = in_order.longest_wait_ns + 50_000_000 + 10_000_000;
+    assert!(learned.longest_wait_ns < bound, "{} against {bound}", learned.longest_wait_ns);
+    assert!(learned.mean_ns < 0.9 * in_order.mean_ns, "small ones do pass: {}", learned.mean_ns);
 }
 
 #[test]
@@ -92,7 +101,8 @@ fn every_task_ends_once_although_agents_die() {
     let world = scenario("deaths_070").world(1, TASKS);
     for name in POLICIES {
         let outcome = run(&world, &mut *placer(name, "learned").expect("listed"), Pupil::Safe.setup());
-        assert_eq!(outcome.finished, TASKS, "{name}");
+        let not_once = outcome.endings.iter().position(|times| *times != 1);
+        assert_eq!((not_once, outcome.endings.len()), (None, TASKS), "{name}");
         assert!(outcome.returned > 0, "{name}: deaths that nobody noticed test nothing");
     }
 }

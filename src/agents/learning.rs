@@ -11,6 +11,7 @@ use super::snapshot::Memory;
 use super::{Agent, Context};
 use crate::base::clock::Nanos;
 use crate::base::ids::AgentSlot;
+use crate::base::mean::Mean;
 use crate::kernels::KernelId;
 use crate::messaging::ToAgent;
 use crate::messaging::envelope::Experience;
@@ -19,11 +20,6 @@ use crate::shm::board::{CLASSES, Cost};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::time::Duration;
-
-/// Weight of the newest task once a mean rests on enough of them.
-const FORGET: f32 = 0.05;
-/// One task counts at most for so many times the mean: a page fault storm is no new normal.
-const OUTLIER: f32 = 8.0;
 
 /// Samples that a cost rests on when it comes from another life.
 const DOUBTED: u32 = 4;
@@ -71,11 +67,9 @@ impl LearningAgent {
                 .model
                 .entry((experience.kernel, experience.class, slot.map(|slot| slot.0)))
                 .or_insert(Cost { mean_ns: 0.0, samples: 0 });
-            *cost = update(
-                *cost,
-                experience.tasks,
-                experience.service_ns as f32 / experience.tasks.max(1) as f32,
-            );
+            let seen_ns = experience.service_ns as f32 / experience.tasks.max(1) as f32;
+            let mean = Mean { ns: cost.mean_ns, samples: cost.samples }.after(experience.tasks, seen_ns);
+            *cost = Cost { mean_ns: mean.ns, samples: mean.samples };
             context.board.publish_cost(experience.kernel, experience.class, slot, *cost);
         }
         self.keep_at.get_or_insert_with(|| clock::now().plus(KEEP_AFTER));
@@ -94,15 +88,6 @@ impl LearningAgent {
         kept.sort_by(|a, b| (&a.kernel, a.class, a.slot).cmp(&(&b.kernel, b.class, b.slot)));
         self.memory.keep(&kept, context);
     }
-}
-
-/// The mean after `tasks` more observations whose mean is `seen_ns`.
-fn update(cost: Cost, tasks: u32, seen_ns: f32) -> Cost {
-    let samples = cost.samples.saturating_add(tasks);
-    let forgotten = 1.0 - (1.0 - FORGET).powi(tasks.min(1000) as i32);
-    let weight = (tasks as f32 / samples.max(1) as f32).max(forgotten);
-    let seen = if cost.samples >= 3 { seen_ns.min(cost.mean_ns * OUTLIER + 1000.0) } else { seen_ns };
-    Cost { mean_ns: cost.mean_ns + weight * (seen - cost.mean_ns), samples }
 }
 
 impl Agent for LearningAgent {
@@ -182,22 +167,5 @@ mod tests {
         ] {
             assert!(wrong.check().is_none(), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn means_settle_follow_a_shift_and_shrug_off_one_outlier() {
-        let mut cost = Cost { mean_ns: 0.0, samples: 0 };
-        for _ in 0..50 {
-            cost = update(cost, 1, 1000.0);
-        }
-        assert!((cost.mean_ns - 1000.0).abs() < 1.0);
-        let spike = update(cost, 1, 1e9);
-        assert!(spike.mean_ns < 1600.0, "{}", spike.mean_ns);
-        for _ in 0..100 {
-            cost = update(cost, 1, 3000.0);
-        }
-        assert!((cost.mean_ns - 3000.0).abs() < 30.0, "{}", cost.mean_ns);
-        let many = update(cost, 100, 6000.0);
-        assert!((many.mean_ns - 6000.0).abs() < 60.0, "a batch counts as its tasks: {}", many.mean_ns);
     }
 }

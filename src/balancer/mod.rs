@@ -17,14 +17,14 @@ mod policy;
 pub mod simulator;
 
 pub use guard::Guard;
-pub use learned::{Learned, Mode};
+pub use learned::Learned;
 pub use model::{BACKENDS, Nominal, ServiceModel};
 pub use policy::{
     ExpectedCompletion, LeastLoaded, PeakEwma, Prequal, Random, RoundRobin, ShortestQueue, TwoChoices,
     WorkStealing,
 };
 
-use crate::tasks::Placer;
+use crate::tasks::{Mode, Placer};
 
 /// Every policy, by its name in the configuration (`balancer.policy`).
 pub const POLICIES: [&str; 11] = [

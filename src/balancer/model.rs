@@ -43,8 +43,6 @@ const DRIFT_RATE: f32 = 0.4;
 const DRIFT: f32 = 0.3;
 const SLOW_RATE: f32 = 0.01;
 const HABIT_RATE: f32 = 0.02;
-/// An agent that has done nothing for this long is nearly forgiven, ns.
-const FORGIVE_NS: f32 = 20e6;
 /// No agent is taken to be further than this from the plain one, in logarithms.
 const FAR: f32 = 4.0;
 /// Growth of the time per octave where nothing is known: in proportion to the size.
@@ -68,9 +66,17 @@ struct Speed {
     /// Mean signed error.
     drift: f32,
     habits: [f32; KERNELS],
-    backend: u8,
-    seen: bool,
     last_ns: u64,
+}
+
+/// What a finished task says of the model.
+#[derive(Clone, Copy, Debug)]
+struct Judged {
+    /// Logarithm of the true time over the expected one; and as much of it as counts.
+    residual: f32,
+    step: f32,
+    /// The two cells that the expectation came from, its share in it, and what a sample counts there.
+    cells: [(usize, f32, f32); 2],
 }
 
 /// An estimate for a backend, before the speed of any agent.
@@ -95,6 +101,8 @@ pub struct ServiceModel {
     samples: u64,
     /// Mean time of all tasks, ns.
     mean_ns: f32,
+    /// Backends of which anything is known.
+    known: [bool; BACKENDS],
     /// Agents in use are below this.
     seen: usize,
 }
@@ -111,15 +119,7 @@ fn around(kernel: u8, log2_size: f32, backend: u8) -> (usize, usize, f32) {
 
 impl Default for ServiceModel {
     fn default() -> Self {
-        let speed = Speed {
-            slow: 0.0,
-            fast: 0.0,
-            drift: 0.0,
-            habits: [0.0; KERNELS],
-            backend: 0,
-            seen: false,
-            last_ns: 0,
-        };
+        let speed = Speed { slow: 0.0, fast: 0.0, drift: 0.0, habits: [0.0; KERNELS], last_ns: 0 };
         Self {
             cells: vec![Cell::default(); KERNELS * BACKENDS * CLASSES],
             agents: vec![speed; SLOTS],
@@ -128,6 +128,7 @@ impl Default for ServiceModel {
             error: 0.0,
             samples: 0,
             mean_ns: 0.0,
+            known: [false; BACKENDS],
             seen: 0,
         }
     }
@@ -148,6 +149,30 @@ impl ServiceModel {
         let (enough, error) = (near.samples >= ENOUGH, near.error);
         let kept = self.errors[lower / CLASSES] < BACKEND_ERROR && self.error < MODEL_ERROR;
         Some(Nominal { ns: log_ns.exp(), trusted: enough && error < CELL_ERROR && kept })
+    }
+
+    /// The least that such a task costs on any backend that is there, ns; `None` when nothing is known of it.
+    pub fn least_ns(&self, kernel: u8, log2_size: f32) -> Option<f32> {
+        let known = (0..BACKENDS).filter(|backend| self.known[*backend]);
+        let times = known.filter_map(|at| Some(self.nominal(kernel, log2_size, at as u8)?.ns));
+        times.min_by(f32::total_cmp)
+    }
+
+    /// Whether any task of this kind came back from such a backend, or its time was told.
+    #[inline]
+    pub fn knows(&self, kernel: u8, log2_size: f32, backend: u8) -> bool {
+        self.cells[around(kernel, log2_size, backend).0].samples > 0.0
+    }
+
+    /// What somebody else knows of a task of which nothing is known here. It is believed until tasks show that it is wrong:
+    /// so a model starts warm from what was kept.
+    pub fn suppose(&mut self, kernel: u8, log2_size: f32, backend: u8, time_ns: f64) {
+        let cell = around(kernel, log2_size, backend).0;
+        if time_ns.is_finite() && !self.knows(kernel, log2_size, backend) {
+            let log_ns = (time_ns.clamp(1.0, 1e15) as f32).ln();
+            self.cells[cell] = Cell { log_ns, samples: ENOUGH, error: 0.0 };
+            self.known[usize::from(backend).min(BACKENDS - 1)] = true;
+        }
     }
 
     /// The time at a cell of which nothing is known, from the nearest one of the same row.
@@ -181,10 +206,50 @@ impl ServiceModel {
         self.error < MODEL_ERROR
     }
 
-    /// Agents of a backend of which at least one task came back.
-    pub fn agents_of(&self, backend: u8) -> impl Iterator<Item = usize> {
-        let agents = self.agents[..self.seen].iter().enumerate();
-        agents.filter(move |(_, agent)| agent.seen && agent.backend == backend).map(|(at, _)| at)
+    /// A task came back: how good the estimates are, without a change to any. `None` if nothing was expected.
+    pub fn judge(&mut self, finished: &Finished) -> Option<f32> {
+        self.weigh(finished).map(|judged| judged.residual)
+    }
+
+    fn weigh(&mut self, finished: &Finished) -> Option<Judged> {
+        if finished.service_ns.is_nan() {
+            return None;
+        }
+        let service_ns = finished.service_ns.clamp(1.0, 1e15) as f32;
+        let (lower, upper, share) = around(finished.kernel, finished.log2_size, finished.backend);
+        let nominal = self.nominal(finished.kernel, finished.log2_size, finished.backend)?;
+        let agent = &self.agents[index(finished.slot)];
+        let kernel = usize::from(finished.kernel).min(KERNELS - 1);
+        let expected = nominal.ns.ln();
+        let residual = service_ns.ln() - expected - agent.slow - agent.fast - agent.habits[kernel];
+        let wrong = self.cells[lower].error.max(self.cells[upper].error) > CELL_ERROR;
+        let clamp = if wrong { WIDE_CLAMP } else { CLAMP };
+        let error = residual.abs().min(3.0);
+        let cells =
+            [(lower, -share, 1.0 - share), (upper, 1.0 - share, share)].map(|(at, offset, weight)| {
+                let known = self.cells[at];
+                let cell = &mut self.cells[at];
+                if known.samples == 0.0 {
+                    // What was read off for it stands until it has samples of its own.
+                    cell.log_ns = expected + offset * SLOPE;
+                }
+                if wrong {
+                    cell.samples = cell.samples.min(ENOUGH);
+                }
+                let rate = (1.0 / (cell.samples + 1.0)).max(CELL_RATE);
+                cell.error += weight * rate.max(0.05) * (error - cell.error);
+                cell.samples = (cell.samples + weight).min(1e6);
+                (at, weight, rate)
+            });
+        let of_backend = &mut self.errors[lower / CLASSES];
+        *of_backend += 0.05 * (error - *of_backend);
+        let trusted = self.is_trusted();
+        self.error += (1.0 / (self.samples + 1) as f32).max(0.02) * (error - self.error);
+        self.samples += 1;
+        if trusted && !self.is_trusted() {
+            self.doubt();
+        }
+        Some(Judged { residual, step: residual.clamp(-clamp, clamp), cells })
     }
 
     /// A task came back. Returns the logarithm of its time over the expected one, if one was expected.
@@ -193,61 +258,33 @@ impl ServiceModel {
             return None;
         }
         let service_ns = finished.service_ns.clamp(1.0, 1e15) as f32;
-        let seen = service_ns.ln();
-        self.mean_ns += 0.01 * (service_ns - self.mean_ns);
-        let (lower, upper, share) = around(finished.kernel, finished.log2_size, finished.backend);
-        let nominal = self.nominal(finished.kernel, finished.log2_size, finished.backend);
+        let at = index(finished.slot);
+        self.mean_ns += (1.0 / (self.samples + 1) as f32).max(0.01) * (service_ns - self.mean_ns);
+        self.known[usize::from(finished.backend).min(BACKENDS - 1)] = true;
+        self.seen = self.seen.max(at + 1);
+        self.agents[at].last_ns = finished.now_ns;
         let kernel = usize::from(finished.kernel).min(KERNELS - 1);
-        self.seen = self.seen.max(index(finished.slot) + 1);
-        let agent = &mut self.agents[index(finished.slot)];
-        (agent.backend, agent.seen, agent.last_ns) = (finished.backend, true, finished.now_ns);
-        let of_agent = agent.slow + agent.fast + agent.habits[kernel];
-        let Some(nominal) = nominal else {
-            for (at, offset) in [(lower, -share), (upper, 1.0 - share)] {
-                let log_ns = seen - of_agent + offset * SLOPE;
-                self.cells[at] = Cell { log_ns, samples: 1.0, error: 0.0 };
+        let Some(Judged { residual, step, cells }) = self.weigh(finished) else {
+            let (lower, upper, share) = around(finished.kernel, finished.log2_size, finished.backend);
+            let agent = &self.agents[at];
+            let plain = service_ns.ln() - agent.slow - agent.fast - agent.habits[kernel];
+            for (cell, offset, samples) in [(lower, -share, 1.0 - share), (upper, 1.0 - share, share)] {
+                self.cells[cell] = Cell { log_ns: plain + offset * SLOPE, samples, error: 0.0 };
             }
             return None;
         };
-        let residual = seen - nominal.ns.ln() - of_agent;
-        let wrong = self.cells[lower].error.max(self.cells[upper].error) > CELL_ERROR;
-        let clamp = if wrong { WIDE_CLAMP } else { CLAMP };
-        let step = residual.clamp(-clamp, clamp);
-
+        let agent = &mut self.agents[at];
         agent.drift += 0.1 * (step - agent.drift);
         agent.fast += if agent.drift.abs() > DRIFT { DRIFT_RATE } else { FAST_RATE } * step;
         agent.slow += SLOW_RATE * agent.fast;
         agent.fast = (agent.fast * (1.0 - SLOW_RATE)).clamp(-FAR, FAR);
         agent.slow = agent.slow.clamp(-FAR, FAR);
         agent.habits[kernel] = (agent.habits[kernel] + HABIT_RATE * step) * 0.999;
-        self.refresh(index(finished.slot), kernel);
-
-        let weights = [(lower, 1.0 - share), (upper, share)];
-        let norm = weights.iter().map(|(_, weight)| weight * weight).sum::<f32>();
-        for (at, weight) in weights {
-            let known = self.cells[at];
-            if known.samples == 0.0 {
-                // What was read off for it stands until it has samples of its own.
-                let offset = if at == lower { -share } else { 1.0 - share };
-                self.cells[at].log_ns = nominal.ns.ln() + offset * SLOPE;
-            }
-            let cell = &mut self.cells[at];
-            if wrong {
-                cell.samples = cell.samples.min(ENOUGH);
-            }
-            let rate = (1.0 / (cell.samples + 1.0)).max(CELL_RATE);
+        self.refresh(at, kernel);
+        let norm = cells.iter().map(|(_, weight, _)| weight * weight).sum::<f32>();
+        for (cell, weight, rate) in cells {
+            let cell = &mut self.cells[cell];
             cell.log_ns = (cell.log_ns + step * rate * weight / norm).clamp(0.0, 40.0);
-            cell.error += weight * rate.max(0.05) * (residual.abs().min(3.0) - cell.error);
-            cell.samples = (cell.samples + weight).min(1e6);
-        }
-        let error = residual.abs().min(3.0);
-        let of_backend = &mut self.errors[lower / CLASSES];
-        *of_backend += 0.05 * (error - *of_backend);
-        let trusted = self.is_trusted();
-        self.error += (1.0 / (self.samples + 1) as f32).max(0.02) * (error - self.error);
-        self.samples += 1;
-        if trusted && !self.is_trusted() {
-            self.doubt();
         }
         Some(residual)
     }
@@ -260,12 +297,14 @@ impl ServiceModel {
         }
     }
 
-    /// An agent that was slow and is avoided gets no tasks to show that it recovered; so it is forgiven with time.
-    pub fn forgive(&mut self, now_ns: u64, passed_ns: u64) {
-        let rest = 1.0 - (passed_ns as f32 / FORGIVE_NS).min(1.0);
+    /// An agent that was slow and is avoided gets no tasks to show that it recovered; so one that idles is nearly forgiven
+    /// within `span_ns`. Who is at a long task idles not, however long ago the last one came back.
+    pub fn forgive(&mut self, now_ns: u64, passed_ns: u64, span_ns: f64, idles: impl Fn(usize) -> bool) {
+        let rest = 1.0 - (passed_ns as f64 / span_ns).min(1.0) as f32;
         for at in 0..self.seen {
             let agent = &mut self.agents[at];
-            if now_ns.saturating_sub(agent.last_ns) > passed_ns && agent.fast != 0.0 {
+            let is_idle = now_ns.saturating_sub(agent.last_ns) > passed_ns && idles(at);
+            if is_idle && agent.fast != 0.0 {
                 // Too little to matter is nothing, so that who is at rest costs nothing.
                 agent.fast = if agent.fast.abs() < 1e-3 { 0.0 } else { agent.fast * rest };
                 agent.drift *= rest;
@@ -306,7 +345,16 @@ mod tests {
 
     fn finished(slot: u16, log2_size: f32, service_ns: f64) -> Finished {
         let slot = AgentSlot(slot);
-        Finished { kernel: 1, log2_size, slot, backend: 0, service_ns, total_ns: service_ns, now_ns: 0 }
+        Finished {
+            kernel: 1,
+            log2_size,
+            slot,
+            backend: 0,
+            service_ns,
+            total_ns: service_ns,
+            overhead_ns: None,
+            now_ns: 0,
+        }
     }
 
     fn expected(model: &ServiceModel, slot: u16, log2_size: f32) -> f32 {
@@ -343,7 +391,11 @@ mod tests {
         assert!((0.75..1.3).contains(&(slow / 15_000.0)), "{slow}");
         assert!((0.85..1.15).contains(&(well / 5000.0)), "{well}");
         for _ in 0..100 {
-            model.forgive(10_000_000_000, 1_000_000);
+            model.forgive(10_000_000_000, 1_000_000, 20e6, |at| at != 2);
+        }
+        assert!(expected(&model, 2, 12.5) > 0.99 * slow, "at work, however long ago it was heard of");
+        for _ in 0..100 {
+            model.forgive(10_000_000_000, 1_000_000, 20e6, |at| at == 2);
         }
         assert!(expected(&model, 2, 12.5) < 0.6 * slow, "forgiven with time");
     }
@@ -369,6 +421,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_supposed_counts_until_tasks_tell_otherwise_and_a_judge_changes_nothing_else() {
+        let mut model = ServiceModel::default();
+        model.suppose(1, 12.5, 0, 4000.0);
+        model.suppose(1, 12.5, 0, 9e9);
+        model.suppose(1, 14.5, 0, f64::NAN);
+        let known = model.nominal(1, 12.5, 0).expect("supposed");
+        assert!(known.trusted && (known.ns / 4000.0 - 1.0).abs() < 1e-3, "{known:?}");
+        assert!(!model.knows(1, 14.5, 0) && model.least_ns(1, 12.5) == Some(known.ns));
+        for _ in 0..20 {
+            assert!(model.judge(&finished(0, 12.5, 4200.0)).is_some());
+        }
+        assert!(model.nominal(1, 12.5, 0).expect("known").trusted);
+        for _ in 0..60 {
+            model.judge(&finished(0, 12.5, 40_000.0));
+        }
+        assert_eq!(model.nominal(1, 12.5, 0), Some(Nominal { trusted: false, ..known }));
+        assert!(!model.is_trusted());
+    }
+
+    #[test]
     fn nonsense_leaves_every_number_finite() {
         let mut model = ServiceModel::default();
         for turn in 0..2000u16 {
@@ -384,6 +456,7 @@ mod tests {
                 backend,
                 service_ns: time,
                 total_ns: time,
+                overhead_ns: None,
                 now_ns: 1,
             };
             model.learn(&finished);

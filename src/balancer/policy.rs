@@ -2,10 +2,13 @@
 
 use crate::base::ids::AgentSlot;
 use crate::base::prng::SplitMix64;
-use crate::tasks::{Ask, Candidate, Finished, Placement, Placer};
+use crate::tasks::{Ask, Candidate, Finished, Placement, Placer, SPAN_NS};
 
 /// Agents that a policy keeps notes of. Those beyond share the last note.
 pub(super) const SLOTS: usize = 256;
+
+/// Work in tiny tasks, ns, that a policy with a bound sends an agent; see [`Placer::span_ns`].
+const BOUND_SPAN_NS: f64 = 100e3;
 
 pub(super) fn index(slot: AgentSlot) -> usize {
     slot.index().min(SLOTS - 1)
@@ -115,6 +118,10 @@ impl Placer for ShortestQueue {
 
     fn window(&self) -> usize {
         self.bound
+    }
+
+    fn span_ns(&self) -> f64 {
+        if self.bound == usize::MAX { SPAN_NS } else { BOUND_SPAN_NS }
     }
 
     fn name(&self) -> &'static str {
@@ -240,6 +247,10 @@ impl Placer for WorkStealing {
         2
     }
 
+    fn span_ns(&self) -> f64 {
+        BOUND_SPAN_NS
+    }
+
     fn name(&self) -> &'static str {
         "work_stealing"
     }
@@ -324,6 +335,7 @@ mod tests {
                         backend,
                         service_ns,
                         total_ns,
+                        overhead_ns: None,
                         now_ns,
                     });
                 }
@@ -380,6 +392,7 @@ mod tests {
             backend: 0,
             service_ns: 1.0,
             total_ns,
+            overhead_ns: None,
             now_ns: 0,
         };
         let (mut ewma, mut prequal) = (PeakEwma::default(), Prequal::default());

@@ -5,6 +5,7 @@ pub mod ailment;
 pub mod clock;
 pub mod crash;
 pub mod ids;
+pub mod mean;
 pub mod prng;
 pub mod sync;
 pub mod trouble;

@@ -61,10 +61,10 @@ use crate::shm::board::Board;
 use crate::shm::doorbell::{HubBell, HubSleeper};
 use crate::shm::ring::Message;
 use crate::shm::{Access, SharedObject, pages};
-use crate::tasks::dispatch::{Seat, Windows};
+use crate::tasks::dispatch::Seat;
 use crate::tasks::ledger::{CancelOutcome, LedgerLimits, SubmitError};
 use crate::tasks::results::Signal;
-use crate::tasks::{CostModel, Dispatcher, HedgeRules, Lease, Ledger, TaskSpec, TaskState};
+use crate::tasks::{CostModel, Dispatcher, HedgeRules, Lease, Ledger, TaskSpec, TaskState, Windows};
 use action::{Answer, Recovery, Requests, Submitted};
 use degradation::{Ladder, Level};
 use events::EventLog;
@@ -293,7 +293,9 @@ struct LearnedCosts<'a>(&'a Board);
 
 impl CostModel for LearnedCosts<'_> {
     fn expected_ns(&self, kernel: u8, class: u8, slot: AgentSlot) -> Option<f64> {
-        self.0.cost(kernel, class, Some(slot)).map(|cost| f64::from(cost.mean_ns))
+        // An agent that has not run any yet is like the others until it has.
+        let cost = self.0.cost(kernel, class, Some(slot)).or_else(|| self.0.cost(kernel, class, None))?;
+        Some(f64::from(cost.mean_ns))
     }
 }
 
@@ -655,6 +657,7 @@ impl Supervisor {
             self.next_gateway(),
             Some(self.next_strain),
             self.next_straggler(began),
+            self.dispatcher.next_offer().filter(|_| self.ledger.queued() > 0 && self.limit > 0),
             // What is under way is looked at again soon, although nobody rings for it.
             (self.rolling.is_some() || self.sweeps_left > 0).then(|| began.plus(TIDY_EVERY)),
         ];

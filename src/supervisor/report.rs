@@ -161,7 +161,7 @@ impl Supervisor {
             state: self.state.to_owned(),
             pid: std::process::id(),
             uptime_s: clock::now().since(self.started).as_secs_f64(),
-            policy: self.dispatcher.policy().to_owned(),
+            policy: self.dispatcher.policy().name().to_owned(),
             durability: self.durability_view(),
             tasks: self.task_counts(),
             queued: self.ledger.queued(),

@@ -1,16 +1,13 @@
 //! Takes the task that should go next, asks a [`Placer`] for a place, writes the envelope. A policy that looks ahead
 //! sees several waiting tasks in one turn, and may let one wait for a busy agent while those behind it go.
 //!
-//! Late binding beats early queues: an agent holds as few tasks as keep it busy. How few depends on
-//! what they cost: long ones one at a time (the gap between two is nothing against them), middling
-//! ones `tasks.window`, tiny ones up to `tasks.batch` or `BATCH_SPAN_NS` of work, so that the cost
-//! of a hand-over is shared by many.
+//! How much an agent may hold is in [`Room`].
 
 use super::hedge::{Budget, HedgeRules, Usual};
 use super::ledger::Ledger;
 use super::placer::{Ask, Candidate, Placer, remaining_ns};
 use super::results::{Signal, Totals};
-use super::{Lease, Task, TaskId};
+use super::{Lease, Room, Task, TaskId, Windows};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
 use crate::messaging::envelope::{Experience, Run};
@@ -20,13 +17,11 @@ use crate::messaging::{Lane, ToAgent};
 use crate::shm::board::{CLASSES, KERNELS};
 use crate::shm::ring::Message;
 use std::collections::VecDeque;
+use std::time::Duration;
 
-/// Below this a task is tiny and travels in batches.
-const TINY_NS: f64 = 100_000.0;
-/// Above this an agent gets one task at a time.
-const LONG_NS: f64 = 20_000_000.0;
-/// Work that tiny tasks in flight at one agent may add up to.
-const BATCH_SPAN_NS: f64 = 2_000_000.0;
+/// A task that the policy lets wait although somebody has room is offered again after this long at least, and at most.
+const AGAIN_AFTER: Duration = Duration::from_micros(100);
+const AGAIN_AT_LATEST: Duration = Duration::from_millis(1);
 
 /// What every compute agent computes with today.
 pub(super) const CPU: u8 = 0;
@@ -56,6 +51,8 @@ pub struct Held {
     pub attempt: Attempt,
     /// Expected time, ns.
     pub expected_ns: f64,
+    /// The agent held nothing when it was sent: only the way there was between it and its start.
+    pub alone: bool,
 }
 
 /// An agent's place at the dispatcher's table: its link and what it holds.
@@ -75,6 +72,8 @@ pub struct Seat {
     pub draining: bool,
     /// Its channel had no room for the last envelope of this turn.
     pub(super) full: bool,
+    /// It is kept free in this look for a task that finds room nowhere.
+    reserved: bool,
     /// Tasks in flight, oldest first.
     pub held: VecDeque<Held>,
     /// Expected time of all of them, ns.
@@ -102,6 +101,7 @@ impl Seat {
             ready: false,
             draining: false,
             full: false,
+            reserved: false,
             held: VecDeque::new(),
             held_ns: 0.0,
             busy_since: Nanos(0),
@@ -117,18 +117,18 @@ impl Seat {
         self.held.iter().any(|held| held.task == task && held.attempt == attempt)
     }
 
-    /// An attempt came back. Whether it was here.
-    pub(super) fn release(&mut self, task: TaskId, attempt: Attempt) -> bool {
+    /// An attempt came back. What was known of it here.
+    pub(super) fn release(&mut self, task: TaskId, attempt: Attempt) -> Option<Held> {
         let at = self.held.iter().position(|held| held.task == task && held.attempt == attempt);
-        if let Some(at) = at {
-            let held = self.held.remove(at).expect("just found");
+        let held = at.and_then(|at| self.held.remove(at));
+        if let Some(held) = &held {
             self.held_ns -= held.expected_ns;
             self.busy_since = crate::os::clock::now();
         }
         if self.held.is_empty() {
             self.held_ns = 0.0;
         }
-        at.is_some()
+        held
     }
 
     /// Whether it can be given tasks of the swarm.
@@ -158,15 +158,6 @@ pub(super) enum Posted {
     Impossible(Lease, String),
 }
 
-/// Settings of the dispatcher.
-#[derive(Clone, Copy, Debug)]
-pub struct Windows {
-    /// Tasks of middling cost in flight at one agent.
-    pub window: usize,
-    /// Tiny tasks in flight at one agent.
-    pub batch: usize,
-}
-
 /// See the module.
 pub struct Dispatcher {
     /// Boxed, so that a turn moves pointers and not links.
@@ -174,7 +165,7 @@ pub struct Dispatcher {
     /// Channels found corrupt while sending.
     pub(super) corrupt: Vec<Signal>,
     pub(super) placer: Box<dyn Placer>,
-    windows: Windows,
+    room: Room,
     /// The supervisor's own mean per (kernel, class), for windows only; placement uses what the
     /// learning agent publishes per agent.
     means: Vec<f32>,
@@ -185,6 +176,8 @@ pub struct Dispatcher {
     candidates: Vec<Candidate>,
     /// What waits, as far as the policy looks ahead: priority with age, when it is due, which.
     upcoming: Vec<(u64, Nanos, TaskId)>,
+    /// When to offer again what the policy let wait although somebody had room.
+    again: Option<Nanos>,
     /// The learning agent's seat.
     pub(super) learning: Option<AgentSlot>,
     pub(super) experience: Vec<Experience>,
@@ -200,13 +193,14 @@ impl Dispatcher {
         Self {
             seats: (0..slots).map(|_| None).collect(),
             corrupt: Vec::new(),
+            room: windows.under(&*placer),
             placer,
-            windows,
             means: vec![0.0; KERNELS * CLASSES],
             usual: vec![Usual::default(); KERNELS * CLASSES],
             budget: Budget::new(hedge),
             candidates: Vec::with_capacity(slots),
             upcoming: Vec::new(),
+            again: None,
             learning: None,
             experience: Vec::with_capacity(1024),
             message: None,
@@ -246,8 +240,13 @@ impl Dispatcher {
     }
 
     /// The policy in force.
-    pub fn policy(&self) -> &'static str {
-        self.placer.name()
+    pub fn policy(&self) -> &dyn Placer {
+        &*self.placer
+    }
+
+    /// The policy in force, to have it decide otherwise.
+    pub fn policy_mut(&mut self) -> &mut dyn Placer {
+        &mut *self.placer
     }
 
     /// Tasks in flight at all agents.
@@ -286,6 +285,12 @@ impl Dispatcher {
         sent
     }
 
+    /// When to [`dispatch`](Self::dispatch) again although nobody rings: what waits for a certain agent, while others have
+    /// room, gives it up when that agent takes longer than was thought. Holds while something is queued.
+    pub fn next_offer(&self) -> Option<Nanos> {
+        self.again
+    }
+
     /// Offers the tasks that the policy sees at once, and counts those that were sent. Returns whether any got a place:
     /// a channel that had no room after all is out of the next look, so that looking again ends.
     fn dispatch_upcoming(
@@ -297,19 +302,14 @@ impl Dispatcher {
         sent: &mut usize,
     ) -> bool {
         self.placer.begin(now.0);
+        self.again = None;
         let mut upcoming = std::mem::take(&mut self.upcoming);
         upcoming.clear();
         match self.placer.lookahead() {
-            0 | 1 => upcoming.extend(ledger.peek(now).map(|task| (0, task.queued, task.id))),
+            0 | 1 => upcoming.extend(ledger.peek(now).map(|task| (0, task.due, task.id))),
             many => {
+                ledger.line_up(|task| self.placer.patience_ns(&ask(task, now)) as u64);
                 ledger.upcoming(now, many, &mut upcoming);
-                for (_, due, id) in &mut upcoming {
-                    let task = ledger.get(*id).expect("just seen");
-                    due.0 = due.0.saturating_add(self.placer.patience_ns(&ask(task, now)) as u64);
-                }
-                upcoming.sort_unstable();
-                // One that came back from the dead stands in its queue twice.
-                upcoming.dedup();
             }
         }
         let mut placed = false;
@@ -319,16 +319,43 @@ impl Dispatcher {
             let mean = self.own_mean(ask.kernel, class);
             self.find_candidates(costs, ask.kernel, class, mean, limit, now);
             if !self.candidates.iter().any(|candidate| candidate.room) {
+                if self.reserve() {
+                    continue;
+                }
                 break;
             }
-            let Some(placement) = self.placer.place(&ask, &self.candidates) else { continue };
+            let Some(placement) = self.placer.place(&ask, &self.candidates) else {
+                self.plan_next_offer(now);
+                continue;
+            };
             let chosen = self.candidates[placement.at.min(self.candidates.len() - 1)];
             let expected_ns = placement.expected_ns.or(chosen.expected_ns).or(mean).unwrap_or(0.0);
             *sent += usize::from(self.send(ledger, id, chosen.slot, expected_ns, now));
             placed = true;
         }
         self.upcoming = upcoming;
+        for seat in self.seats.iter_mut().flatten() {
+            seat.reserved = false;
+        }
         placed
+    }
+
+    /// Nobody has room for a task: whoever is through first is kept free for it, so that smaller ones behind it, which find
+    /// room, do not fill every gap that it waits for. Whether there was anybody left.
+    fn reserve(&mut self) -> bool {
+        let free = |at: &&Candidate| self.get(at.slot).is_some_and(|seat| !seat.reserved);
+        let first = self.candidates.iter().filter(free);
+        let first = first.min_by(|a, b| a.backlog_ns.total_cmp(&b.backlog_ns)).map(|first| first.slot);
+        let seat = first.and_then(|slot| self.get_mut(slot));
+        seat.map(|seat| seat.reserved = true).is_some()
+    }
+
+    fn plan_next_offer(&mut self, now: Nanos) {
+        let busy = self.candidates.iter().filter(|candidate| candidate.in_flight > 0);
+        let first = busy.map(|candidate| candidate.backlog_ns).fold(f64::INFINITY, f64::min);
+        let after = Duration::from_nanos(first.min(1e9) as u64).clamp(AGAIN_AFTER, AGAIN_AT_LATEST);
+        let again = now.plus(after);
+        self.again = Some(self.again.map_or(again, |earlier| earlier.min(again)));
     }
 
     fn find_candidates(
@@ -354,15 +381,11 @@ impl Dispatcher {
                 busy = busy.min(limit);
             }
             let expected_ns = costs.expected_ns(kernel, class, seat.slot);
-            let fits = match expected_ns.or(mean) {
-                Some(ns) if ns <= TINY_NS => in_flight < self.windows.batch && seat.held_ns <= BATCH_SPAN_NS,
-                Some(ns) if ns <= LONG_NS => in_flight < self.windows.window.min(self.placer.window()),
-                _ => in_flight == 0,
-            };
+            let fits = self.room.fits(expected_ns.or(mean), in_flight, seat.held_ns);
             self.candidates.push(Candidate {
                 slot: seat.slot,
                 backend: CPU,
-                room: fits && !seat.full,
+                room: fits && !seat.full && !seat.reserved,
                 in_flight,
                 backlog_ns: seat.backlog_ns(now),
                 expected_ns,
@@ -422,7 +445,8 @@ impl Dispatcher {
                 if seat.held.is_empty() {
                     seat.busy_since = now;
                 }
-                seat.held.push_back(Held { task: id, attempt, expected_ns });
+                let alone = seat.held.is_empty();
+                seat.held.push_back(Held { task: id, attempt, expected_ns, alone });
                 seat.held_ns += expected_ns;
                 seat.touched = true;
                 Posted::Sent(lease)

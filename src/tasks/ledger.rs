@@ -3,6 +3,7 @@
 //! Names of dependencies are resolved when tasks are accepted; a batch may refer forwards inside
 //! itself. A batch's cycle refuses exactly the tasks on it and behind it.
 
+use super::queue::{Due, Queue};
 use super::{Book, Event, Hedge, Lease, Task, TaskSpec, TaskState};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
@@ -201,8 +202,12 @@ pub struct Ledger {
     /// Batches, beside its own, that wait for a task to end.
     followers: HashMap<TaskId, Vec<u64>>,
     book: Option<Box<dyn Book>>,
-    /// Queued tasks per priority. Entries whose task is no longer queued are skipped.
-    queues: [VecDeque<(TaskId, Nanos)>; 3],
+    /// Queued tasks per priority, in the order in which they go.
+    queues: [Queue; 3],
+    /// Queued tasks that have no place in that order yet.
+    fresh: Vec<TaskId>,
+    /// Room for a look at the first of them.
+    first_many: Vec<Due>,
     queued: usize,
     timers: BinaryHeap<Reverse<(Nanos, TaskId, Timer)>>,
     counts: Counts,
@@ -236,6 +241,8 @@ impl Ledger {
             followers: HashMap::new(),
             book: None,
             queues: Default::default(),
+            fresh: Vec::new(),
+            first_many: Vec::new(),
             queued: 0,
             timers: BinaryHeap::new(),
             counts: Counts::default(),
@@ -320,10 +327,9 @@ impl Ledger {
                 let error = format!("given up as poison: {deaths} agents died while running it");
                 hopeless.push((id, TaskState::Failed, error));
             }
-            let priority = task.spec.priority as usize;
             task.state = if task.missing == 0 { TaskState::Queued } else { TaskState::Waiting };
             if task.state == TaskState::Queued {
-                self.queues[priority].push_back((id, now));
+                self.fresh.push(id);
                 self.queued += 1;
             }
             self.tasks[at] = Some(task);
@@ -536,14 +542,13 @@ impl Ledger {
             self.names.insert(name.clone(), id);
         }
         self.counts.total += 1;
-        let priority = spec.priority;
         if let Some(key) = &spec.key {
             self.keys.insert(key.clone(), id);
         }
         self.tasks.push_back(Some(Box::new(Task::new(id, spec, state, batch, now))));
         self.note(Event::Accepted, id);
         if state == TaskState::Queued {
-            self.queues[priority as usize].push_back((id, now));
+            self.fresh.push(id);
             self.queued += 1;
         }
         id
@@ -609,55 +614,55 @@ impl Ledger {
         self.timers.push(Reverse((when, id, timer)));
     }
 
-    /// The task that should go next, without taking it.
+    /// Gives every task that was queued since the last call its place in the order: it is due at the time of its queueing
+    /// plus its `patience` in ns, once and for all.
+    pub fn line_up(&mut self, patience: impl Fn(&Task) -> u64) {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        for id in fresh.drain(..) {
+            let Some(task) = self.get_mut(id).filter(|task| task.state == TaskState::Queued) else {
+                continue;
+            };
+            task.due = Nanos(task.queued.0.saturating_add(patience(task)));
+            let (priority, due) = (task.spec.priority as usize, (task.due, id));
+            self.queues[priority].add(due);
+        }
+        self.fresh = fresh;
+    }
+
+    /// The task that should go next, first come, first served, without taking it.
     pub fn peek(&mut self, now: Nanos) -> Option<&Task> {
-        let id = self.next(now)?.1;
-        self.get(id)
-    }
-
-    /// Priority queue and id of the task that should go next.
-    fn next(&mut self, now: Nanos) -> Option<(usize, TaskId)> {
-        let mut best: Option<(u64, Nanos, usize, TaskId)> = None;
+        self.line_up(|_| 0);
+        let mut best: Option<(u64, Due)> = None;
         for priority in 0..3 {
-            while let Some(&(id, queued)) = self.queues[priority].front() {
-                if self.is_entry_live(id, queued) {
-                    let class = self.aged(priority, queued, now);
-                    if best.is_none_or(|(c, q, ..)| (class, queued) < (c, q)) {
-                        best = Some((class, queued, priority, id));
-                    }
-                    break;
-                }
-                self.queues[priority].pop_front();
+            let first = self.queues[priority].first(|id| waits(&self.tasks, self.first, id));
+            if let Some(due) = first {
+                let next = (self.aged(priority, due.0, now), due);
+                best = Some(best.map_or(next, |best| best.min(next)));
             }
         }
-        best.map(|(_, _, priority, id)| (priority, id))
+        self.get(best?.1.1)
     }
 
-    /// At most `many` tasks that should go next, per priority: priority with age, since when, which. In no order.
+    /// The first `many` of the tasks that were [lined up](Self::line_up), in order: priority with age, when due, which.
+    ///
+    /// Nobody starves: age counts from when a task is due, so that two times `ageing` later nothing goes before it but what
+    /// was due earlier, and of that there is only what had been queued by then.
     pub fn upcoming(&mut self, now: Nanos, many: usize, into: &mut Vec<(u64, Nanos, TaskId)>) {
+        let mut first = std::mem::take(&mut self.first_many);
         for priority in 0..3 {
-            let first = into.len();
-            // Entries of tasks that left from the middle go on the way, so that none is looked at twice.
-            while into.len() < first + many
-                && let Some((id, queued)) = self.queues[priority].pop_front()
-            {
-                if self.is_entry_live(id, queued) {
-                    into.push((self.aged(priority, queued, now), queued, id));
-                }
-            }
-            for &(_, queued, id) in into[first..].iter().rev() {
-                self.queues[priority].push_front((id, queued));
-            }
+            first.clear();
+            self.queues[priority].first_many(many, |id| waits(&self.tasks, self.first, id), &mut first);
+            into.extend(first.iter().map(|&(due, id)| (self.aged(priority, due, now), due, id)));
         }
+        self.first_many = first;
+        into.sort_unstable();
+        into.truncate(many);
     }
 
-    fn is_entry_live(&self, id: TaskId, queued: Nanos) -> bool {
-        self.get(id).is_some_and(|task| task.state == TaskState::Queued && task.queued == queued)
-    }
-
-    /// Who goes first, smallest number first: a class is gained with every `ageing`.
-    fn aged(&self, priority: usize, queued: Nanos, now: Nanos) -> u64 {
-        let gained = now.since(queued).as_nanos() as u64 / (self.limits.ageing.as_nanos() as u64).max(1);
+    /// Who goes first, smallest number first: a class is gained with every `ageing`. Of one priority, who is due earlier is
+    /// never in a later class.
+    fn aged(&self, priority: usize, due: Nanos, now: Nanos) -> u64 {
+        let gained = now.since(due).as_nanos() as u64 / (self.limits.ageing.as_nanos() as u64).max(1);
         (priority as u64).saturating_sub(gained)
     }
 
@@ -672,6 +677,7 @@ impl Ledger {
         task.dispatched = now;
         task.cancelling = None;
         let (attempt, priority, timeout) = (task.attempt, task.spec.priority as usize, task.spec.timeout);
+        let due = (task.due, id);
         if let Some(timeout) = timeout {
             self.set_timer(now.plus(timeout), id, Timer::TimeLimit(attempt));
         }
@@ -679,9 +685,7 @@ impl Ledger {
             self.counts.retried += 1;
         }
         self.queued -= 1;
-        if self.queues[priority].front().is_some_and(|&(front, _)| front == id) {
-            self.queues[priority].pop_front();
-        }
+        self.queues[priority].take(due);
         self.note(Event::Dispatched, id);
         attempt
     }
@@ -848,18 +852,18 @@ impl Ledger {
                 let task = self.get_mut(id).expect("just seen");
                 task.lease = None;
                 task.error = Some(format!("its agent died by {cause}").into());
-                self.queue_first(id);
+                self.queue_again(id);
             }
             moved.push(id);
         }
         moved
     }
 
-    fn queue_first(&mut self, id: TaskId) {
+    fn queue_again(&mut self, id: TaskId) {
         let task = self.get_mut(id).expect("callers have seen it");
         task.state = TaskState::Queued;
-        let (priority, queued) = (task.spec.priority as usize, task.queued);
-        self.queues[priority].push_front((id, queued));
+        let (priority, due) = (task.spec.priority as usize, (task.due, id));
+        self.queues[priority].add(due);
         self.queued += 1;
     }
 
@@ -867,8 +871,7 @@ impl Ledger {
         let task = self.get_mut(id).expect("callers have seen it");
         task.state = TaskState::Queued;
         task.queued = now;
-        let priority = task.spec.priority as usize;
-        self.queues[priority].push_back((id, now));
+        self.fresh.push(id);
         self.queued += 1;
     }
 
@@ -972,6 +975,7 @@ impl Ledger {
                 continue;
             }
             let was_queued = task.state == TaskState::Queued;
+            let (priority, due) = (task.spec.priority as usize, (task.due, id));
             task.state = state;
             task.lease = None;
             let (leased, other) = (task.leased, task.hedge.take());
@@ -983,7 +987,10 @@ impl Ledger {
             let dependents = std::mem::take(&mut task.dependents);
             // Only a message needs the name; tiny tasks end without one.
             let label = if dependents.is_empty() { String::new() } else { task.label() };
-            self.queued -= usize::from(was_queued);
+            if was_queued {
+                self.queued -= 1;
+                self.queues[priority].forget(due);
+            }
             if let Some(hedge) = other {
                 self.unwanted.push((id, hedge.lease, hedge.attempt));
                 let is_won = u64::from(hedge.attempt < leased);
@@ -1016,6 +1023,13 @@ impl Ledger {
         }
         Transition::Ended(state)
     }
+}
+
+/// Whether this task of the list that begins with `first` waits to be sent.
+fn waits(tasks: &VecDeque<Option<Box<Task>>>, first: u64, id: TaskId) -> bool {
+    let at = id.0.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+    let task = at.and_then(|at| tasks.get(at)).and_then(Option::as_deref);
+    task.is_some_and(|task| task.state == TaskState::Queued)
 }
 
 struct BatchPlan {
@@ -1373,6 +1387,7 @@ mod tests {
             (0..6).map(|at| ledger.submit(spec(&at.to_string(), &[]), Nanos(at)).unwrap()).collect();
         let seen = |ledger: &mut Ledger, many| {
             let mut into = Vec::new();
+            ledger.line_up(|_| 0);
             ledger.upcoming(Nanos(10), many, &mut into);
             into.into_iter().map(|(_, _, id)| id).collect::<Vec<_>>()
         };
@@ -1382,7 +1397,7 @@ mod tests {
         }
         assert_eq!(seen(&mut ledger, 3), [ids[0], ids[3], ids[4]]);
         ledger.on_agent_gone(&[ids[1], ids[2]], LEASE, None, "killed", true, Nanos(12));
-        assert_eq!(seen(&mut ledger, 9), [ids[1], ids[2], ids[0], ids[3], ids[4], ids[5]]);
+        assert_eq!(seen(&mut ledger, 9), ids, "back in the place that they had");
         assert_eq!(ledger.queued(), 6);
     }
 
@@ -1452,6 +1467,53 @@ mod tests {
                 assert_eq!(ledger.counts().duplicated, 0, "seed {seed} step {step}");
             }
         }
+    }
+
+    #[test]
+    fn the_order_is_that_of_dues_however_many_wait_and_nobody_starves() {
+        let mut ledger = ledger();
+        let patience = |task: &Task| if task.spec.class == 9 { 40 } else { 0 };
+        let patient = |name| TaskSpec { class: 9, ..spec(name, &[]) };
+        let long = ledger.submit(patient("long"), Nanos(10)).expect("accepted");
+        // A hundred come after it within its patience, one a moment later.
+        for at in 0..100u64 {
+            ledger.submit(spec("", &[]), Nanos(11 + at % 39)).expect("accepted");
+        }
+        let late = ledger.submit(spec("late", &[]), Nanos(51)).expect("accepted");
+        ledger.line_up(patience);
+        let mut seen = Vec::new();
+        ledger.upcoming(Nanos(60), 32, &mut seen);
+        assert!(seen.len() == 32 && seen.is_sorted() && seen.iter().all(|(.., id)| *id != long));
+        for (.., id) in ledger_order(&mut ledger, Nanos(60)).into_iter().take(100) {
+            ledger.dispatch(id, LEASE, Nanos(60));
+        }
+        let rest: Vec<TaskId> = ledger_order(&mut ledger, Nanos(60)).iter().map(|(.., id)| *id).collect();
+        assert_eq!(rest, [long, late], "whatever came within its patience went before, nothing else");
+        // Of lower priority, it is passed by what is queued within two spans of ageing and no longer.
+        let ageing = ledger.limits.ageing.as_nanos() as u64;
+        let low = TaskSpec { priority: Priority::Low, ..patient("low") };
+        let low = ledger.submit(low, Nanos(100)).expect("accepted");
+        for turn in 1..100u64 {
+            let now = Nanos(140 + turn * ageing / 40);
+            let urgent = TaskSpec { priority: Priority::High, ..spec("", &[]) };
+            ledger.submit(urgent, now).expect("accepted");
+            ledger.line_up(patience);
+            seen.clear();
+            ledger.upcoming(now, 1, &mut seen);
+            let went = seen[0].2;
+            ledger.dispatch(went, LEASE, now);
+            if went == low {
+                assert!((78..=83).contains(&turn), "with two others before it: {turn}");
+                return;
+            }
+        }
+        panic!("it starved");
+    }
+
+    fn ledger_order(ledger: &mut Ledger, now: Nanos) -> Vec<(u64, Nanos, TaskId)> {
+        let mut all = Vec::new();
+        ledger.upcoming(now, usize::MAX / 4, &mut all);
+        all
     }
 
     /// Who has what, as the agents know it: two attempts of a task are two entries.

@@ -22,7 +22,9 @@ pub mod dispatch;
 pub mod hedge;
 pub mod ledger;
 mod placer;
+mod queue;
 pub mod results;
+mod room;
 
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
@@ -33,8 +35,9 @@ pub use book::{Book, Event};
 pub use dispatch::{CostModel, Dispatcher};
 pub use hedge::HedgeRules;
 pub use ledger::Ledger;
-pub use placer::{Ask, Candidate, Finished, Placement, Placer, remaining_ns};
+pub use placer::{Ask, Candidate, Finished, Mode, Placement, Placer, SPAN_NS, Standing, remaining_ns};
 pub use results::Totals;
+pub use room::{Room, Windows};
 
 /// Who goes first. A waiting task gains one class every `tasks.ageing_s`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -196,6 +199,8 @@ pub struct Task {
     pub submitted: Nanos,
     /// When it was last queued, dispatched, started, and when it ended.
     pub queued: Nanos,
+    /// When it is due to go, once it was lined up: see [`Ledger::line_up`].
+    pub due: Nanos,
     /// When the last attempt was sent.
     pub dispatched: Nanos,
     /// When an agent began with the last attempt.
@@ -237,6 +242,7 @@ impl Task {
             batch,
             submitted: now,
             queued: now,
+            due: now,
             dispatched: Nanos(0),
             started: Nanos(0),
             finished: Nanos(0),

@@ -66,9 +66,60 @@ pub struct Finished {
     pub service_ns: f64,
     /// From being queued to the end, ns.
     pub total_ns: f64,
+    /// What the hand-overs to the agent and back took, ns; `None` when it had to wait for others there, which hides that.
+    pub overhead_ns: Option<f64>,
     /// The time, ns.
     pub now_ns: u64,
 }
+
+/// Who decides, under a policy that learns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The learned policy, under its guards.
+    #[default]
+    Learned,
+    /// The learned policy, with a model that learns no more.
+    Frozen,
+    /// The same rule over the table of costs that candidates carry, without the model.
+    Static,
+    /// The safe rule.
+    Safe,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Mode; 4] = [Mode::Learned, Mode::Frozen, Mode::Static, Mode::Safe];
+
+    /// `learned`, `frozen`, `static`, `safe`.
+    pub fn name(self) -> &'static str {
+        ["learned", "frozen", "static", "safe"][self as usize]
+    }
+
+    /// The mode with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+/// How a policy that learns stands: for reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// Who decides.
+    pub mode: Mode,
+    /// Whether the guard has the safe rule decide at the moment.
+    pub is_guarded: bool,
+    /// How often it took over.
+    pub alarms: u32,
+    /// Tasks that went by the safe rule because of it.
+    pub guarded_tasks: u64,
+    /// Mean error of the model's estimates, in logarithms, and how many tasks it rests on.
+    pub error: f32,
+    /// See `error`.
+    pub samples: u64,
+}
+
+/// Work in tiny tasks that shares a hand-over, unless a policy wants less bound early, ns.
+pub const SPAN_NS: f64 = 2_000_000.0;
 
 /// Decides which agent gets a task. No clock, no I/O, no allocation.
 pub trait Placer: Send {
@@ -93,6 +144,22 @@ pub trait Placer: Send {
     /// Tasks that an agent may hold: few keep the choice open, many hide the way there.
     fn window(&self) -> usize {
         usize::MAX
+    }
+
+    /// Work in tiny tasks, ns, beyond which an agent gets no more of them: as much as hides the way there. Whatever is more
+    /// has been bound too early.
+    fn span_ns(&self) -> f64 {
+        SPAN_NS
+    }
+
+    /// How it stands, if it learns.
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
+
+    /// Has somebody else decide. Whether that can be: only a policy that learns has modes.
+    fn set_mode(&mut self, _mode: Mode) -> bool {
+        false
     }
 
     /// How many waiting tasks it wants to see in one turn. With 1, whoever must wait holds up all behind.

@@ -163,10 +163,10 @@ impl Dispatcher {
     }
 
     fn on_done(&mut self, seat: &mut Seat, done: &Done<'_>, ledger: &mut Ledger, now: Nanos) {
-        let was_held = seat.release(done.task, done.attempt);
+        let held = seat.release(done.task, done.attempt);
         match ledger.check_holder(done.task, done.attempt, seat.slot, seat.incarnation) {
             Ok(()) => {}
-            Err(_) if was_held => return self.on_overtaken(seat, done, ledger, now),
+            Err(_) if held.is_some() => return self.on_overtaken(seat, done, ledger, now),
             Err(refusal) => {
                 self.totals.results_refused += 1;
                 tracing::warn!(task = %done.task, attempt = done.attempt.0, agent = seat.slot.0, %refusal, "result refused");
@@ -213,6 +213,9 @@ impl Dispatcher {
                     backend: CPU,
                     service_ns: service_ns as f64,
                     total_ns: now.0.saturating_sub(queued.0) as f64,
+                    overhead_ns: held
+                        .filter(|held| held.alone)
+                        .map(|_| now.0.saturating_sub(dispatched.0).saturating_sub(service_ns) as f64),
                     now_ns: now.0,
                 });
                 self.note_cost(kernel, class, service_ns);

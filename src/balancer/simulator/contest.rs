@@ -3,8 +3,9 @@
 //! The unit of analysis is the run, never the task: tasks of one run share its queues.
 
 use super::{BACKENDS, Knowledge, Outcome, Scenario, Setup, World, run};
-use crate::balancer::{Learned, Mode, POLICIES, placer};
+use crate::balancer::{Learned, POLICIES, placer};
 use crate::base::prng::SplitMix64;
+use crate::tasks::Mode;
 
 /// What a decision is charged, ns. The learned one was measured at about this much, the others at less.
 const DECISION_NS: u64 = 100;
@@ -97,7 +98,7 @@ impl Pupil {
 
     /// The policy, ready for this world.
     pub fn policy(self, world: &World, seed: u64) -> Learned {
-        let policy = Learned::new(seed).with_safe_prices(world.safe_prices());
+        let policy = Learned::new(seed);
         let calibrated = || world.calibrated(seed);
         match self {
             Pupil::Learned => policy.with_model(calibrated()),
@@ -115,7 +116,11 @@ impl Pupil {
 
     /// What is told to it.
     pub fn setup(self) -> Setup {
-        let knowledge = if self == Pupil::Oracle { Knowledge::Oracle } else { Knowledge::Nominal };
+        let knowledge = match self {
+            Pupil::Oracle => Knowledge::Oracle,
+            Pupil::Cold => Knowledge::Cold,
+            _ => Knowledge::Warm,
+        };
         Setup { knowledge, prices: None, decision_ns: DECISION_NS }
     }
 
@@ -137,38 +142,40 @@ pub fn simple() -> impl Iterator<Item = &'static str> {
     POLICIES.into_iter().filter(|name| *name != "learned")
 }
 
-/// These policies, each at the prices that turned out best for the figure over all worlds.
-pub fn baselines(
-    names: impl IntoIterator<Item = &'static str>,
-    worlds: &[World],
+/// These policies in every tuning.
+pub fn tunings(names: impl IntoIterator<Item = &'static str>, worlds: &[World]) -> Vec<Entry> {
+    let every = |name| {
+        // Only one of them looks at what tasks are expected to cost; it is also told what no table could know.
+        let tables: &[Knowledge] =
+            if name == "ect" { &[Knowledge::Warm, Knowledge::Nominal] } else { &[Knowledge::Warm] };
+        let tunings = tables.iter().flat_map(|table| PRICES.map(|power| (*table, power)));
+        tunings.map(move |(table, power)| enter_baseline(name, table, power, worlds))
+    };
+    names.into_iter().flat_map(every).collect()
+}
+
+/// The one that turned out best for the figure over all worlds.
+pub fn best<'a>(
+    entries: impl IntoIterator<Item = &'a Entry>,
     figure: impl Fn(&Outcome) -> f64 + Copy,
-) -> Vec<Entry> {
-    let tuned = names.into_iter().map(|name| {
-        let entries = PRICES.map(|power| enter_baseline(name, power, worlds));
-        let best = |a: &Entry, b: &Entry| a.geometric_mean(figure).total_cmp(&b.geometric_mean(figure));
-        entries.into_iter().min_by(best).expect("there are tunings")
-    });
-    tuned.collect()
+) -> &'a Entry {
+    let by = |a: &&Entry, b: &&Entry| a.geometric_mean(figure).total_cmp(&b.geometric_mean(figure));
+    entries.into_iter().min_by(by).expect("there are baselines")
 }
 
-/// The best of them.
-pub fn best(entries: &[Entry], figure: impl Fn(&Outcome) -> f64 + Copy) -> &Entry {
-    let least = entries.iter().min_by(|a, b| a.geometric_mean(figure).total_cmp(&b.geometric_mean(figure)));
-    least.expect("there are baselines")
-}
-
-fn enter_baseline(name: &'static str, power: Option<f64>, worlds: &[World]) -> Entry {
+fn enter_baseline(name: &'static str, knowledge: Knowledge, power: Option<f64>, worlds: &[World]) -> Entry {
     let outcomes = worlds.iter().map(|world| {
         let prices: Option<[f64; BACKENDS]> = power.map(|power| world.prices.map(|price| price.powf(power)));
         let mut policy = placer(name, "learned").expect("a listed policy");
-        run(world, &mut *policy, Setup { knowledge: Knowledge::Nominal, prices, decision_ns: DECISION_NS })
+        run(world, &mut *policy, Setup { knowledge, prices, decision_ns: DECISION_NS })
     });
     let tuning = match power {
         None => "any backend".to_owned(),
         Some(1.0) => "shadow prices".to_owned(),
         Some(power) => format!("shadow prices^{power}"),
     };
-    Entry { name, tuning, outcomes: outcomes.collect() }
+    let told = if knowledge == Knowledge::Nominal { ", true costs at rest" } else { "" };
+    Entry { name, tuning: tuning + told, outcomes: outcomes.collect() }
 }
 
 #[cfg(test)]

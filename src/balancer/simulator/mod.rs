@@ -2,8 +2,12 @@
 //! the swarm: [`Placer`] is the same trait, and nothing below it knows which side it is on.
 //!
 //! 1. Tasks come; the dispatcher sees them and what came back at the start of its next turn.
-//! 2. It offers waiting tasks, in order, to the policy. Every decision takes time, every hand-over a hop.
+//! 2. It offers waiting tasks, in order, to the policy. Every decision takes time, every hand-over a hop. An agent has room
+//!    by the same rule as in the swarm, and a task that finds none has somebody kept free for it.
 //! 3. An agent works through what it holds by itself. How long a task takes is decided by where and when it starts.
+//!
+//! A policy sees what it would see there: the size class of a task and not its size, and a table of costs that learns from
+//! the tasks that came back, as the learning agent's does.
 //!
 //! `contest` puts policies side by side and says what can be said of the difference.
 //!
@@ -15,19 +19,27 @@ mod scenario;
 pub use scenario::{BACKENDS, KERNELS, SCENARIOS, Scenario, World};
 
 use crate::base::ids::AgentSlot;
-use crate::tasks::{Ask, Candidate, Finished, Placement, Placer, remaining_ns};
+use crate::base::mean::Mean;
+use crate::tasks::{Ask, Candidate, Finished, Placement, Placer, Room, Windows, remaining_ns};
 use scenario::{CORE, Job, nominal_ns};
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 
 /// From the envelope to the first instruction, ns.
 const HOP_NS: u64 = 250;
 /// What a turn of the dispatcher takes besides decisions, ns.
 const TURN_NS: u64 = 50;
 
+/// The swarm's own settings.
+const WINDOWS: Windows = Windows { window: 2, batch: 256 };
+
 /// What a policy is told of costs by tables that are not its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Knowledge {
+    /// The learning agent's table, which a short calibration filled at the start.
+    Warm,
+    /// The same, empty at the start.
+    Cold,
     /// The cost on every agent as it was built, without its troubles: what a careful calibration gives.
     Nominal,
     /// The cost on every agent as it is at this moment, which nobody can know.
@@ -60,6 +72,8 @@ pub struct Outcome {
     pub longest_wait_ns: u64,
     /// Tasks that ended.
     pub finished: usize,
+    /// How often each task ended.
+    pub endings: Vec<u32>,
     /// Tasks that an agent's death gave back.
     pub returned: u64,
     /// Decisions made, those to wait included.
@@ -73,7 +87,10 @@ pub struct Outcome {
 struct Held {
     job: usize,
     expected_ns: f64,
+    sent_ns: u64,
     arrives_ns: u64,
+    /// The agent held nothing else when it was sent.
+    alone: bool,
 }
 
 struct Agent {
@@ -85,6 +102,30 @@ struct Agent {
     running: Option<(u64, f64)>,
     /// When the dispatcher last saw the head of `held` change.
     busy_since: u64,
+    reserved: bool,
+}
+
+/// The learning agent's table: a mean per kernel, size class and agent, and one for all agents of a backend. The swarm has
+/// one backend, and so one mean for all agents.
+#[derive(Clone, Debug, Default)]
+struct Table(HashMap<(u8, u8, Whom), Mean>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Whom {
+    Agent(usize),
+    AnyOf(u8),
+}
+
+impl Table {
+    fn learn(&mut self, kernel: u8, class: u8, whom: Whom, service_ns: f64) {
+        let mean = self.0.entry((kernel, class, whom)).or_default();
+        *mean = mean.after(1, service_ns as f32);
+    }
+
+    fn expected_ns(&self, kernel: u8, class: u8, agent: usize, backend: u8) -> Option<f64> {
+        let of = |whom| self.0.get(&(kernel, class, whom));
+        of(Whom::Agent(agent)).or_else(|| of(Whom::AnyOf(backend))).map(|mean| f64::from(mean.ns))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +138,7 @@ enum What {
 struct Swarm<'a> {
     world: &'a World,
     setup: Setup,
+    table: Table,
     agents: Vec<Agent>,
     /// When, a number that makes the order of equals definite, where, what.
     events: BinaryHeap<Reverse<(u64, u64, usize, What)>>,
@@ -112,10 +154,24 @@ struct Swarm<'a> {
 
 /// Runs a policy through a world to the end.
 pub fn run(world: &World, placer: &mut dyn Placer, setup: Setup) -> Outcome {
-    let agent = |_| Agent { alive: true, life: 0, held: VecDeque::new(), running: None, busy_since: 0 };
+    let agent = |_| Agent {
+        alive: true,
+        life: 0,
+        held: VecDeque::new(),
+        running: None,
+        busy_since: 0,
+        reserved: false,
+    };
+    let mut table = Table::default();
+    if setup.knowledge == Knowledge::Warm {
+        world.calibrate(world.jobs.len() as u64, |task, service_ns| {
+            table.learn(task.kernel, class(task.log2_size), Whom::AnyOf(task.backend), service_ns);
+        });
+    }
     let mut swarm = Swarm {
         world,
         setup,
+        table,
         agents: (0..world.machines.len()).map(agent).collect(),
         events: BinaryHeap::new(),
         sequence: 0,
@@ -124,7 +180,7 @@ pub fn run(world: &World, placer: &mut dyn Placer, setup: Setup) -> Outcome {
         candidates: Vec::with_capacity(world.machines.len()),
         totals_ns: vec![0.0; world.jobs.len()],
         slowdowns: vec![0.0; world.jobs.len()],
-        outcome: Outcome::default(),
+        outcome: Outcome { endings: vec![0; world.jobs.len()], ..Outcome::default() },
     };
     for (at, machine) in world.machines.iter().enumerate() {
         for &(from, to) in &machine.deaths {
@@ -176,14 +232,21 @@ impl Swarm<'_> {
                 let total_ns = (now - job.at_ns) as f64;
                 self.totals_ns[held.job] = total_ns;
                 self.slowdowns[held.job] = total_ns / self.least_ns(job);
-                self.outcome.finished += 1;
+                self.outcome.finished += usize::from(self.outcome.endings[held.job] == 0);
+                self.outcome.endings[held.job] += 1;
+                let (class, backend) = (class(job.log2_size), self.world.machines[at].backend);
+                for whom in [Whom::Agent(at), Whom::AnyOf(backend)] {
+                    self.table.learn(job.kernel, class, whom, service_ns);
+                }
+                let overhead_ns = (now - held.sent_ns) as f64 - service_ns;
                 placer.finished(&Finished {
                     kernel: job.kernel,
-                    log2_size: job.log2_size,
+                    log2_size: known_size(job.log2_size),
                     slot: AgentSlot(at as u16),
-                    backend: self.world.machines[at].backend,
+                    backend,
                     service_ns,
                     total_ns,
+                    overhead_ns: held.alone.then_some(overhead_ns),
                     now_ns: now,
                 });
             }
@@ -237,38 +300,58 @@ impl Swarm<'_> {
 
     /// One turn; returns when it is over.
     fn dispatch(&mut self, now: u64, placer: &mut dyn Placer) -> u64 {
-        placer.begin(now);
-        let window = placer.window();
+        let room = WINDOWS.under(placer);
         let mut clock = now + TURN_NS;
         for pool in 0..BACKENDS {
-            let only = self.setup.prices.map(|_| pool as u8);
-            let (mut after, mut passed) = ((0, 0), 0);
-            while passed < placer.lookahead()
-                && let Some(&(due, id)) = self.pools[pool].range(after..).next()
-            {
-                let job = self.world.jobs[id];
-                self.find_candidates(&job, now, window, only);
-                if !self.candidates.iter().any(|candidate| candidate.room) {
-                    break;
-                }
-                clock += self.setup.decision_ns;
-                self.outcome.decisions += 1;
-                match placer.place(&ask(&job, now), &self.candidates) {
-                    Some(placement) => {
-                        self.pools[pool].remove(&(due, id));
-                        self.send(id, placement, clock);
-                    }
-                    None => {
-                        passed += 1;
-                        after = (due, id + 1);
-                    }
-                }
-            }
+            while self.dispatch_upcoming(pool, now, &mut clock, room, placer) {}
         }
         clock
     }
 
-    fn find_candidates(&mut self, job: &Job, now: u64, window: usize, only: Option<u8>) {
+    /// One look at what waits in a pool, as the dispatcher has it. Returns whether any task got a place.
+    fn dispatch_upcoming(
+        &mut self,
+        pool: usize,
+        now: u64,
+        clock: &mut u64,
+        room: Room,
+        placer: &mut dyn Placer,
+    ) -> bool {
+        placer.begin(now);
+        let only = self.setup.prices.map(|_| pool as u8);
+        let upcoming: Vec<(u64, usize)> = self.pools[pool].iter().take(placer.lookahead()).copied().collect();
+        let mut placed = false;
+        for (due, id) in upcoming {
+            let job = self.world.jobs[id];
+            self.find_candidates(&job, now, room, only);
+            if !self.candidates.iter().any(|candidate| candidate.room) {
+                if self.reserve() {
+                    continue;
+                }
+                break;
+            }
+            *clock += self.setup.decision_ns;
+            self.outcome.decisions += 1;
+            if let Some(placement) = placer.place(&ask(&job, now), &self.candidates) {
+                self.pools[pool].remove(&(due, id));
+                self.send(id, placement, *clock);
+                placed = true;
+            }
+        }
+        for agent in &mut self.agents {
+            agent.reserved = false;
+        }
+        placed
+    }
+
+    fn reserve(&mut self) -> bool {
+        let free = |at: &&Candidate| !self.agents[at.slot.index()].reserved;
+        let first = self.candidates.iter().filter(free).min_by(|a, b| a.backlog_ns.total_cmp(&b.backlog_ns));
+        let first = first.map(|first| first.slot.index());
+        first.map(|first| self.agents[first].reserved = true).is_some()
+    }
+
+    fn find_candidates(&mut self, job: &Job, now: u64, room: Room, only: Option<u8>) {
         self.candidates.clear();
         for (at, agent) in self.agents.iter().enumerate() {
             let machine = &self.world.machines[at];
@@ -276,20 +359,25 @@ impl Swarm<'_> {
                 continue;
             }
             let expected_ns = match self.setup.knowledge {
-                Knowledge::Nominal => machine.expected_ns(job.kernel, job.log2_size),
-                Knowledge::Oracle => machine.true_ns(job.kernel, job.log2_size, now),
+                Knowledge::Warm | Knowledge::Cold => {
+                    self.table.expected_ns(job.kernel, class(job.log2_size), at, machine.backend)
+                }
+                Knowledge::Nominal => Some(machine.expected_ns(job.kernel, known_size(job.log2_size))),
+                Knowledge::Oracle => Some(machine.true_ns(job.kernel, job.log2_size, now)),
             };
             let rest: f64 = agent.held.iter().skip(1).map(|held| held.expected_ns).sum();
-            let head = agent.held.front().map_or(0.0, |held| {
+            let first = agent.held.front();
+            let head = first.map_or(0.0, |held| {
                 remaining_ns(held.expected_ns, now.saturating_sub(agent.busy_since) as f64)
             });
+            let held_ns = rest + first.map_or(0.0, |held| held.expected_ns);
             self.candidates.push(Candidate {
                 slot: AgentSlot(at as u16),
                 backend: machine.backend,
-                room: agent.held.len() < window,
+                room: room.fits(expected_ns, agent.held.len(), held_ns) && !agent.reserved,
                 in_flight: agent.held.len(),
                 backlog_ns: head + rest,
-                expected_ns: Some(expected_ns),
+                expected_ns,
             });
         }
     }
@@ -299,7 +387,8 @@ impl Swarm<'_> {
         assert!(candidate.room, "a policy may choose only who has room");
         let expected_ns = placement.expected_ns.or(candidate.expected_ns).unwrap_or(0.0);
         let agent = &mut self.agents[candidate.slot.index()];
-        agent.held.push_back(Held { job, expected_ns, arrives_ns: clock + HOP_NS });
+        let (sent_ns, arrives_ns, alone) = (clock, clock + HOP_NS, agent.held.is_empty());
+        agent.held.push_back(Held { job, expected_ns, sent_ns, arrives_ns, alone });
         if agent.running.is_none() {
             agent.busy_since = clock;
             self.start_next(candidate.slot.index(), clock);
@@ -322,6 +411,16 @@ impl Swarm<'_> {
     }
 }
 
+/// The size class of a task, which is all that the swarm knows of its size.
+fn class(log2_size: f32) -> u8 {
+    log2_size as u8
+}
+
+/// The size that stands for all of a class.
+fn known_size(log2_size: f32) -> f32 {
+    f32::from(class(log2_size)) + 0.5
+}
+
 fn ask(job: &Job, now_ns: u64) -> Ask {
-    Ask { kernel: job.kernel, log2_size: job.log2_size, queued_ns: job.at_ns, now_ns }
+    Ask { kernel: job.kernel, log2_size: known_size(job.log2_size), queued_ns: job.at_ns, now_ns }
 }

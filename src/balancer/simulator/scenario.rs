@@ -4,7 +4,7 @@
 //! The constants of the kernels are plausible, not measured: a core that is quick to start, a gang of four cores with
 //! its fork and join, and an accelerator that is very fast once its launch is paid for.
 
-use crate::balancer::model::{self, ServiceModel};
+use crate::balancer::model::ServiceModel;
 use crate::base::ids::AgentSlot;
 use crate::base::prng::SplitMix64;
 use crate::tasks::Finished;
@@ -152,16 +152,21 @@ pub struct Scenario {
     arrivals: Arrivals,
     sizes: Sizes,
     drift: Drift,
+    /// A gang and an accelerator beside the cores; else cores alone, as the swarm has them today.
+    is_mixed: bool,
 }
 
 const PARETO: Sizes = Sizes::Pareto(1.0);
 
 /// All scenarios.
-pub const SCENARIOS: [Scenario; 11] = {
+pub const SCENARIOS: [Scenario; 14] = {
     use Arrivals::{Bursty, Poisson, Trains};
     use Drift::{Calm, Deaths, Neighbours, Shift};
     const fn new(name: &'static str, load: f64, arrivals: Arrivals, sizes: Sizes, drift: Drift) -> Scenario {
-        Scenario { name, load, arrivals, sizes, drift }
+        Scenario { name, load, arrivals, sizes, drift, is_mixed: matches!(sizes, Sizes::Pareto(_)) }
+    }
+    const fn of_cores(scenario: Scenario) -> Scenario {
+        Scenario { is_mixed: false, ..scenario }
     }
     [
         new("steady_050", 0.50, Poisson, PARETO, Neighbours),
@@ -175,6 +180,9 @@ pub const SCENARIOS: [Scenario; 11] = {
         new("deaths_070", 0.70, Poisson, PARETO, Deaths),
         new("calm_070", 0.70, Poisson, PARETO, Calm),
         new("opaque_080", 0.80, Poisson, Sizes::Opaque, Calm),
+        of_cores(new("cores_070", 0.70, Poisson, PARETO, Neighbours)),
+        of_cores(new("cores_085", 0.85, Poisson, PARETO, Neighbours)),
+        of_cores(new("cores_calm_070", 0.70, Poisson, PARETO, Calm)),
     ]
 };
 
@@ -216,6 +224,9 @@ impl Scenario {
         }
         let speeds = [1.0, 1.0, 1.0, 1.0, 0.6, 0.6, 1.0, 1.0, 1.0, 1.0];
         let mut machines: Vec<Machine> = speeds.iter().map(|&speed| Machine::new(CORE, speed)).collect();
+        if !self.is_mixed {
+            return machines;
+        }
         machines.push(Machine::new(GANG, 1.0));
         machines.push(Machine::new(ACCELERATOR, 1.0));
         machines
@@ -321,40 +332,66 @@ pub struct World {
     /// Who is there.
     pub machines: Vec<Machine>,
     /// What a nanosecond of each backend is worth when all are used as well as can be: the shadow prices of the true
-    /// mix. Baselines are given them; the learned policy is not.
+    /// mix. Baselines are tuned with them; the learned policy and its safe rule are not told.
     pub prices: [f64; BACKENDS],
 }
 
 impl World {
-    /// What a short calibration before the start teaches: three noisy tasks of every kernel in every size class on an
-    /// undisturbed agent of each backend.
-    pub fn calibrated(&self, seed: u64) -> ServiceModel {
-        let (mut model, mut random) = (ServiceModel::default(), SplitMix64::new(seed));
+    /// What a short calibration before the start shows: three tasks of every kernel in every size class, of any size in
+    /// that class, on an undisturbed agent of each backend. `tell` hears of each with its time, ns.
+    pub(super) fn calibrate(&self, seed: u64, mut tell: impl FnMut(&Calibration, f64)) {
+        let mut random = SplitMix64::new(seed);
         for kernel in 0..KERNELS {
             for (slot, machine) in self.machines.iter().enumerate() {
                 if self.machines[..slot].iter().any(|earlier| earlier.backend == machine.backend) {
                     continue;
                 }
                 for turn in 0..33 {
-                    let log2_size = 10.5 + (turn % 11) as f32;
+                    let log2_size = 10.0 + (turn % 11) as f32;
                     let noise = (0.12 * normal(&mut random)).exp();
-                    let service_ns = machine.expected_ns(kernel, log2_size) * noise;
-                    let (slot, backend) = (AgentSlot(slot as u16), machine.backend);
-                    let (total_ns, now_ns) = (service_ns, 0);
-                    model.learn(&Finished { kernel, log2_size, slot, backend, service_ns, total_ns, now_ns });
+                    let size = log2_size + random.next_f64() as f32;
+                    let task = Calibration {
+                        kernel,
+                        log2_size,
+                        slot: AgentSlot(slot as u16),
+                        backend: machine.backend,
+                    };
+                    tell(&task, machine.expected_ns(kernel, size) * noise);
                 }
-                model.forget_agent(AgentSlot(slot as u16));
             }
         }
-        model
     }
 
-    /// The prices, as the learned policy's safe rule wants them.
-    pub fn safe_prices(&self) -> [f64; model::BACKENDS] {
-        let mut prices = [1.0; model::BACKENDS];
-        prices[..BACKENDS].copy_from_slice(&self.prices);
-        prices
+    /// A model that such a calibration taught.
+    pub fn calibrated(&self, seed: u64) -> ServiceModel {
+        let mut model = ServiceModel::default();
+        self.calibrate(seed, |task, service_ns| {
+            let Calibration { kernel, slot, backend, .. } = *task;
+            let (log2_size, total_ns) = (super::known_size(task.log2_size), service_ns);
+            model.learn(&Finished {
+                kernel,
+                log2_size,
+                slot,
+                backend,
+                service_ns,
+                total_ns,
+                overhead_ns: None,
+                now_ns: 0,
+            });
+            // A calibration tells of tasks, not of the agent that it took place on.
+            model.forget_agent(slot);
+        });
+        model
     }
+}
+
+/// A task of a calibration.
+pub(super) struct Calibration {
+    pub kernel: u8,
+    /// The lower end of its size class.
+    pub log2_size: f32,
+    pub slot: AgentSlot,
+    pub backend: u8,
 }
 
 struct Capacity {
@@ -378,6 +415,7 @@ fn capacity(machines: &[Machine], jobs: &[Job], sizes: Sizes) -> Capacity {
         .iter()
         .map(|job| [0, 1, 2].map(|backend| nominal_ns(job.kernel, job.log2_size, backend)))
         .collect();
+    let there = || (0..BACKENDS).filter(|at| power[*at] > 0.0);
     let (mut logs, mut mean_logs, mut best) = ([0.0f64; BACKENDS], [0.0; BACKENDS], 0.0f64);
     const ROUNDS: u32 = 300;
     for round in 0..ROUNDS {
@@ -385,11 +423,11 @@ fn capacity(machines: &[Machine], jobs: &[Job], sizes: Sizes) -> Capacity {
         let mut busy = [0.0; BACKENDS];
         for cost in &costs {
             let priced = |at: &usize| cost[*at] * prices[*at];
-            let at =
-                (0..BACKENDS).min_by(|a, b| priced(a).total_cmp(&priced(b))).expect("there are backends");
+            let at = there().min_by(|a, b| priced(a).total_cmp(&priced(b))).expect("there are backends");
             busy[at] += cost[at] / power[at];
         }
-        let (most, mean) = (busy.into_iter().fold(0.0, f64::max), busy.iter().sum::<f64>() / BACKENDS as f64);
+        let (most, mean) =
+            (busy.into_iter().fold(0.0, f64::max), busy.iter().sum::<f64>() / there().count() as f64);
         best = best.max(sample.len() as f64 / most);
         let step = 0.5 / (1.0 + f64::from(round) / 20.0);
         for (log, busy) in logs.iter_mut().zip(busy) {
