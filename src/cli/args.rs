@@ -114,6 +114,9 @@ pub enum Command {
     /// Agents of the running swarm
     #[command(subcommand)]
     Agent(AgentCommand),
+    /// Who decides where tasks go, where that is learned
+    #[command(subcommand)]
+    Balancer(BalancerCommand),
     /// One look at the running swarm
     Status {
         /// What went wrong with agents, how that was known, and what was done about it
@@ -324,6 +327,17 @@ pub enum AgentCommand {
     Optimize {
         /// Its id
         id: String,
+    },
+}
+
+/// Placement in the running swarm.
+#[derive(Debug, Subcommand)]
+pub enum BalancerCommand {
+    /// Have somebody else decide from the next task on; until the swarm ends
+    Mode {
+        /// The model under its guards, one that learns no more, the published costs alone, or the safe rule
+        #[arg(value_parser = ["learned", "frozen", "static", "safe"])]
+        mode: String,
     },
 }
 

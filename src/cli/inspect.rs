@@ -502,6 +502,12 @@ pub fn agent_restart(client: &mut Client, who: &str, rolling: bool, output: &Out
 
 // The swarm.
 
+/// `balancer mode MODE`
+pub fn balancer_mode(client: &mut Client, mode: &str, output: &OutputOptions) -> Result<u8> {
+    let answer = client.post("/api/v1/balancer/mode", &json!({ "mode": mode }))?;
+    show(answer, output, |_: Value| format!("placement is by {} from the next task on", plain(mode)))
+}
+
 /// `status`: one screen.
 pub fn status(client: &mut Client, output: &OutputOptions) -> Result<u8> {
     show(client.get("/api/v1/system/status")?, output, |status: StatusView| status_text(&status, output))
@@ -516,6 +522,19 @@ fn status_text(status: &StatusView, output: &OutputOptions) -> String {
         status.pid,
         status.policy,
     );
+    if let Some(balancer) = &status.balancer {
+        let error = balancer.model_error.map_or_else(
+            || "no task came back yet".to_owned(),
+            |error| format!("expected times are off by a factor of {:.2}", error.exp()),
+        );
+        let guarded = if balancer.is_guarded { "; its guard has the safe rule decide" } else { "" };
+        let _ = writeln!(
+            text,
+            "placed by {}: {error}, {} alarms{guarded}",
+            plain(&balancer.mode),
+            balancer.alarms
+        );
+    }
     let tasks = &status.tasks;
     let mut parts =
         vec![format!("{} in all", number(tasks.total)), format!("{} succeeded", number(tasks.succeeded))];
@@ -907,6 +926,7 @@ mod tests {
             pid: 4242,
             uptime_s: 125.0,
             policy: "ect".into(),
+            balancer: None,
             durability: Default::default(),
             tasks: TaskCounts { total: 1_234_567, succeeded: 1_234_000, failed: 3, ..TaskCounts::default() },
             queued: 12,

@@ -20,7 +20,9 @@ use crate::base::words::things;
 use crate::config::{self, FlagValue, SwarmConfig};
 use crate::gateway::client::{Client, ClientError};
 use crate::supervisor::home;
-use args::{AgentCommand, Cli, Color, Command, ConfigCommand, Global, LogFormat, TaskCommand, Work};
+use args::{
+    AgentCommand, BalancerCommand, Cli, Color, Command, ConfigCommand, Global, LogFormat, TaskCommand, Work,
+};
 use clap::{CommandFactory as _, Parser as _};
 use output::{OutputOptions, complain, print};
 use serde_json::{Map, Value, json};
@@ -134,6 +136,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
             inspect::submit(&mut client(global)?, job, *wait, &output)
         }
         Some(Command::Task(command)) => task(command, &mut client(global)?, &output),
+        Some(Command::Balancer(BalancerCommand::Mode { mode })) => {
+            inspect::balancer_mode(&mut client(global)?, mode, &output)
+        }
         Some(Command::Agent(command)) => agent(command, &mut client(global)?, &output),
         Some(Command::Status { incidents: false }) => inspect::status(&mut client(global)?, &output),
         Some(Command::Status { incidents: true }) => inspect::incidents(&mut client(global)?, &output),

@@ -9,6 +9,7 @@ use crate::jobs::{self, Defaults};
 use crate::messaging::attach::{NAME_BYTES, is_name};
 use crate::supervisor::action::{Action, AgentView, Refused, Reply, StatusView, Submitted, TaskView};
 use crate::supervisor::events::Event;
+use crate::tasks::Mode;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -69,6 +70,7 @@ pub fn router(
         .route("/agents/{id}", get(agent).delete(destroy))
         .route("/agents/{id}/optimize", post(optimize))
         .route("/agents/{id}/restart", post(restart))
+        .route("/balancer/mode", post(balancer_mode))
         .route("/messages/send", post(send))
         .route("/messages/broadcast", post(broadcast))
         .route("/system/status", get(status))
@@ -357,6 +359,24 @@ async fn restart(State(gate): State<Gate>, id: Id, headers: HeaderMap, body: Bod
     let body = read_body(&headers, body).await?;
     let RestartBody { rolling } = serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
     gate.act(Action::RestartAgents { who, rolling }).await
+}
+
+// The balancer.
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModeBody {
+    mode: String,
+}
+
+async fn balancer_mode(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
+    let body = read_body(&headers, body).await?;
+    let ModeBody { mode } = serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    let Some(mode) = Mode::from_name(&mode) else {
+        let allowed = Mode::ALL.map(Mode::name).join(", ");
+        return Err(Problem::bad_request(format!("`mode` is {mode:?}, needs one of {allowed}")));
+    };
+    gate.act(Action::SwitchBalancer(mode)).await
 }
 
 // Messages.

@@ -12,6 +12,7 @@ use crate::supervisor::action::{
 };
 use crate::supervisor::events::EventLog;
 use crate::supervisor::hatch::Hatch;
+use crate::tasks::Mode;
 use rustix::net::SocketType;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -157,12 +158,15 @@ impl Ask for Paper {
             Action::OptimizeAgent(_) => {
                 Reply::Refused(Refused::Conflict("compute-0 is a compute agent".into()))
             }
+            Action::SwitchBalancer(Mode::Safe) => Reply::Done,
+            Action::SwitchBalancer(_) => Reply::Refused(Refused::Conflict("ect has no modes".into())),
             Action::Status => Reply::Status(Box::new(StatusView {
                 swarm: "paper".into(),
                 state: "running".into(),
                 pid: 0,
                 uptime_s: 1.0,
                 policy: "ect".into(),
+                balancer: None,
                 durability: Default::default(),
                 tasks: TaskCounts::default(),
                 queued: 0,
@@ -434,6 +438,15 @@ fn every_error_is_a_problem_that_says_what_is_allowed() {
         ("GET", "/api/v1/agents/none", "", 404, "no agent has the id \"none\""),
         ("DELETE", "/api/v1/agents/none", "", 404, "no agent has the id \"none\""),
         ("POST", "/api/v1/agents/compute-0/optimize", "", 409, "is a compute agent"),
+        ("POST", "/api/v1/balancer/mode", r#"{"mode":"frozen"}"#, 409, "has no modes"),
+        (
+            "POST",
+            "/api/v1/balancer/mode",
+            r#"{"mode":"wild"}"#,
+            400,
+            "`mode` is \"wild\", needs one of learned, frozen, static, safe",
+        ),
+        ("POST", "/api/v1/balancer/mode", r#"{"modus":"safe"}"#, 400, "unknown field `modus`"),
         ("POST", "/api/v1/agents/spawn", r#"{"kind":"thermal"}"#, 409, "a thermal agent runs already"),
         (
             "POST",

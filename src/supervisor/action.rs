@@ -11,7 +11,7 @@ use super::wire;
 use crate::base::ids::AgentKind;
 pub use crate::messaging::meters::Drops as DropsView;
 use crate::shm::doorbell::HubBell;
-use crate::tasks::TaskSpec;
+use crate::tasks::{Mode, TaskSpec};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -65,6 +65,8 @@ pub enum Action {
         /// The next one when the successor of the one before is ready.
         rolling: bool,
     },
+    /// Have somebody else decide where tasks go.
+    SwitchBalancer(#[serde(with = "wire::mode")] Mode),
     /// One look at everything.
     Status,
     /// Numbers since the start.
@@ -278,6 +280,9 @@ pub struct StatusView {
     pub uptime_s: f64,
     /// Placement policy in force.
     pub policy: String,
+    /// How it stands, if it learns.
+    #[serde(default)]
+    pub balancer: Option<BalancerView>,
     /// What accepted tasks survive.
     #[serde(default)]
     pub durability: DurabilityView,
@@ -314,6 +319,23 @@ pub struct GatewayView {
     pub pid: Option<u32>,
     /// Times it was replaced.
     pub restarts: u32,
+}
+
+/// How a placement policy that learns stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BalancerView {
+    /// Who decides: `learned`, `frozen`, `static`, `safe`.
+    pub mode: String,
+    /// Whether the guard has the safe rule decide at the moment.
+    pub is_guarded: bool,
+    /// How often it took over.
+    pub alarms: u32,
+    /// Tasks that went by the safe rule because of it.
+    pub guarded_tasks: u64,
+    /// Mean error of expected times, in logarithms.
+    pub model_error: Option<f32>,
+    /// Tasks that this rests on.
+    pub samples: u64,
 }
 
 /// What a swarm does without, and what is ready for failures.

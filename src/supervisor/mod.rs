@@ -25,6 +25,7 @@ pub mod hatch;
 pub mod home;
 pub mod incidents;
 mod keeping;
+mod placement;
 mod report;
 pub mod restart;
 mod rolling;
@@ -243,6 +244,9 @@ pub struct Supervisor {
     ended: Vec<(TaskId, u64)>,
     /// Compute agents that may be busy at once.
     limit: usize,
+    /// How often the balancer's guard took over, and whether it has, as far as the events tell.
+    guard_alarms: u32,
+    is_guarded: bool,
     may_spin: bool,
     patience: Patience,
     /// What this thread may run on when the swarm has ended.
@@ -460,6 +464,8 @@ impl Supervisor {
             found: Vec::with_capacity(64),
             ended: Vec::new(),
             limit: usize::MAX,
+            guard_alarms: 0,
+            is_guarded: false,
             patience: Patience::new(keeping::waits_for_disk(&config, private)),
             cores_before,
             watcher: roster::Watcher::default(),
@@ -804,6 +810,7 @@ impl Supervisor {
         }
         self.enforce_giving_up();
         self.hedge();
+        self.watch_balancer();
         self.replace_drained();
         self.replace_never_ready();
         self.watch_the_watcher();
@@ -1121,6 +1128,7 @@ impl Supervisor {
             Action::DestroyAgent(id) => self.destroy_agent(&id),
             Action::OptimizeAgent(id) => self.optimize_agent(&id),
             Action::RestartAgents { who, rolling } => self.restart_agents(&who, rolling),
+            Action::SwitchBalancer(mode) => self.switch_balancer(mode),
             Action::Status => Reply::Status(Box::new(self.status())),
             Action::Statistics => Reply::Statistics(Box::new(self.statistics())),
             Action::Events(after) => {

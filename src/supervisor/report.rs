@@ -162,6 +162,7 @@ impl Supervisor {
             pid: std::process::id(),
             uptime_s: clock::now().since(self.started).as_secs_f64(),
             policy: self.dispatcher.policy().name().to_owned(),
+            balancer: self.balancer_view(),
             durability: self.durability_view(),
             tasks: self.task_counts(),
             queued: self.ledger.queued(),

@@ -240,6 +240,24 @@ pub(super) mod kind {
     }
 }
 
+/// A mode of the balancer, by its name.
+pub(super) mod mode {
+    use super::*;
+    use crate::tasks::Mode;
+    use serde::{Deserializer, Serializer};
+
+    /// As serde wants it.
+    pub fn serialize<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+        mode.name().serialize(serializer)
+    }
+
+    /// As serde wants it.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Mode::from_name(&name).ok_or_else(|| D::Error::custom(format!("no mode is called {name:?}")))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ mod journal;
 mod killing;
 mod lifecycle;
 mod mistakes;
+mod placement;
 mod run;
 mod snapshots;
 mod support;
