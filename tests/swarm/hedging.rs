@@ -211,17 +211,20 @@ fn who_has_work_is_not_given_second_attempts_and_what_slows_all_down_is_no_strag
     std::thread::sleep(Duration::from_millis(600));
     let status = swarm.status();
     assert!(status["queued"].as_u64() > Some(0), "the queue was never empty: {status:#}");
+    assert_eq!(status["tasks"]["hedged"], 0, "{status:#}");
     assert!(signal(pids[0], Signal::CONT));
     swarm.until("all is done", |swarm| (swarm.status()["tasks"]["succeeded"] == 52).then_some(()));
+    // When the last ones ran the others were idle: on a busy host one of them may have been a straggler.
+    let hedged = swarm.status()["tasks"]["hedged"].clone();
     // Two of three are slow and the third has nothing to do: it is the host, or the kernel.
     assert!(pids[1..].iter().all(|pid| signal(*pid, Signal::STOP)));
     let tasks = ["slow-a", "slow-b", "slow-c"].map(|id| nap(id, 0.1));
     swarm.submit(&tasks.to_vec().into());
     swarm.until("one is done", |swarm| (swarm.status()["tasks"]["succeeded"] == 53).then_some(()));
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(swarm.status()["in_flight"], 2);
+    let status = swarm.status();
+    assert_eq!((&status["in_flight"], &status["tasks"]["hedged"]), (&json!(2), &hedged), "{status:#}");
     assert!(pids[1..].iter().all(|pid| signal(*pid, Signal::CONT)));
     swarm.until("all is done", |swarm| (swarm.status()["tasks"]["succeeded"] == 55).then_some(()));
-    let report = swarm.end();
-    assert_eq!(report["tasks"]["hedged"], 0, "{:#}", report["tasks"]);
+    swarm.end();
 }
