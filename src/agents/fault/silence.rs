@@ -50,6 +50,8 @@ pub(super) struct Silence {
     longest: Duration,
     /// The first look, and how long it had been silent then.
     first: Option<(Look, Duration)>,
+    /// Its state in the last look.
+    last: u8,
 }
 
 impl Silence {
@@ -84,6 +86,7 @@ impl Silence {
         doing: &Doing,
         hang_after: Duration,
     ) -> Option<(Failure, &'static str, Vec<Figure>)> {
+        let before = std::mem::replace(&mut self.last, look.state);
         let Some((first, since)) = self.first else {
             self.first = Some((look, self.lasted));
             return None;
@@ -102,7 +105,8 @@ impl Silence {
         let overran = |(took, known): (Duration, Option<Duration>)| {
             known.is_some_and(|known| took > known.mul_f64(OVERRUN))
         };
-        let failure = if both(b"Tt") {
+        // In a row: it may have been starved, and silent for that, before somebody stopped it.
+        let failure = if b"Tt".contains(&before) && b"Tt".contains(&look.state) {
             Some((Failure::Frozen, "it is stopped"))
         } else if burns && doing.task.is_none() && if doing.is_compute { soon } else { late } {
             Some((Failure::Hang, "it spins without a task"))
@@ -136,6 +140,20 @@ mod tests {
     const TICK: Duration = Duration::from_millis(50);
     const IDLE: Doing = Doing { is_compute: true, task: None };
     const BUSY: Doing = Doing { is_compute: true, task: Some((Duration::from_secs(600), None)) };
+
+    #[test]
+    fn who_is_stopped_while_it_is_starved_is_found_as_soon_as_any_other() {
+        let mut silence = Silence::default();
+        silence.hear(1, TICK, TICK);
+        let mut judge = |state: u8| {
+            silence.hear(1, TICK, TICK);
+            let look = Look { state, ran: Duration::ZERO, waited: silence.lasted() };
+            silence.judge(look, &IDLE, HANG).map(|found| found.0)
+        };
+        assert_eq!([b'R', b'R', b'S', b'T'].map(&mut judge), [None; 4]);
+        assert_eq!([b'R', b'T'].map(&mut judge), [None; 2], "stopped for a moment");
+        assert_eq!(judge(b'T'), Some(Failure::Frozen));
+    }
 
     /// How long an agent was silent when it was found, if it was within a minute. It runs and waits for these shares
     /// of the time.
