@@ -5,7 +5,7 @@
 //!  socket ─► http: accept, our own user only ─► routes: JSON ─► Action ─► remote ─► the supervisor's hatch
 //!                                                       JSON ◄─ Reply  ◄─┘
 //! ```
-//! 1. [`main`] is handed the listening socket, which stays open in the supervisor, and a line to it; [`serve`] runs
+//! 1. [`main`] is handed the listening socket, which stays open in the supervisor, and a line to it; `serve` runs
 //!    everything on one thread, which sleeps in the kernel while nobody asks.
 //! 2. `http` takes connections, limits them, and reads bodies.
 //! 3. `routes` turns requests into actions and replies into JSON.
@@ -15,7 +15,7 @@
 //! 7. [`client`] is the other end, for the command line and for tests.
 //!
 //! Invariants
-//! 1. All that is known about the supervisor is [`Ask`] and [`wire`](crate::supervisor::wire).
+//! 1. All that is known about the supervisor is [`Ask`] and [`wire`].
 //! 2. Whatever a client sends or leaves out, the supervisor sees whole, checked actions or nothing.
 //! 3. Nothing here has to outlive the process: who was answered finds it in the supervisor, who was not asks again.
 //! 4. Nothing runs while nobody asks: no timer, no polling. Only the supervisor knocks now and then.

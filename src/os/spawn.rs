@@ -11,7 +11,7 @@
 //!    as the process: the supervisor's main thread.
 //! 3. Between clone and exec the child makes system calls on prepared data only: it shares memory with a parent whose
 //!    other threads run on, so it allocates nothing, locks nothing and frees nothing.
-//! 4. Nobody waits for a child that was stopped before exec: see [`birth`].
+//! 4. Nobody waits for a child that was stopped before exec: see `birth`.
 //! 5. Signals are blocked from before the clone until the child has its own handlers: none of the parent's handlers
 //!    runs in the child, on the parent's memory.
 

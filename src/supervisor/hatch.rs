@@ -7,7 +7,7 @@
 //! has one hatch; what was open when it broke is answered into nothing.
 //!
 //! Invariants
-//! 1. The queue to the writer never makes the loop wait, and is bounded all the same: it holds at most [`OPEN_MAX`]
+//! 1. The queue to the writer never makes the loop wait, and is bounded all the same: it holds at most `OPEN_MAX`
 //!    answers, since no further question is read before, and one of each note.
 //! 2. Every question is answered exactly once, with nothing when the loop drops it.
 //! 3. After anything that is no question nothing more is read; the supervisor ends that gateway.

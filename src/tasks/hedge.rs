@@ -2,10 +2,10 @@
 //! (J. Dean and L. A. Barroso, "The Tail at Scale", CACM 56, 2013: hedged requests; they send the second one when the first
 //! has been out longer than 95 % of all, which keeps the additional load near 5 %).
 //!
-//! A task is a straggler when it has run for more than [`LATE`] times what 95 % of its kernel and size class take, and for more
+//! A task is a straggler when it has run for more than `LATE` times what 95 % of its kernel and size class take, and for more
 //! than `tasks.hedge_after_s`. A second attempt is sent when
 //! 1. nothing waits, and an agent has nothing to do: hedging takes no capacity from anybody;
-//! 2. the budget allows it: `tasks.hedge_percent` of the tasks that were sent, and [`BURST`] saved up at most;
+//! 2. the budget allows it: `tasks.hedge_percent` of the tasks that were sent, and `BURST` saved up at most;
 //! 3. it stands out: when most of what runs is late, it is the kernel or the host that became slow, and a second attempt would be
 //!    slow, too;
 //! 4. the task never had a second attempt, no agent crashed over it, and its output is not about to appear.
