@@ -81,13 +81,20 @@ fn storm(
     let mut injected: BTreeMap<Fault, Injected> = BTreeMap::new();
     let kinds: Vec<Fault> = if plan.faults.is_empty() { Fault::ALL.to_vec() } else { plan.faults.clone() };
 
-    let began = Instant::now();
+    let mut began = Instant::now();
     let mut next = pause(&mut luck, plan.rate);
     let (bar, mut done) = (steps(output), 0);
     while began.elapsed() < plan.duration
         && plan.count.is_none_or(|count| done < count)
         && signals.take() == 0
     {
+        if work.is_judgement_due() {
+            let calm = Instant::now();
+            work.wait(victim, PATIENCE)?;
+            work.judge(victim)?;
+            // The storm goes on where it was.
+            began += calm.elapsed();
+        }
         work.fill(victim, BACKLOG)?;
         if began.elapsed() < next {
             std::thread::sleep((next - began.elapsed().min(next)).min(Duration::from_millis(5)));
@@ -107,9 +114,10 @@ fn storm(
     }
     bar.finish_and_clear();
     let calm = Instant::now();
-    let late = work.wait(victim, PATIENCE)?;
+    work.wait(victim, PATIENCE)?;
     let calmed = calm.elapsed();
-    let mut verdicts = work.judge(victim, late)?;
+    work.judge(victim)?;
+    let mut verdicts = work.verdicts()?;
     verdicts.extend(victim.judge(&baseline)?);
     let report = victim.end()?;
     verdicts.extend(report.verdicts);

@@ -3,15 +3,16 @@
 use super::Verdict;
 use super::victim::Victim;
 use crate::arrays::{Array, ArrayRef, NpyFile, write_npy};
-use crate::gateway::client::{ClientError, segment};
+use crate::gateway::client::segment;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Tasks handed in at once.
 const BATCH: u64 = 100;
+/// Tasks between two judgements: well below the 100,000 that a swarm remembers (`durability.keep_tasks`).
+const ROUND: u64 = 20_000;
 /// Elements of the arrays.
 const ELEMENTS: usize = 500;
 
@@ -19,6 +20,14 @@ pub(super) struct Work {
     folder: PathBuf,
     /// Tasks accepted; they are numbered from 0.
     accepted: u64,
+    /// Those before this one have been judged.
+    judged: u64,
+    /// Output files that were right.
+    right: u64,
+    /// What was found wrong.
+    lost: Vec<String>,
+    twice: Vec<String>,
+    wrong: Vec<String>,
 }
 
 impl Work {
@@ -28,19 +37,22 @@ impl Work {
         let y: Vec<f64> = (0..ELEMENTS).map(|at| (at % 7) as f64).collect();
         write_npy(&folder.join("x.npy"), &Array::from_slice(&[ELEMENTS], &x)?, "chaos")?;
         write_npy(&folder.join("y.npy"), &Array::from_slice(&[ELEMENTS], &y)?, "chaos")?;
-        Ok(Self { folder, accepted: 0 })
+        let (lost, twice, wrong) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { folder, accepted: 0, judged: 0, right: 0, lost, twice, wrong })
     }
 
     pub(super) fn accepted(&self) -> u64 {
         self.accepted
     }
 
+    /// Whether so many tasks wait for their judgement that it is time: a swarm remembers the last ones only.
+    pub(super) fn is_judgement_due(&self) -> bool {
+        self.accepted - self.judged >= ROUND
+    }
+
     /// Hands in tasks until `backlog` are open.
     pub(super) fn fill(&mut self, victim: &mut Victim, backlog: u64) -> anyhow::Result<()> {
-        let counts = victim.get("/api/v1/system/status")?["tasks"].clone();
-        let number = |name: &str| counts[name].as_u64().unwrap_or(0);
-        let ended = number("succeeded") + number("failed") + number("cancelled");
-        if number("total").saturating_sub(ended) > backlog {
+        if open(victim)? > backlog {
             return Ok(());
         }
         let tasks: Vec<Value> = (self.accepted..self.accepted + BATCH).map(task).collect();
@@ -55,89 +67,76 @@ impl Work {
         Ok(())
     }
 
-    /// Waits for the end of all. The ids of those that have not ended in time.
-    pub(super) fn wait(&self, victim: &mut Victim, patience: Duration) -> anyhow::Result<Vec<String>> {
+    /// Waits for the end of all, at most this long: who has not ended by then is found by the judge.
+    pub(super) fn wait(&self, victim: &mut Victim, patience: Duration) -> anyhow::Result<()> {
         let began = Instant::now();
-        let mut open: BTreeSet<u64> = (0..self.accepted).collect();
-        loop {
-            let mut still = BTreeSet::new();
-            for &number in &open {
-                let path = format!("/api/v1/tasks/{}/status", segment(&id(number)));
-                let state = victim.ask(|client| client.get(&path))?;
-                let ended = match &state {
-                    Ok(task) => {
-                        ["succeeded", "failed", "cancelled"].map(Value::from).contains(&task["state"])
-                    }
-                    // Nobody knows it: that is for the judge.
-                    Err(ClientError::Problem { .. }) => true,
-                    Err(_) => false,
-                };
-                if !ended {
-                    still.insert(number);
-                    // The others come later than this one, mostly.
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                if began.elapsed() > patience {
-                    break;
-                }
-            }
-            if still.is_empty() || began.elapsed() > patience {
-                return Ok(still.into_iter().map(id).collect());
-            }
-            open = still;
+        while open(victim)? > 0 && began.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(5));
         }
+        Ok(())
     }
 
-    /// No task is lost, none is done twice, every output is right and nothing else lies beside them.
-    pub(super) fn judge(&self, victim: &mut Victim, late: Vec<String>) -> anyhow::Result<Vec<Verdict>> {
-        let mut lost: Vec<String> = late.into_iter().map(|id| format!("{id} has not ended")).collect();
-        let mut wrong = Vec::new();
-        let mut expected = BTreeSet::new();
-        for number in 0..self.accepted {
+    /// Looks at everything since the last time, each task by its id and each output number by number. Outputs that are right
+    /// are removed, so that nothing may be left.
+    pub(super) fn judge(&mut self, victim: &mut Victim) -> anyhow::Result<()> {
+        let outputs = self.folder.join("out");
+        for number in self.judged..self.accepted {
             let path = format!("/api/v1/tasks/{}", segment(&id(number)));
             match victim.ask(|client| client.get(&path))? {
                 Ok(task) if task["state"] == "succeeded" => {}
-                Ok(task) => lost.push(format!("{}: {} {}", id(number), task["state"], task["error"])),
-                Err(error) => lost.push(format!("{}: {error}", id(number))),
+                Ok(task) => self.lost.push(format!("{}: {} {}", id(number), task["state"], task["error"])),
+                Err(error) => self.lost.push(format!("{}: {error}", id(number))),
             }
             if writes(number) {
-                let name = format!("{}.npy", id(number));
-                match NpyFile::open(&self.folder.join("out").join(&name)).and_then(NpyFile::into_array) {
-                    Ok(array) if is_right(&array, number) => {}
-                    Ok(_) => wrong.push(format!("{name} holds something else")),
-                    Err(error) => wrong.push(format!("{name}: {error}")),
+                let path = outputs.join(format!("{}.npy", id(number)));
+                match NpyFile::open(&path).and_then(NpyFile::into_array) {
+                    Ok(array) if is_right(&array, number) => {
+                        self.right += 1;
+                        fs::remove_file(&path)?;
+                    }
+                    Ok(_) => self.wrong.push(format!("{}.npy holds something else", id(number))),
+                    Err(error) => self.wrong.push(format!("{}.npy: {error}", id(number))),
                 }
-                expected.insert(name);
             }
         }
-        for entry in fs::read_dir(self.folder.join("out"))?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !expected.contains(&name) {
-                wrong.push(format!("{name} should not be there"));
-            }
-        }
+        self.judged = self.accepted;
         let tasks = victim.get("/api/v1/system/report")?["tasks"].clone();
         let twice = tasks["duplicated"].as_u64().unwrap_or(0);
-        let twice =
-            if twice == 0 { Vec::new() } else { vec![format!("{twice} results were delivered twice")] };
+        if twice > 0 {
+            self.twice.push(format!("{twice} results were delivered twice"));
+        }
+        Ok(())
+    }
+
+    /// No task is lost, none is done twice, every output is right and nothing else lies beside them.
+    pub(super) fn verdicts(&self) -> anyhow::Result<Vec<Verdict>> {
+        let mut wrong = self.wrong.clone();
+        for entry in fs::read_dir(self.folder.join("out"))?.flatten() {
+            wrong.push(format!("{} lies there at the end", entry.file_name().to_string_lossy()));
+        }
+        let files = format!("{} output files, number by number, and nothing beside them", self.right);
         Ok(vec![
             Verdict {
                 promise: "P1",
-                what: format!("{} tasks, each asked for by id", self.accepted),
-                broken: lost,
+                what: format!("{} tasks, each asked for by id", self.judged),
+                broken: self.lost.clone(),
             },
             Verdict {
                 promise: "P2",
-                what: "results delivered twice, by the report".to_owned(),
-                broken: twice,
+                what: "results delivered twice, by the reports".to_owned(),
+                broken: self.twice.clone(),
             },
-            Verdict {
-                promise: "P2",
-                what: format!("{} output files, number by number, and nothing beside them", expected.len()),
-                broken: wrong,
-            },
+            Verdict { promise: "P2", what: files, broken: wrong },
         ])
     }
+}
+
+/// Tasks that have not ended, as the swarm counts them.
+fn open(victim: &mut Victim) -> anyhow::Result<u64> {
+    let counts = victim.get("/api/v1/system/status")?["tasks"].clone();
+    let number = |name: &str| counts[name].as_u64().unwrap_or(0);
+    let ended = number("succeeded") + number("failed") + number("cancelled");
+    Ok(number("total").saturating_sub(ended))
 }
 
 fn id(number: u64) -> String {
