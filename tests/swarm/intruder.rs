@@ -59,6 +59,9 @@ pub const CHANNEL_ATTACKS: [&str; 11] = [
 /// What nobody needs to notice, because whoever reads it believes nothing, and what must be impossible.
 pub const IDLE_ATTACKS: [&str; 5] = ["numbers", "bells", "eventfd", "seals", "holes"];
 
+/// Correct messages before a wrong one, at most.
+const INNOCENTS_MAX: u64 = 3;
+
 /// A control word.
 fn control_word(sequence: u64, kind: u8, length: u8, following: u8, flags: u8) -> u64 {
     let fields = [(kind, 32), (length, 40), (following, 48), (flags, 56)];
@@ -267,9 +270,9 @@ impl Intruder {
         // As plausible as it gets: some correct messages first.
         let mut innocent = [0; 8];
         innocent.copy_from_slice(&self.luck.next_u64().to_le_bytes());
-        let (kind, before) = if face.is_link { (GIVE_UP, 3) } else { (DIRECT, 3) };
+        let kind = if face.is_link { GIVE_UP } else { DIRECT };
         if attack != "noise" && attack != "heads" {
-            for _ in 0..self.luck.below(before + 1) {
+            for _ in 0..self.luck.below(INNOCENTS_MAX + 1) {
                 face.pens[lane].push(kind, 0, &innocent);
             }
         }
@@ -440,7 +443,9 @@ fn wrong_sequence(pen: &mut Pen, luck: &mut SplitMix64, kind: u8, innocent: &[u8
 fn torn_chain(pen: &mut Pen, luck: &mut SplitMix64, kind: u8, innocent: &[u8]) {
     let position = pen.next;
     let following = luck.below(255) as u8 + 1;
-    for part in 1..u64::from(following).min(pen.capacity) {
+    // Behind that stand the correct messages from before, perhaps unread: who takes those back has said nothing at all.
+    let room = pen.capacity - INNOCENTS_MAX;
+    for part in 1..u64::from(following).min(room) {
         // Slots of the chain that are there, but not all of them agree.
         if luck.below(3) > 0 {
             let left = following.wrapping_sub(part as u8);
@@ -452,7 +457,7 @@ fn torn_chain(pen: &mut Pen, luck: &mut SplitMix64, kind: u8, innocent: &[u8]) {
         }
     }
     // The last one is missing for certain.
-    if u64::from(following) < pen.capacity {
+    if u64::from(following) < room {
         pen.slot(u64::from(following), 0, &[]);
     }
     pen.slot(0, control_word(position + 1, kind, 56, following, 0), innocent);
