@@ -276,11 +276,11 @@ unsafe fn short<V: Keys>(keys: &mut [V::Key]) {
     // SAFETY: by contract.
     unsafe {
         match keys.len().div_ceil(V::N) {
-            0 | 1 => network::<V, 1>(keys),
-            2 => network::<V, 2>(keys),
-            3 | 4 => network::<V, 4>(keys),
-            5..=8 => network::<V, 8>(keys),
-            _ => network::<V, REGISTERS>(keys),
+            0 | 1 => V::network::<1>(keys),
+            2 => V::network::<2>(keys),
+            3 | 4 => V::network::<4>(keys),
+            5..=8 => V::network::<8>(keys),
+            _ => V::network::<REGISTERS>(keys),
         }
     }
 }
@@ -291,7 +291,7 @@ unsafe fn short<V: Keys>(keys: &mut [V::Key]) {
 /// The processor has `V`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn network<V: Keys, const R: usize>(keys: &mut [V::Key]) {
+pub(super) unsafe fn network<V: Keys, const R: usize>(keys: &mut [V::Key]) {
     let count = keys.len();
     assert!(count <= R * V::N, "more keys than registers hold");
     let at = keys.as_mut_ptr();

@@ -2,6 +2,7 @@
 //!
 //! The rules are those of `lanes`: only the `unsafe` constructors make a value, so whoever has one may use it.
 
+use super::sort::network;
 use core::arch::x86_64::*;
 
 /// Most lanes any type here has.
@@ -51,6 +52,11 @@ pub trait Keys: Copy {
     fn exchange<const WITH: i32>(self) -> Self;
     /// The lanes below `pivot` first, then the others, backwards; and how many the first are.
     fn packed(self, pivot: Self) -> (Self, usize);
+    /// [`network`] as a function of its own: thousands of instructions, which nobody wants inlined where they are used.
+    ///
+    /// # Safety
+    /// As [`network`].
+    unsafe fn network<const R: usize>(keys: &mut [Self::Key]);
 }
 
 /// The lanes that hold the larger key after an exchange: those with the highest bit of `with`.
@@ -146,6 +152,12 @@ macro_rules! avx512_keys {
                     let others = Self($compress(!below, self.0)).crossed::<$last>();
                     (Self($merge(others.0, below, self.0)), below.count_ones() as usize)
                 }
+            }
+            #[inline(never)]
+            #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+            unsafe fn network<const R: usize>(keys: &mut [$key]) {
+                // SAFETY: by contract; these are the features that the lanes ask for.
+                unsafe { network::<Self, R>(keys) }
             }
         }
     };
@@ -340,6 +352,12 @@ macro_rules! avx2_keys {
                     let below = $bits($cast($greater(pivot.0, self.0))) as usize;
                     (Self(permuted(self.0, &$packings[below])), below.count_ones() as usize)
                 }
+            }
+            #[inline(never)]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn network<const R: usize>(keys: &mut [$key]) {
+                // SAFETY: by contract; these are the features that the lanes ask for.
+                unsafe { network::<Self, R>(keys) }
             }
         }
     };
