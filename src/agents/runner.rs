@@ -75,9 +75,13 @@ fn run(start_fd: &str) -> anyhow::Result<()> {
         .send_surely(Lane::Control, &FromAgent::Ready { core: pinned.map_or(u32::MAX, |core| core as u32) });
     context.link.ring();
 
-    if kind == AgentKind::Compute && context.link.is_core_shared() {
-        // The supervisor may be our neighbour: it needs the core seldom, but then at once.
-        process::be_nice(5);
+    if kind == AgentKind::Compute {
+        // Until here it was somebody whom others wait for; from here on it is at work for as long as it may.
+        process::set_turn(Duration::ZERO);
+        if context.link.is_core_shared() {
+            // The supervisor may be our neighbour: it needs the core seldom, but then at once.
+            process::be_nice(5);
+        }
     }
 
     let mut message = Message::default();

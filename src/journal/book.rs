@@ -317,7 +317,8 @@ mod tests {
 
     fn open(folder: &Path) -> Ledger {
         let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
-        let options = Options { synced: false, retention, salvage: false, ring: RING_BYTES };
+        let options =
+            Options { synced: false, retention, salvage: false, ring: RING_BYTES, keeper_cores: None };
         let mut restored = Restored::default();
         let (journal, _) =
             Journal::open(folder, options, Box::new(|| {}), |frame| restored.take(&frame)).expect("opened");

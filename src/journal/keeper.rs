@@ -1,10 +1,12 @@
 //! The threads of the journal: one takes records over from the front into the store, and at level `power` another one brings the
 //! front to the disk. The supervisor's loop waits for neither.
 
-use super::front::{self, Place, Taker};
+use super::front::{self, Place, Staging, Taker};
 use super::store::{Retention, Store, StoreError};
 use crate::base::sync::{AtomicU64, Ordering, fence};
 use crate::base::trouble;
+use crate::os::affinity::CoreMask;
+use crate::os::process;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -22,6 +24,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(100);
 const SLEEP: Duration = Duration::from_millis(500);
 /// From one sync to the next at least: where the disk is quicker, records gather for so long.
 const SYNC_EVERY: Duration = Duration::from_micros(100);
+/// Turns of the sync thread: it runs for microseconds, many times, and what it waits for has to wait for it each time.
+const SYNC_TURN: Duration = Duration::from_micros(100);
 /// Between two looks for what is to be forgotten.
 const RETAIN_EVERY: Duration = Duration::from_millis(200);
 
@@ -44,6 +48,8 @@ pub(super) struct Shared {
     tail: AtomicU64,
     /// Last record in the front; by the writer, after the tail.
     written: AtomicU64,
+    /// Up to here the file has it; by the sync thread at level `power`, elsewhere by the writer.
+    there: AtomicU64,
     /// Up to here the store has it; by the keeper.
     head: AtomicU64,
     /// Last record that the disk has for certain; by the sync thread.
@@ -69,6 +75,7 @@ impl Shared {
         Self {
             tail: zero(),
             written: AtomicU64::new(last),
+            there: zero(),
             head: zero(),
             synced: AtomicU64::new(last),
             state: zero(),
@@ -147,49 +154,42 @@ pub(super) struct Files {
     pub(super) ring: u64,
     pub(super) start: Place,
     pub(super) store: Store,
+    /// What brings the front to its file, at level `power`.
+    pub(super) staging: Option<Staging>,
+    /// Where the keeper runs, if not where it was started.
+    pub(super) cores: Option<CoreMask>,
 }
 
 impl Threads {
-    pub(super) fn start(
-        shared: Arc<Shared>,
-        files: Files,
-        synced: bool,
-        retention: Retention,
-    ) -> io::Result<Self> {
+    pub(super) fn start(shared: Arc<Shared>, mut files: Files, retention: Retention) -> io::Result<Self> {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(name.to_owned()).spawn(work)
         };
-        let syncer = if synced {
-            let (shared, front, start) = (shared.clone(), files.front.try_clone()?, files.start);
-            Some(spawn("journal-sync", Box::new(move || sync(&shared, &front, start)))?)
-        } else {
-            None
-        };
-        let keeper = {
-            let shared = shared.clone();
-            Some(spawn("journal", Box::new(move || keep(&shared, files, retention)))?)
-        };
-        Ok(Self { shared, keeper, syncer })
+        let (staging, start, front) = (files.staging.take(), files.start, files.front.try_clone()?);
+        let theirs = shared.clone();
+        let keeper = spawn("journal", Box::new(move || keep(&theirs, files, retention)))?;
+        let keeper_thread = keeper.thread().clone();
+        let mut threads = Self { shared, keeper: Some(keeper), syncer: None };
+        if let Some(staging) = staging {
+            let (theirs, keeper) = (threads.shared.clone(), keeper_thread);
+            let work = move || sync(&theirs, &keeper, &front, staging, start);
+            threads.syncer = Some(spawn("journal-sync", Box::new(work))?);
+        }
+        Ok(threads)
     }
 
     /// The writer has put records up to `written` into the front, which ends at `tail` now.
     pub(super) fn on_written(&self, tail: u64, written: u64) {
         self.shared.tail.store(tail, Ordering::Release);
         self.shared.written.store(written, Ordering::Release);
-        let wake = |sleeps: &AtomicU64, thread: &Option<JoinHandle<()>>| {
-            if sleeps.load(Ordering::Relaxed) != 0
-                && let Some(thread) = thread
-            {
-                // Told once: a thread that was woken looks before it sleeps again.
-                sleeps.store(0, Ordering::Relaxed);
-                Thread::unpark(thread.thread());
-            }
-        };
-        if self.syncer.is_some() {
+        if let Some(syncer) = &self.syncer {
             fence(Ordering::SeqCst);
-            wake(&self.shared.syncer_sleeps, &self.syncer);
+            return wake(&self.shared.syncer_sleeps, syncer.thread());
         }
-        wake(&self.shared.keeper_sleeps, &self.keeper);
+        self.shared.there.store(tail, Ordering::Release);
+        if let Some(keeper) = &self.keeper {
+            wake(&self.shared.keeper_sleeps, keeper.thread());
+        }
     }
 
     /// Lets the threads do what is left, and waits for them.
@@ -203,7 +203,16 @@ impl Threads {
     }
 }
 
-fn sync(shared: &Shared, front: &File, start: Place) {
+/// Told once: a thread that was woken looks before it sleeps again.
+fn wake(sleeps: &AtomicU64, thread: &Thread) {
+    if sleeps.load(Ordering::Relaxed) != 0 {
+        sleeps.store(0, Ordering::Relaxed);
+        thread.unpark();
+    }
+}
+
+fn sync(shared: &Shared, keeper: &Thread, front: &File, mut staging: Staging, start: Place) {
+    process::set_turn(SYNC_TURN);
     let mut done = start.seq;
     loop {
         let stops = shared.stops();
@@ -216,7 +225,12 @@ fn sync(shared: &Shared, front: &File, start: Place) {
             continue;
         }
         let began = Instant::now();
-        let outcome = trouble::check("journal.sync").and_then(|()| front.sync_data()).and_then(|()| {
+        // Not before what was written: it holds all that.
+        let tail = shared.tail.load(Ordering::Acquire);
+        let outcome = staging.bring(tail).and_then(|()| {
+            shared.there.store(tail, Ordering::Release);
+            wake(&shared.keeper_sleeps, keeper);
+            trouble::check("journal.sync").and_then(|()| front.sync_data())?;
             // On the disk with the next sync, so it speaks of one group less than is there.
             front::note_synced(front, Place { position: 0, seq: written })
         });
@@ -235,7 +249,10 @@ fn sync(shared: &Shared, front: &File, start: Place) {
 }
 
 fn keep(shared: &Shared, files: Files, retention: Retention) {
-    let Files { front, front_path, ring, start, mut store } = files;
+    let Files { front, front_path, ring, start, mut store, cores, .. } = files;
+    if let Some(cores) = cores {
+        cores.apply();
+    }
     let mut taker = Taker::new(&front, ring, start);
     let mut group = Vec::new();
     let mut next_look = Instant::now();
@@ -252,19 +269,24 @@ fn keep(shared: &Shared, files: Files, retention: Retention) {
             return;
         }
         let (stops, head) = (shared.stops(), taker.head());
-        let tail = shared.tail.load(Ordering::Acquire);
-        if tail == head.position {
-            if stops {
+        let there = || shared.there.load(Ordering::Acquire);
+        if there() == head.position {
+            if stops && shared.tail.load(Ordering::Acquire) == head.position {
                 break;
             }
+            if stops {
+                // The sync thread brings the rest, or says that it cannot.
+                thread::park_timeout(Duration::from_millis(1));
+                continue;
+            }
             forget(&mut store);
-            shared.sleep(&shared.keeper_sleeps, || shared.tail.load(Ordering::Acquire) == head.position);
+            shared.sleep(&shared.keeper_sleeps, || there() == head.position);
             continue;
         }
-        if !stops && tail - head.position < ring / 8 {
+        if !stops && there() - head.position < ring / 8 {
             thread::park_timeout(GATHER);
         }
-        let tail = shared.tail.load(Ordering::Acquire);
+        let tail = there();
         group.clear();
         let taken = taker.take(tail, GROUP_BYTES, &mut group).map_err(StoreError::from);
         let outcome = taken.and_then(|place| store.append(&group, head.seq, place.seq).map(|()| place));

@@ -30,6 +30,7 @@ pub use frame::{Frame, Kind, Reader};
 pub use keeper::Trouble;
 pub use store::Retention;
 
+use crate::os::affinity::CoreMask;
 use front::{Front, Identity, Place, Reading};
 use keeper::{Files, Shared, Threads};
 use std::collections::VecDeque;
@@ -58,6 +59,8 @@ pub struct Options {
     pub salvage: bool,
     /// Bytes of the front's ring: [`RING_BYTES`] or [`SYNCED_RING_BYTES`] but for tests.
     pub ring: u64,
+    /// Where the thread that fills the store runs; `None`: where the others do.
+    pub keeper_cores: Option<CoreMask>,
 }
 
 /// Why there is no journal.
@@ -218,12 +221,20 @@ impl Journal {
         }
         let last = store.mark().last;
         let identity = Identity { boot: boot_id(), synced: options.synced };
-        let (front, file) = Front::create(&paths.front, options.ring, &identity, last)
+        let (front, file, staging) = Front::create(&paths.front, options.ring, &identity, last)
             .map_err(io_error("make room for the journal in", &paths.front))?;
         let shared = Arc::new(Shared::new(last, wake));
         let start = Place { position: 0, seq: last };
-        let files = Files { front: file, front_path: paths.front.clone(), ring: options.ring, start, store };
-        let threads = Threads::start(shared, files, options.synced, options.retention)
+        let files = Files {
+            front: file,
+            front_path: paths.front.clone(),
+            ring: options.ring,
+            start,
+            store,
+            cores: options.keeper_cores,
+            staging,
+        };
+        let threads = Threads::start(shared, files, options.retention)
             .map_err(io_error("start the threads of", &paths.store))?;
         let journal = Self {
             front,

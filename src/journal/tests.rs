@@ -7,7 +7,8 @@ use std::time::Duration;
 type Record = (u64, Kind, u32, u64, Vec<u8>);
 
 const KEEP: Retention = Retention { tasks: u64::MAX, events: u64::MAX, age: Duration::from_secs(1 << 40) };
-const OPTIONS: Options = Options { synced: false, retention: KEEP, salvage: false, ring: 1 << 16 };
+const OPTIONS: Options =
+    Options { synced: false, retention: KEEP, salvage: false, ring: 1 << 16, keeper_cores: None };
 
 fn owned(frame: Frame<'_>) -> Record {
     (frame.seq, frame.kind, frame.value, frame.task, frame.payload.to_vec())
@@ -255,10 +256,13 @@ fn what_a_restarted_host_lost_is_said_aloud() {
         // A front of another run of the host, whose ring never reached the disk: the ids have one length.
         let path = place.path().join("journal.front");
         let other = Identity { boot: "another-run".to_owned(), synced };
-        let (mut front, file) = Front::create(&path, 1 << 16, &other, 3).expect("made");
+        let (mut front, file, staging) = Front::create(&path, 1 << 16, &other, 3).expect("made");
         let mut bytes = Vec::new();
         frame::encode(&mut bytes, 4, Kind::Accepted, 0, 2, &[b"lost"]);
         assert!(front.append(&bytes, 0, &mut Vec::new()));
+        if let Some(mut staging) = staging {
+            staging.bring(front.tail()).expect("written");
+        }
         std::os::unix::fs::FileExt::write_all_at(&file, &[0; 8], 4096).expect("written");
         let (_, records, found) = open(place.path(), OPTIONS).expect("no damage");
         assert_eq!(records.len(), 3);

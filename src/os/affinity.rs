@@ -6,6 +6,17 @@ pub fn pin_current_thread(core: usize) -> bool {
     core_affinity::set_for_current(core_affinity::CoreId { id: core })
 }
 
+/// Pins the main thread of process `pid` to `core`. One that sleeps wakes up there, instead of being moved when it is awake.
+pub fn pin_process(pid: u32, core: usize) -> bool {
+    let mut mask = rustix::thread::CpuSet::new();
+    let Some(pid) = rustix::process::Pid::from_raw(pid as i32) else { return false };
+    if core >= rustix::thread::CpuSet::MAX_CPU {
+        return false;
+    }
+    mask.set(core);
+    rustix::thread::sched_setaffinity(Some(pid), &mask).is_ok()
+}
+
 /// The core on which the caller runs at this moment, for reports; it may have changed by the time it is read.
 pub fn current_core() -> usize {
     rustix::thread::sched_getcpu()
@@ -59,6 +70,10 @@ mod tests {
             assert_eq!(CoreMask::current().map(|mask| mask.0.count()), Some(1));
             before.apply();
             assert_eq!(CoreMask::current().map(|mask| mask.0), Some(before.0));
+            // A thread is a process to the scheduler.
+            let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+            assert!(pin_process(thread, core) && !pin_process(thread, 1 << 20) && !pin_process(0, core));
+            assert_eq!(CoreMask::current().map(|mask| mask.0.count()), Some(1));
         })
         .join()
         .expect("the pinned thread ends well");

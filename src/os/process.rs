@@ -135,6 +135,25 @@ pub fn be_nice(by: i32) {
     let _ = rustix::process::setpriority_process(None, by);
 }
 
+/// Asks the scheduler for turns of this length for the calling thread and those that it starts; zero is what others have. Whoever
+/// has shorter turns than the thread that runs gets the core when it wakes up, and gives it back soon; the share of time stays the
+/// same. Kernels before 6.12 have one length for all, and ignore it.
+pub fn set_turn(length: Duration) {
+    let nice = rustix::process::getpriority_process(None).unwrap_or(0);
+    let wish = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: libc::SCHED_OTHER as u32,
+        sched_flags: 0,
+        sched_nice: nice,
+        sched_priority: 0,
+        sched_runtime: length.as_nanos() as u64,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the structure is as long as it says; the call changes the calling thread only. A refusal changes nothing.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wish, 0) };
+}
+
 /// The start time of process `pid` in clock ticks since boot: together with the number it names one
 /// process for good.
 pub fn start_ticks(pid: u32) -> Option<u64> {
@@ -169,6 +188,31 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_turn_is_set_and_set_back() {
+        let turn = || {
+            // SAFETY: zeros are a value of the structure, which is as long as said; the call fills it.
+            unsafe {
+                let mut found: libc::sched_attr = std::mem::zeroed();
+                let outcome =
+                    libc::syscall(libc::SYS_sched_getattr, 0, &raw mut found, size_of_val(&found), 0);
+                (outcome == 0).then_some((found.sched_policy, found.sched_nice, found.sched_runtime))
+            }
+        };
+        std::thread::spawn(move || {
+            let before = turn().expect("the kernel says");
+            set_turn(Duration::from_micros(300));
+            let set = turn().expect("the kernel says");
+            assert_eq!((set.0, set.1), (before.0, before.1), "nothing else changes");
+            // Older kernels ignore it, and name no length at all.
+            assert!(set.2 == 300_000 || set.2 == before.2, "{set:?}");
+            set_turn(Duration::ZERO);
+            assert_eq!(turn(), Some(before));
+        })
+        .join()
+        .expect("it ends well");
+    }
 
     #[test]
     fn a_descriptor_that_nobody_handed_over_is_refused() {

@@ -19,10 +19,12 @@ use super::birth;
 use super::process::{ChildProcess, Exit};
 use rustix::process::Pid;
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// What is to be started, and how.
 #[derive(Debug)]
@@ -218,12 +220,34 @@ unsafe fn parent_seen_from_outside() -> i32 {
 /// Among the flags in `/proc/PID/stat`: the process is past the point of no return (`PF_EXITING`).
 pub(super) const EXITING: u64 = 4;
 
-/// How a process that is on its way out will have ended; `None` for one that is not, or that /proc does not show.
+/// What /proc says of a child before the kernel reports its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dying {
+    /// It is not on its way out.
+    No,
+    /// It is, and will have ended like this.
+    As(Exit),
+    /// /proc does not show it, or shows the numbers of another PID namespace.
+    Unknown,
+}
+
+/// Whether a child is on its way out.
 ///
 /// The kernel reports an end only when the process's memory is torn down, 36 ms later for 1 GiB. `/proc/PID/stat`
 /// has the answer before.
-pub fn ending(child: &ChildProcess) -> Option<Exit> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.pid())).ok()?;
+pub fn dying(child: &ChildProcess) -> Dying {
+    static SHOWS_OURS: OnceLock<bool> = OnceLock::new();
+    if !*SHOWS_OURS.get_or_init(|| super::process::own_number() == std::process::id()) {
+        return Dying::Unknown;
+    }
+    // In one piece: whoever asks has no time, and a line is shorter.
+    let mut text = [0; 1024];
+    let read = File::open(format!("/proc/{}/stat", child.pid())).and_then(|mut file| file.read(&mut text));
+    let line = read.ok().and_then(|length| std::str::from_utf8(&text[..length]).ok());
+    line.and_then(dying_in).unwrap_or(Dying::Unknown)
+}
+
+fn dying_in(stat: &str) -> Option<Dying> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let flags: u64 = fields.nth(6)?.parse().ok()?;
@@ -232,7 +256,7 @@ pub fn ending(child: &ChildProcess) -> Option<Exit> {
         0 => Exit::Code(status >> 8 & 0xff),
         signal => Exit::Signal(signal),
     };
-    (flags & EXITING != 0).then_some(exit)
+    Some(if flags & EXITING != 0 { Dying::As(exit) } else { Dying::No })
 }
 
 /// The descriptor that stands for nothing to read and nobody to write to.
@@ -282,7 +306,7 @@ mod tests {
     fn a_killed_child_reports_the_signal() {
         let child = shell("sleep 600", &[]);
         assert!(start_ticks(child.pid()).is_some());
-        assert_eq!(ending(&child), None, "it lives");
+        assert_eq!(dying(&child), Dying::No);
         child.kill();
         assert_eq!(wait_for_exit(&child), Exit::Signal(9));
         assert_eq!(Exit::Signal(9).describe(), "signal 9 (killed)");
@@ -316,10 +340,10 @@ mod tests {
         for (script, exit) in [("exit 3", Exit::Code(3)), ("kill -SEGV $$", Exit::Signal(11))] {
             let child = shell(script, &[]);
             let deadline = Instant::now() + Duration::from_secs(20);
-            while ending(&child).is_none() {
+            while dying(&child) == Dying::No {
                 assert!(Instant::now() < deadline, "{script}");
             }
-            assert_eq!(ending(&child), Some(exit), "{script}");
+            assert_eq!(dying(&child), Dying::As(exit), "{script}");
             assert_eq!(wait_for_exit(&child), exit);
         }
     }

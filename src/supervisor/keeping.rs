@@ -47,6 +47,8 @@ pub(super) struct Kept {
     pub notes: Vec<String>,
     /// Events, as [`EventLog::untold`] gave them.
     pub events: Vec<Box<str>>,
+    /// Temporary files of attempts that were cut off; most of them are not there.
+    pub leftovers: Vec<PathBuf>,
 }
 
 /// Whether tasks wait for the disk.
@@ -63,10 +65,18 @@ pub(super) fn cores_for_threads(plan: &CorePlan, usable: &[usize]) -> CoreMask {
     CoreMask::of(if free.is_empty() { usable.to_vec() } else { free })
 }
 
+/// Where tasks wait for the disk, whatever keeps the supervisor's core from the supervisor and from the sync makes them wait
+/// longer; so the keeper, which takes a millisecond at a time, goes to any other core, and compute agents give way to it.
+pub(super) fn cores_for_keeper(plan: &CorePlan, usable: &[usize]) -> CoreMask {
+    let others: Vec<usize> = usable.iter().copied().filter(|&core| core != plan.supervisor).collect();
+    CoreMask::of(if others.is_empty() { usable.to_vec() } else { others })
+}
+
 /// Opens the journal, if there is to be one, and puts the tasks that it holds into the ledger.
 pub(super) fn open(
     config: &SwarmConfig,
     options: &Options,
+    keeper_cores: CoreMask,
     home: &Home,
     handle: &Handle,
     token: &str,
@@ -96,6 +106,7 @@ pub(super) fn open(
         },
         salvage: options.salvage,
         ring: if synced { journal::SYNCED_RING_BYTES } else { journal::RING_BYTES },
+        keeper_cores: synced.then_some(keeper_cores),
     };
     let mut restored = Restored::default();
     let (journal, found) =
@@ -110,10 +121,11 @@ pub(super) fn open(
             readable: found.records,
         });
     }
+    let mut leftovers = Vec::new();
     for (task, attempt, run, output) in restored.leftovers() {
         let tag = attempt_tag(&format!("{run:016x}"), task, attempt);
-        let _ = std::fs::remove_file(temporary_name(output, &tag));
-        let _ = std::fs::remove_file(temporary_name(&extra_path(output, SCORES_SUFFIX), &tag));
+        leftovers.push(temporary_name(output, &tag));
+        leftovers.push(temporary_name(&extra_path(output, SCORES_SUFFIX), &tag));
     }
     let run = u64::from_str_radix(token, 16).unwrap_or(0);
     ledger.keep_in(Box::new(Recorder::new(journal, run)));
@@ -128,7 +140,7 @@ pub(super) fn open(
             things(open as usize, "task")
         ));
     }
-    Ok(Kept { notes, events: restored.events })
+    Ok(Kept { notes, events: restored.events, leftovers })
 }
 
 impl Supervisor {

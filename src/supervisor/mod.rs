@@ -33,6 +33,7 @@ mod roster;
 mod spawn;
 mod standby;
 mod stop;
+mod sweeper;
 mod switchboard;
 mod vigil;
 pub mod wire;
@@ -55,7 +56,7 @@ use crate::messaging::failure::{self, Act, Failure, Figure};
 use crate::messaging::{Lane, ToAgent};
 use crate::os::affinity::CoreMask;
 use crate::os::clock;
-use crate::os::process::ChildProcess;
+use crate::os::process::{self, ChildProcess};
 use crate::os::signals::StopSignals;
 use crate::os::topology::{CorePlan, KindRequest, Topology, plan_cores};
 use crate::shm::board::Board;
@@ -83,6 +84,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
+use sweeper::Sweeper;
 use switchboard::{Switchboard, WATCH_ATTACH, WATCH_CLIENT, WATCH_MEMBER};
 use vigil::Vigil;
 
@@ -92,6 +94,10 @@ const LOOK_EVERY: Duration = Duration::from_micros(200);
 const TIDY_EVERY: Duration = Duration::from_millis(5);
 /// At level `power`, while the disk is waited for, whoever waits for this core gets it this often.
 const GIVE_WAY_EVERY: Duration = Duration::from_micros(20);
+/// A sync that takes longer is late.
+const SYNC_LATE: Duration = Duration::from_micros(250);
+/// Turns on the core of who has to hear of things at once and is done with them soon. Others have 3 ms and more.
+const TURN: Duration = Duration::from_micros(200);
 /// Requests answered in one turn.
 const REQUESTS_PER_TURN: usize = 64;
 /// An agent that is not ready after so long is replaced.
@@ -265,6 +271,8 @@ pub struct Supervisor {
     next_tidy: Nanos,
     /// When whoever waits for this core gets it next, at level `power`.
     next_yield: Nanos,
+    /// What the disk had when it was last looked at, and since when.
+    last_safe: (u64, Nanos),
     now: Nanos,
     stop_signals: usize,
     stop_asked: bool,
@@ -272,6 +280,7 @@ pub struct Supervisor {
     closing: bool,
     /// Processes of agents that are dead and still being taken apart.
     dying: Vec<ChildProcess>,
+    sweeper: Sweeper,
     standbys: Standbys,
     standby_message: Message,
     /// Hears early of deaths while we sleep.
@@ -316,7 +325,7 @@ impl Supervisor {
     pub fn start(config: SwarmConfig, options: Options) -> Result<Self, StartError> {
         let started = clock::now();
         let token = token();
-        let open_files = crate::os::process::raise_open_files();
+        let open_files = process::raise_open_files();
         let state_dir = options.state_dir.as_deref();
         let home = if options.private {
             Home::private(state_dir, &format!("{}-{token}", std::process::id()))?
@@ -350,8 +359,10 @@ impl Supervisor {
         let mut ledger = Ledger::new(limits);
         // Threads begin where this one may run: the journal's away from the cores of compute agents, if there is room.
         let cores_before = CoreMask::current();
-        keeping::cores_for_threads(&plan, topology.usable()).apply();
-        let kept = keeping::open(&config, &options, &home, &handle, &token, &mut ledger);
+        let beside = keeping::cores_for_threads(&plan, topology.usable());
+        beside.apply();
+        let keeper = keeping::cores_for_keeper(&plan, topology.usable());
+        let kept = keeping::open(&config, &options, keeper, &home, &handle, &token, &mut ledger);
         if let Some(cores) = &cores_before {
             cores.apply();
         }
@@ -400,6 +411,7 @@ impl Supervisor {
             binary: Binary::our_own().map_err(system("find this program's own file"))?,
             containment: spawn::contain(&config.name, silence.as_fd()),
             silence,
+            spare: None,
             swarm: config.name.clone(),
             channel_bytes: config.channel_size,
             arena_bytes: config.messaging.arena_bytes,
@@ -439,6 +451,8 @@ impl Supervisor {
         let computes_beside =
             plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == plan.supervisor);
         crate::os::affinity::pin_current_thread(plan.supervisor);
+        // From here on; agents begin with it, too, and compute agents take longer ones when they are ready for work.
+        process::set_turn(TURN);
         let mut supervisor = Self {
             may_spin: !computes_beside,
             nursery,
@@ -478,11 +492,13 @@ impl Supervisor {
             next_look: Nanos(0),
             next_tidy: Nanos(0),
             next_yield: Nanos(0),
+            last_safe: (0, Nanos(0)),
             now: started,
             stop_signals: 0,
             stop_asked: false,
             closing: false,
             dying: Vec::new(),
+            sweeper: Sweeper::new(beside),
             standbys: Standbys::new(started),
             standby_message: Message::default(),
             vigil,
@@ -502,6 +518,7 @@ impl Supervisor {
             plan,
         };
         supervisor.expect_load(private);
+        supervisor.sweeper.remove(kept.leftovers);
         for note in kept.notes {
             supervisor.events.add(Severity::Info, "journal", None, note);
         }
@@ -638,11 +655,30 @@ impl Supervisor {
         }
         self.ring_clients();
         self.busy_turns += u64::from(work > 0);
-        if self.patience.gives_way() && self.now >= self.next_yield && self.safe() < self.written() {
+        if self.patience.gives_way() {
+            self.give_way();
+        }
+        work
+    }
+
+    /// Lets the kernel's own threads have the core while tasks wait for the disk: their work brings them there.
+    ///
+    /// A yield is enough most of the time. But a thread that a scheduler thinks had more than its share gets nothing from a
+    /// yield, however urgent it is: the high-priority worker that sends a flush waited 6 ms here. A core that nobody else wants
+    /// it gets at once; so when a sync takes longer than it should, the loop sleeps as short as it can.
+    fn give_way(&mut self) {
+        let safe = self.safe();
+        if safe >= self.written() || safe != self.last_safe.0 {
+            self.last_safe = (safe, self.now);
+        } else if self.now.since(self.last_safe.1) > SYNC_LATE {
+            self.last_safe.1 = self.now;
+            std::thread::sleep(Duration::from_nanos(1));
+            return;
+        }
+        if self.now >= self.next_yield && safe < self.written() {
             self.next_yield = self.now.plus(GIVE_WAY_EVERY);
             std::thread::yield_now();
         }
-        work
     }
 
     /// Waits for something to do, at most until `deadline`.
@@ -676,7 +712,7 @@ impl Supervisor {
                 self.patience.learn(clock::now().since(began));
                 return;
             }
-        } else {
+        } else if !self.awaits_death() {
             for _ in 0..2 {
                 std::thread::yield_now();
                 if self.is_ready() {
@@ -695,6 +731,12 @@ impl Supervisor {
         };
         self.sleeper.awake(rang);
         self.patience.learn(clock::now().since(began));
+    }
+
+    /// Whether somebody was killed and has not died yet. On a core that we share, a yield would let it take its memory apart first;
+    /// who sleeps is woken as soon as it is past saving.
+    fn awaits_death(&self) -> bool {
+        self.roster.iter().flatten().any(|record| record.killed.is_some() && record.child.is_some())
     }
 
     fn is_ready(&self) -> bool {
@@ -802,6 +844,7 @@ impl Supervisor {
 
     fn tidy(&mut self) {
         self.forgive_a_pause();
+        self.dispatcher.bury();
         self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
         self.limit = self.most_at_work();
         self.dispatcher.pass_on_experience();
@@ -971,6 +1014,9 @@ impl Supervisor {
             let text =
                 format!("killed: it did not give up task {task} within {} ms", GIVE_UP_LIMIT.as_millis());
             self.open_incident(giving_up.lease.slot, Failure::Hang, &text, Vec::new());
+            if let Some(record) = self.record_mut(giving_up.lease.slot) {
+                record.blames_task = Failure::Hang.plan().blames_task;
+            }
             self.kill(giving_up.lease.slot, "task_not_given_up", text);
         }
     }
@@ -1105,6 +1151,12 @@ impl Supervisor {
                     return answer(Reply::Refused(Refused::Unavailable(why)));
                 }
                 let (batch, tasks) = self.accept(tasks, record_refused);
+                // The journal has failed since the look above, and nothing was accepted.
+                if tasks.iter().all(Result::is_err)
+                    && let Some(why) = self.refuses_for()
+                {
+                    return answer(Reply::Refused(Refused::Unavailable(why)));
+                }
                 let open = if wait { self.follow_all(&tasks, batch) } else { 0 };
                 if open > 0 {
                     self.ledger.hold_batch(batch);
@@ -1201,6 +1253,7 @@ impl Drop for Supervisor {
         }
         self.nursery.end_left_behind();
         self.close_gateway();
+        process::set_turn(Duration::ZERO);
         if let Some(mask) = self.cores_before {
             mask.apply();
         }

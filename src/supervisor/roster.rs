@@ -8,7 +8,7 @@ use crate::arrays::temporary_name;
 use crate::base::words::things;
 use crate::kernels::{SCORES_SUFFIX, extra_path};
 use crate::os::process::{ChildProcess, Exit};
-use crate::os::spawn::ending;
+use crate::os::spawn::{Dying, dying};
 use crate::shm::board::{Host, Thermal};
 use crate::tasks::attempt_tag;
 
@@ -111,9 +111,9 @@ pub(super) struct Record {
     pub(super) past_busy_ns: u64,
     history: RestartRecord,
     /// We killed it ourselves, then.
-    killed: Option<Nanos>,
+    pub(super) killed: Option<Nanos>,
     /// It was killed for what its running task did.
-    blames_task: bool,
+    pub(super) blames_task: bool,
     /// Whose doing it is when it dies in this life.
     doing: Option<Doing>,
     /// It was told to end when it held nothing any more.
@@ -297,7 +297,10 @@ impl Supervisor {
     fn adopt(&mut self, standby: Started, newborn: &Newborn<'_>) {
         let Started { child, mut link, talk, contact, owner, file } = standby;
         let (slot, incarnation) = (newborn.slot, newborn.incarnation);
-        let core = newborn.core.expect("agents have a place") as u32;
+        let core = newborn.core.expect("agents have a place");
+        // It does so itself as well, and says whether it could.
+        crate::os::affinity::pin_process(child.pid(), core);
+        let core = core as u32;
         link.set_reader(slot.0);
         link.set_shared_core(newborn.core_shared);
         let told = link.send(Lane::Control, &ToAgent::Adopt { slot, incarnation, core, id: newborn.id });
@@ -360,7 +363,7 @@ impl Supervisor {
 
     /// Whether the agents' namespace is on its way out, and everybody inside.
     pub(super) fn is_guard_ending(&self) -> bool {
-        self.nursery.containment.guard().is_some_and(|guard| ending(guard).is_some())
+        self.nursery.containment.guard().is_some_and(|guard| matches!(dying(guard), Dying::As(_)))
     }
 
     pub(super) fn on_ready(&mut self, slot: AgentSlot, incarnation: Incarnation, core: Option<usize>) {
@@ -470,7 +473,12 @@ impl Supervisor {
             };
             let (exit, is_whole) = match child.try_reap() {
                 Some(exit) => (Some(exit), false),
-                None => (ending(child), true),
+                None => match dying(child) {
+                    Dying::As(exit) => (Some(exit), true),
+                    Dying::No => (None, true),
+                    // Then its end is heard of when its memory is gone.
+                    Dying::Unknown => continue,
+                },
             };
             if exit.is_some() && is_whole {
                 // Its main thread is dead, and all that it may still do without is over.
@@ -523,10 +531,7 @@ impl Supervisor {
         }
         let moved =
             self.dispatcher.on_agent_gone(&mut self.ledger, slot, &cause, crashed, now, &mut self.heard);
-        for path in leftovers {
-            // Most of them were never begun.
-            let _ = std::fs::remove_file(path);
-        }
+        self.sweeper.remove(leftovers);
         let record = self.roster[slot.index()].as_mut().expect("just seen");
         record.child = None;
         record.past_tasks += tasks;
@@ -626,7 +631,7 @@ impl Supervisor {
             self.events.add(Severity::Warning, "agent_not_restarted", Some(&id), text);
             return;
         }
-        if self.nursery.containment.guard().is_some_and(|guard| ending(guard).is_some()) {
+        if self.nursery.containment.guard().is_some_and(|guard| matches!(dying(guard), Dying::As(_))) {
             // Everybody dies with the guard, which says nothing about anybody.
             record.restarts +=
                 u32::from(!matches!(record.state, AgentState::Backoff(_) | AgentState::Benched(_)));

@@ -106,6 +106,8 @@ impl Supervisor {
         if self.next_standby().is_some_and(|when| when <= now) {
             self.standbys.pause(now);
             self.start_standby();
+        } else if self.standbys.next_start <= now && self.config.fault_tolerance && !self.closing {
+            self.nursery.prepare();
         }
         let too_many = self.standbys.all.len().saturating_sub(self.wanted_standbys());
         for standby in self.standbys.all.iter_mut().rev().take(too_many) {

@@ -74,6 +74,7 @@ impl Supervisor {
         self.turn_until(JOURNAL_END, |this| !this.keeps_back());
         self.close_journal();
         self.close_gateway();
+        self.sweeper.finish();
         self.state = "stopped";
         ending
     }

@@ -7,7 +7,7 @@
 
 use crate::base::sync::{AtomicU32, Ordering};
 use crate::messaging::link::LifeWord;
-use crate::os::{clock, futex};
+use crate::os::{clock, futex, process};
 use crate::shm::doorbell::HubBell;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,6 +73,7 @@ impl Shared {
 }
 
 fn keep(shared: &Shared) {
+    process::set_turn(super::TURN);
     let mut in_vain = 0;
     loop {
         // An agent may write to its own word as often as it likes; it shall not keep this thread busy.

@@ -305,7 +305,13 @@ impl Dispatcher {
         if self.learning == Some(slot) {
             self.learning = None;
         }
+        self.graves.push(seat);
         ledger.on_agent_gone(&held, lease, running, cause, crashed, now)
+    }
+
+    /// Lets go of what is left of the dead. To unmap a channel takes longer than to give its tasks to others, which comes first.
+    pub fn bury(&mut self) {
+        self.graves.clear();
     }
 
     fn collect_from(&mut self, slot: AgentSlot, ledger: &mut Ledger, now: Nanos, signals: &mut Vec<Signal>) {
