@@ -174,7 +174,9 @@ impl Dispatcher {
             }
             late += 1;
             let task = ledger.get(running.task).expect("just seen");
-            let is_open = task.may_be_hedged() && !seat.link.is_committing(task.id, task.leased);
+            // Who is at its output, or has just said something, is not late any more; in this order.
+            let answers = seat.link.is_committing(task.id, task.leased) || seat.link.is_ready();
+            let is_open = task.may_be_hedged() && !answers;
             if is_open && worst.as_ref().is_none_or(|(_, worst)| running.late_at < worst.late_at) {
                 worst = Some((seat.slot, running));
             }
