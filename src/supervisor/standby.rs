@@ -106,7 +106,8 @@ impl Supervisor {
         if self.next_standby().is_some_and(|when| when <= now) {
             self.standbys.pause(now);
             self.start_standby();
-        } else if self.standbys.next_start <= now && self.config.fault_tolerance && !self.closing {
+        } else if self.wanted_standbys() == 0 && self.standbys.next_start <= now && !self.closing {
+            // Without standbys somebody waits for each start.
             self.nursery.prepare();
         }
         let too_many = self.standbys.all.len().saturating_sub(self.wanted_standbys());
