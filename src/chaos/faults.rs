@@ -2,7 +2,7 @@
 
 use super::victim::Victim;
 use crate::base::prng::SplitMix64;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -18,15 +18,16 @@ pub enum Fault {
     KillMany,
     /// SIGSTOP of one agent: it hangs, and nobody continues it
     Stop,
-    /// random words over the shared memory that one agent writes
+    /// random words over the shared memory that one agent writes, the common board included
     Scribble,
-    /// a quarter of the free memory is taken for a moment, 512 MiB at most
+    /// one agent gets no more memory for a moment: its allocations and mappings fail
     Memory,
     /// kill -9 of the supervisor; it is started again on the same state directory
     Supervisor,
     /// kill -9 or SIGSTOP of the gateway: the control API must be back within a second, and work goes on meanwhile
     Gateway,
-    /// the supervisor comes back on a disk that fails, is full or is slow, and once more on a good one (debug builds)
+    /// the supervisor comes back on a disk that fails, is full or is slow, is given tasks there, and comes back once more on
+    /// a good one (debug builds)
     Disk,
 }
 
@@ -56,7 +57,7 @@ impl Fault {
     }
 
     /// How often it comes, against the others.
-    fn weight(self) -> u64 {
+    pub(super) fn weight(self) -> u64 {
         match self {
             Fault::Kill => 60,
             Fault::KillMany | Fault::Stop | Fault::Scribble | Fault::Gateway => 10,
@@ -84,23 +85,13 @@ impl Injected {
     }
 }
 
-/// One of `kinds`, by weight.
-pub(super) fn choose(kinds: &[Fault], luck: &mut SplitMix64) -> Fault {
-    let mut at = luck.below(kinds.iter().map(|kind| kind.weight()).sum());
-    for &kind in kinds {
-        match at.checked_sub(kind.weight()) {
-            Some(rest) => at = rest,
-            None => return kind,
-        }
-    }
-    kinds[0]
-}
-
-/// Does it. The inner error is a reason why this host does not let us; it is counted and shown.
+/// Does it. The inner error is a reason why this host does not let us; it is counted and shown. On a bad disk `meanwhile` is
+/// called again and again.
 pub(super) fn inject(
     fault: Fault,
     victim: &mut Victim,
     luck: &mut SplitMix64,
+    meanwhile: &mut dyn FnMut(&mut Victim) -> anyhow::Result<()>,
 ) -> anyhow::Result<Result<u64, String>> {
     let mut agents = victim.agents()?;
     let none = || "no agent lives at this moment".to_owned();
@@ -112,7 +103,7 @@ pub(super) fn inject(
         Fault::Kill => one(luck).ok_or_else(none).and_then(|agent| signal(agent, Signal::KILL)),
         Fault::Stop => one(luck).ok_or_else(none).and_then(|agent| signal(agent, Signal::STOP)),
         Fault::KillMany => {
-            let wanted = 2 + luck.below(6);
+            let wanted = how_many(luck);
             let mut killed = 0;
             while killed < wanted {
                 let Some(agent) = one(luck) else { break };
@@ -124,7 +115,10 @@ pub(super) fn inject(
             Some(agent) => scribble(agent, luck),
             None => Err(none()),
         },
-        Fault::Memory => take_memory(),
+        Fault::Memory => match one(luck) {
+            Some(agent) => starve(agent, luck),
+            None => Err(none()),
+        },
         Fault::Supervisor => {
             victim.kill_supervisor()?;
             Ok(1)
@@ -133,11 +127,19 @@ pub(super) fn inject(
             Err("a release build has no places at which a disk can fail".to_owned())
         }
         Fault::Disk => {
-            victim.restart_on_a_bad_disk(&disk_trouble(luck))?;
+            victim.restart_on_a_bad_disk(&disk_trouble(luck), meanwhile)?;
             Ok(1)
         }
         Fault::Gateway => victim.strike_gateway([Signal::KILL, Signal::STOP][luck.below(2) as usize])?,
     })
+}
+
+/// Of the agents that die at once: some, or every one that there is.
+fn how_many(luck: &mut SplitMix64) -> u64 {
+    match luck.below(4) {
+        0 => u64::MAX,
+        _ => 2 + luck.below(6),
+    }
 }
 
 pub(super) fn signal(pid: Pid, signal: Signal) -> Result<u64, String> {
@@ -159,7 +161,8 @@ fn scribble(pid: Pid, luck: &mut SplitMix64) -> Result<u64, String> {
     let mut places = Vec::new();
     for line in BufReader::new(maps).lines() {
         let Ok(line) = line else { return Err("the agent had ended".to_owned()) };
-        if !(line.contains("memfd:ai_swarm") && line.contains("rw-s")) {
+        let is_shared = line.contains("memfd:ai_swarm") || line.contains("/dev/shm/ai_swarm");
+        if !(is_shared && line.contains("rw-s")) {
             continue;
         }
         let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
@@ -195,16 +198,29 @@ fn disk_trouble(luck: &mut SplitMix64) -> String {
     }
 }
 
-fn take_memory() -> Result<u64, String> {
-    let what = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
-    let system = sysinfo::System::new_with_specifics(what).map_err(|error| error.to_string())?;
-    let bytes = (system.available_memory() / 4).min(512 << 20) as usize;
-    let mut taken: Vec<u8> = Vec::new();
-    taken.try_reserve_exact(bytes).map_err(|error| error.to_string())?;
-    taken.resize(bytes, 1);
-    std::hint::black_box(&taken);
-    std::thread::sleep(Duration::from_millis(50));
-    Ok(1)
+/// For some tens of milliseconds the process may not have more address space than it has now. Whatever it asks for is
+/// refused: it says so, or ends.
+fn starve(pid: Pid, luck: &mut SplitMix64) -> Result<u64, String> {
+    let text = |error: rustix::io::Errno| match error {
+        rustix::io::Errno::SRCH => "the agent had ended".to_owned(),
+        _ => format!("limits of another process: {error}"),
+    };
+    let statm = std::fs::read_to_string(format!("/proc/{}/statm", pid.as_raw_nonzero()));
+    let pages = statm.ok().and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+    let Some(pages) = pages.filter(|&pages| pages > 0) else { return Err("the agent had ended".to_owned()) };
+    let bytes = pages * rustix::param::page_size() as u64;
+    let before = rustix::process::prlimit(
+        Some(pid),
+        Resource::As,
+        Rlimit { current: Some(bytes), ..rustix::process::getrlimit(Resource::As) },
+    )
+    .map_err(text)?;
+    std::thread::sleep(Duration::from_millis(10 + luck.below(60)));
+    match rustix::process::prlimit(Some(pid), Resource::As, before) {
+        // It did not live to see the end of it.
+        Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(1),
+        Err(error) => Err(text(error)),
+    }
 }
 
 #[cfg(test)]
@@ -212,31 +228,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_comes_about_as_often_as_its_weight_says() {
+    fn sometimes_all_agents_die_at_once() {
         let mut luck = SplitMix64::new(1);
-        let mut seen = BTreeMap::new();
-        for _ in 0..10_000 {
-            *seen.entry(choose(&Fault::ALL, &mut luck)).or_insert(0u64) += 1;
-        }
-        assert_eq!(seen.len(), Fault::ALL.len());
-        let sum: u64 = Fault::ALL.iter().map(|kind| kind.weight()).sum();
-        for kind in Fault::ALL {
-            let (found, expected) = (seen[&kind], 10_000 * kind.weight() / sum);
-            assert!(
-                found > expected * 3 / 4 && found < expected * 5 / 4,
-                "{kind:?}: {found}, expected {expected}"
-            );
-        }
-        assert_eq!(choose(&[Fault::Stop], &mut luck), Fault::Stop);
-    }
-
-    #[test]
-    fn the_same_seed_breaks_the_same_things() {
-        let story = |seed| {
-            let mut luck = SplitMix64::new(seed);
-            (0..100).map(|_| choose(&Fault::ALL, &mut luck)).collect::<Vec<_>>()
-        };
-        assert_eq!(story(7), story(7));
-        assert_ne!(story(7), story(8));
+        let counts: Vec<u64> = (0..100).map(|_| how_many(&mut luck)).collect();
+        let all = counts.iter().filter(|&&count| count == u64::MAX).count();
+        assert!((10..50).contains(&all), "{counts:?}");
+        assert!(counts.iter().all(|&count| count == u64::MAX || (2..8).contains(&count)), "{counts:?}");
     }
 }

@@ -1,32 +1,40 @@
 //! `chaos`: deploys a swarm of its own, gives it work, breaks it from a seed, and checks from the outside that the
 //! promises of docs/promises.md held.
 //!
-//! Nothing of the swarm's own code takes part in the judgement: what counts are the answers of its control API, the
-//! output files, the processes of the host and the names in shared memory. Which faults are injected, and when,
-//! follows from the seed; how the host schedules the processes does not, so the same seed breaks the same things at
-//! much the same places, and not at the same instruction.
+//! The supervisor's own counters do not take part in the judgement: what counts are the answers of its control API to
+//! questions about each task, the ends that an attached client is told of, the output files, the processes of the host, what
+//! `/proc` says of the supervisor, and the names in shared memory and in the state directory. Which faults are injected, in
+//! which order and with which pauses follows from the seed; how the host schedules the processes does not, so the same seed
+//! breaks the same things at much the same places, and not at the same instruction.
 
 mod faults;
+mod schedule;
 mod victim;
+mod witness;
 mod work;
 
-use crate::base::prng::SplitMix64;
 use crate::base::words::things;
 use crate::cli::output::{OutputOptions, Table, say, wrap};
 use crate::cli::run::steps;
 use crate::os::signals::StopSignals;
 use anyhow::Context as _;
 use faults::{Fault, Injected};
+use schedule::Schedule;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use victim::Victim;
+use witness::Witness;
 use work::Work;
 
 /// Tasks that the swarm has before it, so that every fault meets one at work.
 const BACKLOG: u64 = 400;
+/// Tasks between two judgements: well below the 100,000 that a swarm remembers (`durability.keep_tasks`).
+const ROUND: u64 = 20_000;
+/// Retries of every task: an agent that gets no memory says so, and another one has to do it.
+const RETRIES: u32 = 100;
 /// After the last fault all tasks must have ended within so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -75,34 +83,40 @@ fn storm(
     signals: &StopSignals,
     output: &OutputOptions,
 ) -> anyhow::Result<bool> {
-    let mut luck = SplitMix64::new(plan.seed);
+    let mut schedule = Schedule::new(plan.seed, plan.rate, &plan.faults);
     let mut work = Work::new(victim.folder())?;
     let baseline = victim.footprint()?;
+    let mut witness = Witness::default();
     let mut injected: BTreeMap<Fault, Injected> = BTreeMap::new();
-    let kinds: Vec<Fault> = if plan.faults.is_empty() { Fault::ALL.to_vec() } else { plan.faults.clone() };
 
     let mut began = Instant::now();
-    let mut next = pause(&mut luck, plan.rate);
+    let mut due = schedule.next();
+    let mut next = due.pause;
     let (bar, mut done) = (steps(output), 0);
     while began.elapsed() < plan.duration
         && plan.count.is_none_or(|count| done < count)
         && signals.take() == 0
     {
-        if work.is_judgement_due() {
+        if work.unjudged() + witness.unjudged() >= ROUND {
             let calm = Instant::now();
-            work.wait(victim, PATIENCE)?;
-            work.judge(victim)?;
+            judge(&mut work, &mut witness, victim)?;
             // The storm goes on where it was.
             began += calm.elapsed();
         }
         work.fill(victim, BACKLOG)?;
+        witness.turn(victim)?;
         if began.elapsed() < next {
             std::thread::sleep((next - began.elapsed().min(next)).min(Duration::from_millis(5)));
             continue;
         }
-        next = began.elapsed() + pause(&mut luck, plan.rate);
-        let fault = faults::choose(&kinds, &mut luck);
-        let outcome = faults::inject(fault, victim, &mut luck).with_context(|| format!("fault {fault:?}"))?;
+        let fault = due.fault;
+        let outcome = faults::inject(fault, victim, &mut due.luck, &mut |victim| {
+            work.offer(victim)?;
+            witness.turn(victim)
+        })
+        .with_context(|| format!("fault {fault:?}"))?;
+        due = schedule.next();
+        next = began.elapsed() + due.pause;
         done += *outcome.as_ref().unwrap_or(&0);
         injected.entry(fault).or_default().add(outcome);
         bar.set_message(format!(
@@ -114,22 +128,40 @@ fn storm(
     }
     bar.finish_and_clear();
     let calm = Instant::now();
-    work.wait(victim, PATIENCE)?;
-    let calmed = calm.elapsed();
-    work.judge(victim)?;
+    let calmed = judge(&mut work, &mut witness, victim)?.duration_since(calm);
+    witness.leave();
     let mut verdicts = work.verdicts()?;
-    verdicts.extend(victim.judge(&baseline)?);
+    verdicts.extend(witness.verdicts());
+    verdicts.extend(victim.judge(&baseline, work.accepted() + witness.handed_in())?);
     let report = victim.end()?;
     verdicts.extend(report.verdicts);
+    verdicts.extend(plan.count.map(|count| enough(done, count, began.elapsed())));
 
     let kept = verdicts.iter().all(|verdict| verdict.broken.is_empty());
     print(plan, &injected, &work, calmed, &report.ready_us, &verdicts, output)?;
     Ok(kept)
 }
 
-/// To the next fault: exponential, so that faults also meet the recovery from others.
-fn pause(luck: &mut SplitMix64, rate: f64) -> Duration {
-    Duration::from_secs_f64((-(1.0 - luck.next_f64()).ln() / rate).min(60.0))
+/// Waits for the end of all tasks and looks at each. Returns when all had ended.
+fn judge(work: &mut Work, witness: &mut Witness, victim: &mut Victim) -> anyhow::Result<Instant> {
+    work.settle(victim, PATIENCE)?;
+    work.wait(victim, PATIENCE)?;
+    let ended = Instant::now();
+    witness.judge(victim)?;
+    work.judge(victim)?;
+    Ok(ended)
+}
+
+/// A storm that did not take place proves nothing: whoever asks for so many faults is told when there were fewer.
+fn enough(done: u64, count: u64, took: Duration) -> Verdict {
+    let missing = (done < count).then(|| {
+        format!("{done} faults in {:.0} s, {count} were asked for: give it more time", took.as_secs_f64())
+    });
+    Verdict {
+        promise: "--count",
+        what: format!("{done} faults were injected"),
+        broken: missing.into_iter().collect(),
+    }
 }
 
 fn print(
@@ -200,4 +232,16 @@ fn print(
     }
     writeln!(stdout, "seed {}", plan.seed)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_faults_than_asked_for_are_no_success() {
+        let second = Duration::from_secs(1);
+        assert!(enough(10, 10, second).broken.is_empty() && enough(12, 10, second).broken.is_empty());
+        assert_eq!(enough(9, 10, second).broken.len(), 1);
+    }
 }

@@ -3,7 +3,7 @@
 use super::Verdict;
 use super::faults::signal;
 use crate::client::Attach;
-use crate::gateway::client::{Client, ClientError};
+use crate::gateway::client::{Client, ClientError, segment};
 use crate::kernels::KernelId;
 use crate::supervisor::home::socket_path;
 use crate::supervisor::{is_agent, is_gateway};
@@ -24,9 +24,36 @@ const ORPHANS_AFTER: Duration = Duration::from_secs(1);
 /// The control API must answer again so soon after its gateway was killed or stopped.
 const GATEWAY_BACK_AFTER: Duration = Duration::from_secs(1);
 /// A disk is bad for so long.
-const BAD_DISK: Duration = Duration::from_millis(300);
+const BAD_DISK: Duration = Duration::from_millis(700);
 /// Descriptors that may come and go: a connection of ours, a log that is turned.
 const DESCRIPTORS_SPARE: usize = 8;
+/// Threads and shared mappings that may come and go.
+const THREADS_SPARE: usize = 2;
+const MAPPINGS_SPARE: usize = 8;
+/// Memory that the supervisor may have more at the end: buffers that grew, and
+const MEMORY_SPARE_KB: u64 = 32 << 10;
+/// for each of the tasks that it remembers.
+const MEMORY_PER_TASK_KB: u64 = 1;
+/// Tasks that it remembers.
+const REMEMBERED: u64 = 100_000;
+/// What has to come back to where it was may take so long.
+const SETTLED_AFTER: Duration = Duration::from_secs(15);
+/// What lies in a state directory while its swarm lives, and after its end.
+const FILES: [&str; 10] = [
+    "lock",
+    "board",
+    "control.sock",
+    "attach.sock",
+    "journal.front",
+    "journal.db",
+    "journal.db-wal",
+    "journal.db-shm",
+    "swarm.log",
+    "swarm.log.1",
+];
+const FILES_AFTER: [&str; 4] = ["lock", "journal.db", "swarm.log", "swarm.log.1"];
+/// On a bad disk it is given tasks so often.
+const OFFER_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) struct Victim {
     folder: PathBuf,
@@ -34,6 +61,8 @@ pub(super) struct Victim {
     temporary: bool,
     name: String,
     child: Child,
+    /// Counts the supervisors.
+    life: u64,
     client: Option<Client>,
     /// Kills of the supervisor, and how long its agents outlived it.
     gone_after: Vec<Duration>,
@@ -43,10 +72,52 @@ pub(super) struct Victim {
     shut_out: Vec<String>,
 }
 
-/// What a swarm holds while it does nothing.
+/// What a swarm holds while it does nothing, as the host sees it.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Footprint {
     agents: usize,
+    /// Of the supervisor.
     descriptors: usize,
+    threads: usize,
+    /// Its mappings of shared memory.
+    mappings: usize,
+    resident_kb: u64,
+    /// Files in the state directory that have no business there.
+    strays: Vec<String>,
+}
+
+impl Footprint {
+    /// What there is now that was not there `before`, having remembered so many tasks.
+    fn growth(&self, before: &Footprint, tasks: u64) -> Vec<String> {
+        let mut grown = Vec::new();
+        if self.agents != before.agents {
+            grown.push(format!("{} processes where there were {}", self.agents, before.agents));
+        }
+        let resident_max = before.resident_kb + MEMORY_SPARE_KB + MEMORY_PER_TASK_KB * tasks.min(REMEMBERED);
+        let rows = [
+            (
+                "descriptors",
+                self.descriptors as u64,
+                before.descriptors as u64,
+                (before.descriptors + DESCRIPTORS_SPARE) as u64,
+            ),
+            ("threads", self.threads as u64, before.threads as u64, (before.threads + THREADS_SPARE) as u64),
+            (
+                "shared mappings",
+                self.mappings as u64,
+                before.mappings as u64,
+                (before.mappings + MAPPINGS_SPARE) as u64,
+            ),
+            ("kB resident", self.resident_kb, before.resident_kb, resident_max),
+        ];
+        for (what, now, then, most) in rows {
+            if now > most {
+                grown.push(format!("the supervisor has {now} {what} where it had {then}"));
+            }
+        }
+        grown.extend(self.strays.iter().map(|stray| format!("{stray} lies in the state directory")));
+        grown
+    }
 }
 
 /// What the swarm said and left at its end.
@@ -80,6 +151,7 @@ impl Victim {
             temporary,
             name,
             child,
+            life: 1,
             client: None,
             gone_after: Vec::new(),
             orphans: Vec::new(),
@@ -142,11 +214,39 @@ impl Victim {
         }
     }
 
+    /// Asks once. `None`: nobody answers, or broke off.
+    pub(super) fn try_ask<T>(
+        &mut self,
+        request: impl FnOnce(&mut Client) -> Result<T, ClientError>,
+    ) -> Option<Result<T, ClientError>> {
+        if self.client.is_none() {
+            self.client = Client::connect(&self.control()).ok();
+        }
+        match request(self.client.as_mut()?) {
+            Err(ClientError::NotRunning { .. } | ClientError::Socket { .. } | ClientError::Broken(_)) => {
+                self.client = None;
+                None
+            }
+            answer => Some(answer),
+        }
+    }
+
+    /// What the swarm knows of a task; the inner error is its words.
+    pub(super) fn task(&mut self, name: &str) -> anyhow::Result<Result<Value, String>> {
+        let path = format!("/api/v1/tasks/{}", segment(name));
+        Ok(self.ask(|client| client.get(&path))?.map_err(|error| error.to_string()))
+    }
+
+    /// Which supervisor it is by now, counted from 1.
+    pub(super) fn life(&self) -> u64 {
+        self.life
+    }
+
     pub(super) fn get(&mut self, path: &str) -> anyhow::Result<Value> {
         Ok(self.ask(|client| client.get(path))??)
     }
 
-    fn control(&self) -> PathBuf {
+    pub(super) fn control(&self) -> PathBuf {
         socket_path(&self.name, Some(&self.folder.join("state")))
     }
 
@@ -171,11 +271,57 @@ impl Victim {
         children.into_iter().filter(|&pid| lives(pid))
     }
 
-    /// Waits for all agents and says what the swarm holds.
+    /// Waits for all agents and says what the swarm holds. Some things are there for a moment only, to read in `/proc` or to
+    /// answer us: the least of many looks is what it holds.
     pub(super) fn footprint(&mut self) -> anyhow::Result<Footprint> {
         self.wait_ready()?;
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count();
-        Ok(Footprint { agents: self.agents()?.len(), descriptors })
+        let mut least = self.look()?;
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(5));
+            let look = self.look()?;
+            least.descriptors = least.descriptors.min(look.descriptors);
+            least.threads = least.threads.min(look.threads);
+            least.mappings = least.mappings.min(look.mappings);
+            least.resident_kb = least.resident_kb.min(look.resident_kb);
+            least.strays.retain(|stray| look.strays.contains(stray));
+            least.agents = look.agents;
+        }
+        Ok(least)
+    }
+
+    fn look(&self) -> anyhow::Result<Footprint> {
+        let file = |name: &str| format!("/proc/{}/{name}", self.child.id());
+        let maps = fs::read_to_string(file("maps"))?;
+        let status = fs::read_to_string(file("status"))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let is_shared = |line: &&str| line.contains("memfd:") || line.contains("/dev/shm/");
+        Ok(Footprint {
+            agents: self.agents()?.len(),
+            descriptors: fs::read_dir(file("fd"))?.count(),
+            threads: fs::read_dir(file("task"))?.count(),
+            mappings: maps.lines().filter(is_shared).count(),
+            resident_kb: resident
+                .and_then(|text| text.trim().trim_end_matches("kB").trim().parse().ok())
+                .unwrap_or(0),
+            strays: self.strays(&FILES)?,
+        })
+    }
+
+    /// What lies in the state directory beside these files, the snapshots and the saved channels.
+    fn strays(&self, known: &[&str]) -> anyhow::Result<Vec<String>> {
+        let state = self.folder.join("state");
+        let names = |folder: &str| -> Vec<String> {
+            let entries = fs::read_dir(state.join(folder)).into_iter().flatten().flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        };
+        let mut strays = names(".");
+        strays.retain(|name| {
+            !known.contains(&name.as_str()) && !["snapshots", "crashes"].contains(&name.as_str())
+        });
+        // A snapshot appears by rename: what has another name was left on the way.
+        let half = names("snapshots").into_iter().filter(|name| !name.ends_with(".json"));
+        strays.extend(half.map(|name| format!("snapshots/{name}")));
+        Ok(strays)
     }
 
     /// kill -9 of the supervisor: its agents must go with it. Then it is started again.
@@ -183,12 +329,18 @@ impl Victim {
         self.succeed_supervisor(None)
     }
 
-    /// As [`kill_supervisor`](Self::kill_supervisor), twice: the successor meets `trouble` with its disk for a moment.
-    pub(super) fn restart_on_a_bad_disk(&mut self, trouble: &str) -> anyhow::Result<()> {
+    /// As [`kill_supervisor`](Self::kill_supervisor), twice: the successor meets `trouble` with its disk for a moment, and is
+    /// given work there.
+    pub(super) fn restart_on_a_bad_disk(
+        &mut self,
+        trouble: &str,
+        meanwhile: &mut dyn FnMut(&mut Victim) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         self.succeed_supervisor(Some(trouble))?;
         let began = Instant::now();
         while began.elapsed() < BAD_DISK && self.child.try_wait()?.is_none() {
-            std::thread::sleep(Duration::from_millis(5));
+            meanwhile(self)?;
+            std::thread::sleep(OFFER_EVERY);
         }
         self.succeed_supervisor(None)
     }
@@ -215,6 +367,7 @@ impl Victim {
                 pid.as_raw_nonzero()
             ));
         }
+        self.life += 1;
         self.child = start(&self.folder, trouble)?;
         Ok(())
     }
@@ -245,19 +398,26 @@ impl Victim {
         Ok(Ok(1))
     }
 
-    /// What can be judged while it lives: nobody is missing and nothing has grown.
-    pub(super) fn judge(&mut self, before: &Footprint) -> anyhow::Result<Vec<Verdict>> {
-        let mut broken = Vec::new();
-        let after = self.footprint()?;
-        if after.agents != before.agents {
-            broken.push(format!("{} processes where there were {}", after.agents, before.agents));
+    /// What can be judged while it lives: nobody is missing and nothing has grown but what remembers `tasks` tasks.
+    pub(super) fn judge(&mut self, before: &Footprint, tasks: u64) -> anyhow::Result<Vec<Verdict>> {
+        let began = Instant::now();
+        let mut after = self.footprint()?;
+        while !after.growth(before, tasks).is_empty() && began.elapsed() < SETTLED_AFTER {
+            std::thread::sleep(Duration::from_millis(100));
+            after = self.footprint()?;
         }
-        if after.descriptors > before.descriptors + DESCRIPTORS_SPARE {
-            broken.push(format!("{} descriptors where there were {}", after.descriptors, before.descriptors));
-        }
+        let broken = after.growth(before, tasks);
         let what = format!(
-            "supervisor: {} descriptors before, {} after; {} agents",
-            before.descriptors, after.descriptors, after.agents
+            "supervisor: descriptors {} and {} after, threads {} and {}, shared mappings {} and {}, MB {} and {}; {} agents",
+            before.descriptors,
+            after.descriptors,
+            before.threads,
+            after.threads,
+            before.mappings,
+            after.mappings,
+            before.resident_kb / 1024,
+            after.resident_kb / 1024,
+            after.agents
         );
         let mut verdicts = vec![Verdict { promise: "P6", what, broken }];
         if let Some(longest) = self.gone_after.iter().max() {
@@ -304,7 +464,7 @@ impl Victim {
             }
         }
         broken.extend(self.left_over()?);
-        let what = "processes, shared memory and sockets after the end".to_owned();
+        let what = "processes, shared memory and files after the end".to_owned();
         Ok(End { ready_us, verdicts: vec![Verdict { promise: "P6", what, broken }] })
     }
 
@@ -322,11 +482,9 @@ impl Victim {
             }
         }
         left.extend(self.segments().into_iter().map(|name| format!("/dev/shm/{name}")));
-        for entry in fs::read_dir(self.folder.join("state"))?.flatten() {
-            if entry.path().extension().is_some_and(|end| end == "sock") {
-                left.push(entry.path().display().to_string());
-            }
-        }
+        left.extend(
+            self.strays(&FILES_AFTER)?.into_iter().map(|name| format!("{name} in the state directory")),
+        );
         Ok(left)
     }
 
@@ -409,4 +567,36 @@ fn start(folder: &Path, trouble: Option<&str>) -> anyhow::Result<Child> {
         .env_remove("AI_SWARM_FAIL_AT")
         .envs(trouble.map(|order| ("AI_SWARM_FAIL_AT", order)));
     command.spawn().context("cannot start the swarm under test")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_grows_is_named_and_what_is_remembered_may_grow() {
+        let before = Footprint {
+            agents: 8,
+            descriptors: 60,
+            threads: 5,
+            mappings: 40,
+            resident_kb: 50_000,
+            strays: Vec::new(),
+        };
+        assert!(before.growth(&before, 0).is_empty());
+        let remembers = Footprint { resident_kb: 50_000 + (32 << 10) + 50_000, ..before.clone() };
+        assert!(remembers.growth(&before, 50_000).is_empty());
+        for (after, words) in [
+            (Footprint { agents: 7, ..before.clone() }, "7 processes"),
+            (Footprint { agents: 9, ..before.clone() }, "9 processes"),
+            (Footprint { descriptors: 69, ..before.clone() }, "69 descriptors"),
+            (Footprint { threads: 8, ..before.clone() }, "8 threads"),
+            (Footprint { mappings: 49, ..before.clone() }, "49 shared mappings"),
+            (remembers, "kB resident"),
+            (Footprint { strays: vec!["x.tmp".to_owned()], ..before.clone() }, "x.tmp"),
+        ] {
+            let grown = after.growth(&before, 1000);
+            assert!(matches!(&grown[..], [one] if one.contains(words)), "{words}: {grown:?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::Verdict;
 use super::victim::Victim;
 use crate::arrays::{Array, ArrayRef, NpyFile, write_npy};
-use crate::gateway::client::segment;
+use crate::gateway::client::ClientError;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
@@ -11,15 +11,17 @@ use std::time::{Duration, Instant};
 
 /// Tasks handed in at once.
 const BATCH: u64 = 100;
-/// Tasks between two judgements: well below the 100,000 that a swarm remembers (`durability.keep_tasks`).
-const ROUND: u64 = 20_000;
 /// Elements of the arrays.
 const ELEMENTS: usize = 500;
 
 pub(super) struct Work {
     folder: PathBuf,
-    /// Tasks accepted; they are numbered from 0.
-    accepted: u64,
+    /// Tasks handed in; they are numbered from 0.
+    next: u64,
+    /// Those of them that were refused, or of which nobody knows whether they were accepted.
+    again: Vec<u64>,
+    /// Those that a swarm on a bad disk said it had accepted: they are not handed in again.
+    on_bad_disk: u64,
     /// Those before this one have been judged.
     judged: u64,
     /// Output files that were right.
@@ -38,16 +40,26 @@ impl Work {
         write_npy(&folder.join("x.npy"), &Array::from_slice(&[ELEMENTS], &x)?, "chaos")?;
         write_npy(&folder.join("y.npy"), &Array::from_slice(&[ELEMENTS], &y)?, "chaos")?;
         let (lost, twice, wrong) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { folder, accepted: 0, judged: 0, right: 0, lost, twice, wrong })
+        Ok(Self {
+            folder,
+            next: 0,
+            again: Vec::new(),
+            on_bad_disk: 0,
+            judged: 0,
+            right: 0,
+            lost,
+            twice,
+            wrong,
+        })
     }
 
     pub(super) fn accepted(&self) -> u64 {
-        self.accepted
+        self.next - self.again.len() as u64
     }
 
-    /// Whether so many tasks wait for their judgement that it is time: a swarm remembers the last ones only.
-    pub(super) fn is_judgement_due(&self) -> bool {
-        self.accepted - self.judged >= ROUND
+    /// How many tasks wait for their judgement: a swarm remembers the last ones only.
+    pub(super) fn unjudged(&self) -> u64 {
+        self.next - self.judged
     }
 
     /// Hands in tasks until `backlog` are open.
@@ -55,16 +67,87 @@ impl Work {
         if open(victim)? > backlog {
             return Ok(());
         }
-        let tasks: Vec<Value> = (self.accepted..self.accepted + BATCH).map(task).collect();
-        let job = json!({"tasks": tasks, "base_dir": self.folder});
+        let numbers = self.take_numbers(true);
+        let job = self.job(&numbers);
         // Handed in again when the swarm died before it answered: it may know some of them already.
-        let answer = victim.ask(|client| client.post("/api/v1/tasks/submit", &job))??;
-        for task in answer["tasks"].as_array().into_iter().flatten() {
-            let error = task["error"].as_str().unwrap_or("");
-            anyhow::ensure!(error.is_empty() || error.contains("already"), "a task was refused: {task}");
-        }
-        self.accepted += BATCH;
+        let answer = victim.ask(|client| client.post("/api/v1/tasks/submit", &job))?;
+        let refused = self.note(&numbers, answer)?;
+        anyhow::ensure!(refused.is_none(), "a task was refused: {}", refused.unwrap_or_default());
         Ok(())
+    }
+
+    /// Hands in tasks, once, to a swarm that may refuse them. Those that it says it has accepted must be there in the next life.
+    pub(super) fn offer(&mut self, victim: &mut Victim) -> anyhow::Result<()> {
+        let numbers = self.take_numbers(true);
+        let job = self.job(&numbers);
+        match victim.try_ask(|client| client.post("/api/v1/tasks/submit", &job)) {
+            Some(answer) => {
+                let before = self.again.len();
+                self.note(&numbers, answer)?;
+                self.on_bad_disk += (numbers.len() - (self.again.len() - before)) as u64;
+            }
+            None => self.again.extend(numbers),
+        }
+        Ok(())
+    }
+
+    /// Hands in what was refused before.
+    pub(super) fn settle(&mut self, victim: &mut Victim, patience: Duration) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while !self.again.is_empty() {
+            let numbers = self.take_numbers(false);
+            let job = self.job(&numbers);
+            let answer = victim.ask(|client| client.post("/api/v1/tasks/submit", &job))?;
+            let refused = self.note(&numbers, answer)?;
+            if began.elapsed() > patience {
+                anyhow::ensure!(refused.is_none(), "tasks are refused: {}", refused.unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// What was refused, and with `fresh` new ones.
+    fn take_numbers(&mut self, fresh: bool) -> Vec<u64> {
+        let mut numbers: Vec<u64> = self.again.drain(..self.again.len().min(BATCH as usize)).collect();
+        if fresh {
+            let more = BATCH - numbers.len() as u64;
+            numbers.extend(self.next..self.next + more);
+            self.next += more;
+        }
+        numbers
+    }
+
+    fn job(&self, numbers: &[u64]) -> Value {
+        let tasks: Vec<Value> = numbers.iter().copied().map(task).collect();
+        json!({"tasks": tasks, "base_dir": self.folder})
+    }
+
+    /// Takes an answer to a submission. Returns why some of the tasks were refused.
+    fn note(
+        &mut self,
+        numbers: &[u64],
+        answer: Result<Value, ClientError>,
+    ) -> anyhow::Result<Option<String>> {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(ClientError::Problem { status: 503, detail, .. }) => {
+                self.again.extend(numbers);
+                return Ok(Some(detail));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let tasks = answer["tasks"].as_array().map_or(&[][..], Vec::as_slice);
+        anyhow::ensure!(tasks.len() == numbers.len(), "{} answers: {answer}", tasks.len());
+        let mut refused = None;
+        for (&number, task) in numbers.iter().zip(tasks) {
+            let error = task["error"].as_str().unwrap_or("");
+            if !error.is_empty() && !error.contains("already") {
+                self.again.push(number);
+                refused = Some(error.to_owned());
+            }
+        }
+        Ok(refused)
     }
 
     /// Waits for the end of all, at most this long: who has not ended by then is found by the judge.
@@ -76,13 +159,26 @@ impl Work {
         Ok(())
     }
 
-    /// Looks at everything since the last time, each task by its id and each output number by number. Outputs that are right
-    /// are removed, so that nothing may be left.
+    /// Looks at everything since the last time.
     pub(super) fn judge(&mut self, victim: &mut Victim) -> anyhow::Result<()> {
+        self.judge_by(|name| victim.task(name))?;
+        let tasks = victim.get("/api/v1/system/report")?["tasks"].clone();
+        let twice = tasks["duplicated"].as_u64().unwrap_or(0);
+        if twice > 0 {
+            self.twice.push(format!("the swarm itself says that {twice} results were delivered twice"));
+        }
+        Ok(())
+    }
+
+    /// Each task by its id, of which `ask` tells, and each output number by number. Outputs that are right are removed, so
+    /// that nothing may be left.
+    fn judge_by(
+        &mut self,
+        mut ask: impl FnMut(&str) -> anyhow::Result<Result<Value, String>>,
+    ) -> anyhow::Result<()> {
         let outputs = self.folder.join("out");
-        for number in self.judged..self.accepted {
-            let path = format!("/api/v1/tasks/{}", segment(&id(number)));
-            match victim.ask(|client| client.get(&path))? {
+        for number in self.judged..self.next {
+            match ask(&id(number))? {
                 Ok(task) if task["state"] == "succeeded" => {}
                 Ok(task) => self.lost.push(format!("{}: {} {}", id(number), task["state"], task["error"])),
                 Err(error) => self.lost.push(format!("{}: {error}", id(number))),
@@ -99,12 +195,7 @@ impl Work {
                 }
             }
         }
-        self.judged = self.accepted;
-        let tasks = victim.get("/api/v1/system/report")?["tasks"].clone();
-        let twice = tasks["duplicated"].as_u64().unwrap_or(0);
-        if twice > 0 {
-            self.twice.push(format!("{twice} results were delivered twice"));
-        }
+        self.judged = self.next;
         Ok(())
     }
 
@@ -118,12 +209,15 @@ impl Work {
         Ok(vec![
             Verdict {
                 promise: "P1",
-                what: format!("{} tasks, each asked for by id", self.judged),
+                what: format!(
+                    "{} tasks, each asked for by id; {} of them accepted on a bad disk",
+                    self.judged, self.on_bad_disk
+                ),
                 broken: self.lost.clone(),
             },
             Verdict {
                 promise: "P2",
-                what: "results delivered twice, by the reports".to_owned(),
+                what: "results delivered twice, by the swarm's own reports".to_owned(),
                 broken: self.twice.clone(),
             },
             Verdict { promise: "P2", what: files, broken: wrong },
@@ -152,9 +246,10 @@ fn task(number: u64) -> Value {
     let id = id(number);
     if writes(number) {
         let output = format!("out/{id}.npy");
-        json!({"id": id, "kernel": "axpy", "params": {"alpha": number}, "inputs": ["x.npy", "y.npy"], "output": output})
+        json!({"id": id, "kernel": "axpy", "params": {"alpha": number}, "inputs": ["x.npy", "y.npy"], "output": output, "retries": super::RETRIES})
     } else {
-        json!({"id": id, "kernel": "sleep", "params": {"seconds": 0.001 * (number % 3 + 1) as f64}})
+        json!({"id": id, "kernel": "sleep", "params": {"seconds": 0.001 * (number % 3 + 1) as f64},
+            "retries": super::RETRIES})
     }
 }
 
@@ -166,4 +261,105 @@ fn is_right(array: &ArrayRef, number: u64) -> bool {
                 .enumerate()
                 .all(|(at, &value)| value == (number * at as u64 + at as u64 % 7) as f64)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Twelve tasks that were done as they should be, in a folder of their own.
+    fn done() -> (tempfile::TempDir, Work) {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("out")).expect("a folder");
+        let mut work = Work::new(folder.path().to_owned()).expect("inputs");
+        work.next = 12;
+        for number in (0..12).filter(|&number| writes(number)) {
+            write(&work, number, |at| (number * at + at % 7) as f64);
+        }
+        (folder, work)
+    }
+
+    fn output(work: &Work, number: u64) -> PathBuf {
+        work.folder.join(format!("out/chaos-{number}.npy"))
+    }
+
+    fn write(work: &Work, number: u64, value: impl Fn(u64) -> f64) {
+        let values: Vec<f64> = (0..ELEMENTS as u64).map(value).collect();
+        let array = Array::from_slice(&[ELEMENTS], &values).expect("an array");
+        write_npy(&output(work, number), &array, "chaos").expect("written");
+    }
+
+    /// What is broken, and of which promise, when all tasks are in the state that `state` gives them.
+    fn broken(work: &mut Work, state: impl Fn(&str) -> Result<Value, String>) -> Vec<(&'static str, String)> {
+        work.judge_by(|name| Ok(state(name))).expect("judged");
+        let verdicts = work.verdicts().expect("verdicts").into_iter();
+        verdicts
+            .flat_map(|verdict| verdict.broken.into_iter().map(move |broken| (verdict.promise, broken)))
+            .collect()
+    }
+
+    fn succeeded(_: &str) -> Result<Value, String> {
+        Ok(json!({"state": "succeeded"}))
+    }
+
+    #[test]
+    fn the_judge_finds_nothing_where_nothing_is_wrong() {
+        let (_folder, mut work) = done();
+        assert_eq!(broken(&mut work, succeeded), []);
+        assert_eq!((work.right, work.unjudged()), (9, 0));
+        // What was judged is not looked at again.
+        assert_eq!(broken(&mut work, |_| panic!("asked twice")), []);
+    }
+
+    #[test]
+    fn the_judge_finds_an_output_that_is_missing_wrong_or_nobodys() {
+        let spoil: [(&dyn Fn(&Work), &str); 5] = [
+            (&|work| fs::remove_file(output(work, 5)).expect("there"), "chaos-5.npy"),
+            (&|work| write(work, 6, |at| (6 * at + at % 7) as f64 + f64::from(at == 499)), "something else"),
+            (&|work| fs::write(output(work, 7), b"no array").expect("written"), "chaos-7.npy"),
+            (&|work| write(work, 999, |_| 0.0), "chaos-999.npy lies there at the end"),
+            (&|work| fs::write(work.folder.join("out/.part"), b"").expect("written"), ".part lies there"),
+        ];
+        for (spoil, words) in spoil {
+            let (_folder, mut work) = done();
+            spoil(&work);
+            let found = broken(&mut work, succeeded);
+            assert!(!found.is_empty(), "{words}");
+            assert!(found.iter().all(|(promise, _)| *promise == "P2"), "{found:?}");
+            assert!(found.iter().any(|(_, text)| text.contains(words)), "{words}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn the_judge_finds_a_task_that_is_forgotten_or_did_not_succeed() {
+        for answer in [
+            Err("no task has this id".to_owned()),
+            Ok(json!({"state": "failed", "error": "an error"})),
+            Ok(json!({"state": "queued", "error": null})),
+        ] {
+            let (_folder, mut work) = done();
+            let state = |name: &str| if name == "chaos-3" { answer.clone() } else { succeeded(name) };
+            let found = broken(&mut work, state);
+            assert!(matches!(&found[..], [("P1", text)] if text.starts_with("chaos-3: ")), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_refused_is_handed_in_again_and_what_was_accepted_is_not() {
+        let (_folder, mut work) = done();
+        let full = || ClientError::Problem { status: 503, title: String::new(), detail: "full".to_owned() };
+        let numbers = work.take_numbers(true);
+        assert_eq!(work.note(&numbers, Err(full())).expect("an answer").as_deref(), Some("full"));
+        assert_eq!((work.accepted(), work.unjudged()), (12, 112));
+        assert_eq!(work.take_numbers(false), numbers);
+        let errors = |number: &u64| match number % 50 {
+            0 => json!({"error": "the journal has failed"}),
+            1 => json!({"error": "there is a task with this id already"}),
+            _ => json!({"id": id(*number)}),
+        };
+        let tasks: Vec<Value> = numbers.iter().map(errors).collect();
+        work.note(&numbers, Ok(json!({"tasks": tasks}))).expect("an answer");
+        assert_eq!(work.again, [50, 100]);
+        assert_eq!(work.accepted(), 110);
+    }
 }
