@@ -6,7 +6,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 fn config(level: &str) -> Value {
@@ -262,6 +264,94 @@ fn a_full_disk_is_said_before_acceptance_and_goes_by_itself() {
     let swarm = Swarm::deploy_in(swarm.kill(), &config("process"), &[]);
     swarm.until("all are done", |swarm| (count(&states(swarm), "succeeded") == accepted).then_some(()));
     swarm.end();
+}
+
+/// A real file system without room, with state and outputs on it: nothing that was accepted is lost, nothing is accepted for
+/// which there is no room, outputs appear whole or not at all, and all of it goes by itself.
+#[test]
+fn a_file_system_that_is_really_full_costs_no_task() {
+    let place = Place::new();
+    let script = "mount -t tmpfs -o size=96m,mode=0700 tmpfs \"$XDG_STATE_HOME\" && mkdir \"$XDG_STATE_HOME/out\" && exec \"$@\"";
+    let unshare = [&["-m"][..], &["-U", "-r", "-m"]].into_iter().find(|words| {
+        let mut command = Command::new("unshare");
+        place.equip(&mut command);
+        command.args(*words).args(["sh", "-c", script, "sh", "true"]);
+        command.output().is_ok_and(|output| output.status.success())
+    });
+    let Some(words) = unshare else {
+        println!("skipped: no mount namespace may be made here");
+        return;
+    };
+    const ELEMENTS: usize = 40_000;
+    place.write_array("x.npy", &[ELEMENTS], &vec![1.0f64; ELEMENTS]);
+    let mut command = Command::new("unshare");
+    place.equip(&mut command);
+    command.args(words).args([
+        "sh",
+        "-c",
+        script,
+        "sh",
+        env!("CARGO_BIN_EXE_ai_swarm_deploy"),
+        "--name",
+        place.name(),
+    ]);
+    let tasks = json!({"default_retries": 1000});
+    let swarm =
+        Swarm::deploy_by(place, command, &json!({"agents": {"compute": {"count": 2}}, "tasks": tasks}), &[]);
+    // The mount is the swarm's own; this is how it looks from there.
+    let state = swarm.place.beside("state");
+    let inside = PathBuf::from(format!("/proc/{}/root", swarm.running.pid()))
+        .join(state.strip_prefix("/").expect("an absolute path"));
+    let task = |number: usize| {
+        let output = state.join(format!("out/{number}.npy"));
+        json!({"id": format!("full-{number}"), "kernel": "axpy", "params": {"alpha": number},
+               "inputs": ["x.npy", "x.npy"], "output": output})
+    };
+    swarm.submit(&json!([task(0)]));
+    swarm.until_task("full-0", "succeeded");
+
+    let filler = inside.join("filler");
+    let mut file = fs::File::create(&filler).expect("there is room yet");
+    let mut block = vec![1u8; 1 << 20];
+    while !block.is_empty() {
+        match file.write_all(&block) {
+            Ok(()) => {}
+            Err(_) => block.truncate(block.len() / 2),
+        }
+    }
+    let mut accepted = 1;
+    let words = swarm.until("the disk is full", |swarm| match try_submit(swarm, &json!([task(accepted)])) {
+        (503, words) => Some(words),
+        (status, words) => {
+            assert_eq!(status, 202, "{words}");
+            assert!(!words.contains("error\":\""), "accepted means accepted: {words}");
+            accepted += 1;
+            None
+        }
+    });
+    assert!(words.contains("the disk is full") && words.contains("until there is space"), "{words}");
+    assert_eq!(swarm.status()["durability"]["state"], "full");
+    let whole = (0..accepted).filter(|number| inside.join(format!("out/{number}.npy")).exists()).count();
+    println!("{accepted} tasks accepted until the file system was full, {whole} outputs by then");
+    assert!(accepted > 1 && whole < accepted, "some were accepted and found no room");
+
+    drop(file);
+    fs::remove_file(&filler).expect("there");
+    swarm.until("it accepts again", |swarm| {
+        (try_submit(swarm, &json!([task(accepted)])).0 == 202).then_some(())
+    });
+    accepted += 1;
+    swarm.until("all are done", |swarm| (count(&states(swarm), "succeeded") == accepted).then_some(()));
+    for number in 0..accepted {
+        let array = read_array(&inside.join(format!("out/{number}.npy")));
+        let values = array.as_slice::<f64>().expect("of this type");
+        let sum = number as f64 + 1.0;
+        assert!(values.len() == ELEMENTS && values.iter().all(|&value| value == sum), "output {number}");
+    }
+    let left = fs::read_dir(inside.join("out")).expect("there").count();
+    assert_eq!(left, accepted, "and nothing lies beside them");
+    let report = swarm.end();
+    assert_eq!((&report["tasks"]["lost"], &report["tasks"]["duplicated"]), (&json!(0), &json!(0)));
 }
 
 /// A disk that takes its time holds up what is promised of it, and nothing else.
