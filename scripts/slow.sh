@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# The slow test set: what takes too long for every change. Release build, about 45 minutes, two cores.
+# The slow test set: what takes too long for every change. Release builds but for the disks, about two hours, two cores.
 #
 #   scripts/slow.sh              all parts, one after the other
 #   scripts/slow.sh PART...      only these
 #
 # Parts:
-#   kills         10,000 faults against agents: kills, several at once, stops, scribbled memory
-#   supervisors   500 kills of the supervisor, and kills and stops of its gateway
-#   soak          20 minutes with a fault every second
+#   kills         10,000 kills of agents, one or several or all at once
+#   agents        3,000 other faults of agents: stops, scribbled memory, no more memory
+#   supervisors   500 kills of the supervisor
+#   gateways      1,000 kills and stops of the gateway, about half of each
+#   soak          20 minutes with a fault of any kind every second
+#   disks         a debug build, which has places at which a disk can fail: 10 minutes of bad disks, kills and deaths of the
+#                 supervisor
+#   spinners      10 minutes of a working swarm among 32 spinners: nobody is taken for hung
+#   forecasts     what failures are foretold, on twenty seeds
+#   figures       the limits of `bench recovery` and `bench journal`; wants a host that does nothing else
 #   races         two million sleep and wake races per way of waiting
 #
-# Every part prints its seed and a table; the first promise that breaks ends the run with 1.
+# Every part prints its seed and a table; the first promise that breaks, or limit that is missed, ends the run with 1.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -20,9 +27,9 @@ if [[ "${1-}" == -h || "${1-}" == --help ]]; then
 fi
 for part in "$@"; do
     case "$part" in
-        kills | supervisors | soak | races) ;;
+        kills | agents | supervisors | gateways | soak | disks | spinners | forecasts | figures | races) ;;
         *)
-            echo "slow.sh: unknown part \"$part\"; kills, supervisors, soak and races are known" >&2
+            echo "slow.sh: unknown part \"$part\"; scripts/slow.sh --help names them" >&2
             exit 2
             ;;
     esac
@@ -37,15 +44,41 @@ swarm=$target/release/ai_swarm_deploy
 
 if wanted kills "$@"; then
     heading "kills"
-    "$swarm" chaos --for 40m --count 10000 --rate 25 --fault kill --fault kill-many --fault stop --fault scribble
+    "$swarm" chaos --for 40m --count 10000 --rate 25 --fault kill --fault kill-many
+fi
+if wanted agents "$@"; then
+    heading "agents"
+    "$swarm" chaos --for 40m --count 3000 --rate 10 --fault stop --fault scribble --fault memory
 fi
 if wanted supervisors "$@"; then
     heading "supervisors"
-    "$swarm" chaos --for 40m --count 500 --rate 5 --fault supervisor --fault gateway
+    "$swarm" chaos --for 40m --count 500 --rate 5 --fault supervisor
+fi
+if wanted gateways "$@"; then
+    heading "gateways"
+    "$swarm" chaos --for 40m --count 1000 --rate 5 --fault gateway
 fi
 if wanted soak "$@"; then
     heading "soak"
     "$swarm" chaos --for 20m --rate 1
+fi
+if wanted disks "$@"; then
+    heading "disks"
+    cargo build --locked --bin ai_swarm_deploy
+    "$target/debug/ai_swarm_deploy" chaos --for 10m --rate 2 --fault disk --fault kill --fault supervisor
+fi
+if wanted spinners "$@"; then
+    heading "spinners"
+    AI_SWARM_SPIN_SECONDS=600 cargo test --release --locked -p ai_swarm --test swarm busy_is_not_hung -- --nocapture
+fi
+if wanted forecasts "$@"; then
+    heading "forecasts"
+    AI_SWARM_TEST_SEEDS=100..120 cargo test --release --locked -p ai_swarm --lib fault::traces -- --nocapture
+fi
+if wanted figures "$@"; then
+    heading "figures"
+    "$swarm" bench recovery --check
+    "$swarm" bench journal --check
 fi
 if wanted races "$@"; then
     heading "races"

@@ -194,6 +194,9 @@ pub enum Command {
         /// Fewer repetitions
         #[arg(long)]
         quick: bool,
+        /// End with 1 if a figure lies beyond its limit
+        #[arg(long)]
+        check: bool,
     },
     /// Break a swarm of its own from a seed, and check that nothing is lost
     #[command(

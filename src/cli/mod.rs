@@ -160,8 +160,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
             print(&text)?;
             Ok(if fine { exit::DONE } else { exit::CANNOT })
         }
-        Some(Command::Bench { what, quick }) => {
-            crate::bench::main(*what, *quick, &load_config(global)?, &output)
+        Some(Command::Bench { what, quick, check }) => {
+            let kept = crate::bench::main(*what, *quick, &load_config(global)?, &output)?;
+            Ok(if *check && !kept { exit::FAILED } else { exit::DONE })
         }
         Some(Command::Chaos { seed, duration, count, rate, fault, folder }) => {
             let fresh =
