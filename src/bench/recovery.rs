@@ -1,8 +1,9 @@
-//! kill -9 of an agent: until it is noticed, until a standby or a fresh process has its place, until its task is done.
+//! kill -9 of an agent: until it is noticed, until a standby or a fresh process has its place, until its task is done; and
+//! what its neighbours do meanwhile. SIGSTOP: until it is found.
 
 use super::dispatch::{noop, wait_ready};
 use super::{Figure, Limit, quantile, sorted, swarm};
-use crate::config::SwarmConfig;
+use crate::config::{Count, SwarmConfig};
 use crate::jobs;
 use crate::os::clock;
 use crate::supervisor::action::{Action, AgentView, Recovery, Reply};
@@ -25,6 +26,12 @@ const LARGE_SIDE: usize = 16384;
 const LIFE: Duration = Duration::from_millis(40);
 /// A stopped agent is taken for hung after a quarter of a second.
 const STOPPED: Duration = Duration::from_millis(150);
+/// A stopped agent is found within this time, ms: what `agents.fault.hang_after_s` is by default.
+const FOUND_MS: f64 = 250.0;
+/// One agent dies so often while the throughput of its neighbours is measured,
+const DIES_EVERY: Duration = Duration::from_millis(10);
+/// for so long, in turns with as long undisturbed.
+const STORM: Duration = Duration::from_secs(2);
 /// No act of recovery may take longer, ms.
 const LONGEST_MS: f64 = 50.0;
 
@@ -46,7 +53,8 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
     let all = [&noticed, &warm.ready, &cold.ready, &lost];
     let longest = all.into_iter().flatten().copied().fold(0.0, f64::max);
     let acts = noticed.len() + warm.ready.len() + cold.ready.len() + lost.len();
-    let mut figures = Vec::new();
+    let found = hangs(if quick { 10 } else { 60 }, config)?;
+    let mut figures = vec![neighbours(if quick { 2 } else { 5 }, config)?];
     let gone = supervisor_deaths(if quick { 10 } else { 100 })?;
     let rows = [
         ("noticed", noticed, 0.3, 5.0, "kill -9 to the supervisor knowing"),
@@ -67,12 +75,13 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
             10.0,
             "kill -9 of an agent of 1 GiB to its successor being ready",
         ),
+        ("hang_found", found, FOUND_MS, FOUND_MS, "SIGSTOP of a compute agent to its incident"),
         ("supervisor_gone", gone, 10.0, 10.0, "kill -9 of the supervisor to the end of its last agent"),
     ];
     for (name, values, p50, p99, note) in rows {
         let values = sorted(values);
         let (count, at) = (values.len(), |share| quantile(&values, share));
-        let note = format!("{note}; {count} kills, the longest {:.2} ms", at(1.0));
+        let note = format!("{note}; {count} of them, the longest {:.2} ms", at(1.0));
         figures.push(Figure {
             p50: Some(at(0.5)),
             p99: Some(at(0.99)),
@@ -180,6 +189,110 @@ fn lose_a_task(supervisor: &mut Supervisor, victim: &str) -> anyhow::Result<Opti
     let took = clock::now().since(killed).as_secs_f64() * 1e3;
     run_until(supervisor, |supervisor| supervisor.recovered() > recovered)?;
     Ok(Some(took))
+}
+
+/// Stops idle agents in turn; from the signal to the incident on record, ms.
+fn hangs(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Vec<f64>> {
+    let mut supervisor = swarm(config)?;
+    let agents = supervisor.plan().compute_count();
+    wait_ready(&mut supervisor, agents)?;
+    let mut times = Vec::new();
+    for round in 0..rounds {
+        let victim = format!("compute-{}", round % agents);
+        live(&mut supervisor)?;
+        let seen = last_event(&mut supervisor)?;
+        let pid = agent(&mut supervisor, &victim)?.pid.context("it runs")?;
+        let recovered = supervisor.recovered();
+        let began = clock::now();
+        kill_process(Pid::from_raw(pid as i32).context("a process number")?, Signal::STOP)?;
+        while !is_incident_open(&mut supervisor, seen, &victim)? {
+            ensure!(clock::now().since(began) < Duration::from_secs(30), "{victim} was not found in 30 s");
+            supervisor.run_until_deadline(clock::now().plus(Duration::from_millis(1)), |_| false);
+        }
+        times.push(clock::now().since(began).as_secs_f64() * 1e3);
+        run_until(&mut supervisor, |supervisor| supervisor.recovered() > recovered)?;
+    }
+    supervisor.shut_down(OnEnd::Drain);
+    Ok(times)
+}
+
+fn last_event(supervisor: &mut Supervisor) -> anyhow::Result<u64> {
+    let Reply::Events { events, .. } = ask(supervisor, Action::Events(0))? else {
+        bail!("unexpected answer")
+    };
+    Ok(events.last().map_or(0, |event| event.seq))
+}
+
+fn is_incident_open(supervisor: &mut Supervisor, after: u64, id: &str) -> anyhow::Result<bool> {
+    let Reply::Events { events, .. } = ask(supervisor, Action::Events(after))? else {
+        bail!("unexpected answer")
+    };
+    Ok(events.iter().any(|event| event.kind == "incident_opened" && event.agent.as_deref() == Some(id)))
+}
+
+/// What two agents do while a third dies again and again, as a share of what they do undisturbed. Their tasks sleep: what is
+/// measured is how well they are kept at work, not how many cores there are.
+fn neighbours(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Figure> {
+    let mut config = config.clone();
+    config.agents.compute.count = Count::Exactly(3);
+    let mut supervisor = swarm(&config)?;
+    wait_ready(&mut supervisor, 3)?;
+    let task = json!({"kernel": "sleep", "params": {"seconds": 0.004}});
+    let task = jobs::parse_task(&task, 1, Path::new("/"), &jobs::Defaults { timeout: None, retries: 2 })
+        .map_err(|refused| anyhow::anyhow!(refused.error))?;
+    let (mut shares, mut kills) = (Vec::new(), 0);
+    // The first span warms up: costs are learned in it.
+    phase(&mut supervisor, &task, None)?;
+    for _ in 0..rounds {
+        let quiet = phase(&mut supervisor, &task, None)?;
+        let stormy = phase(&mut supervisor, &task, Some(&mut kills))?;
+        shares.push(stormy / quiet);
+    }
+    run_until(&mut supervisor, |supervisor| supervisor.ledger().counts().open() == 0)?;
+    for id in ["compute-1", "compute-2"] {
+        ensure!(agent(&mut supervisor, id)?.restarts == 0, "{id} was restarted");
+    }
+    let counts = supervisor.ledger().counts();
+    supervisor.shut_down(OnEnd::Drain);
+    ensure!(
+        counts.succeeded == counts.total && counts.duplicated == 0,
+        "tasks were lost or done twice: {counts:?}"
+    );
+    let shares = sorted(shares);
+    Ok(Figure {
+        bench: "recovery",
+        name: "neighbours_rate".to_owned(),
+        value: quantile(&shares, 0.5),
+        unit: "share",
+        limit: Some(Limit::AtLeast(0.9)),
+        note: format!(
+            "tasks of two agents while a third dies every {} ms ({kills} kills), against none dying; the worst of {rounds} \
+             turns {:.3}",
+            DIES_EVERY.as_millis(),
+            quantile(&shares, 0.0)
+        ),
+        ..Figure::default()
+    })
+}
+
+/// Tasks per second of `compute-1` and `compute-2`, while `compute-0` is killed again and again if there is a count for it.
+fn phase(supervisor: &mut Supervisor, task: &TaskSpec, mut kills: Option<&mut u64>) -> anyhow::Result<f64> {
+    let done = |supervisor: &mut Supervisor| -> anyhow::Result<u64> {
+        Ok(agent(supervisor, "compute-1")?.tasks + agent(supervisor, "compute-2")?.tasks)
+    };
+    let (before, began) = (done(supervisor)?, clock::now());
+    while clock::now().since(began) < STORM {
+        while supervisor.ledger().queued() < 300 {
+            supervisor.submit_one(task.clone())?;
+        }
+        if let Some(kills) = &mut kills
+            && let Some(pid) = agent(supervisor, "compute-0")?.pid.and_then(|pid| Pid::from_raw(pid as i32))
+        {
+            **kills += u64::from(kill_process(pid, Signal::KILL).is_ok());
+        }
+        supervisor.run_until_deadline(clock::now().plus(DIES_EVERY), |_| false);
+    }
+    Ok((done(supervisor)? - before) as f64 / clock::now().since(began).as_secs_f64())
 }
 
 /// Kills an agent whose memory takes the kernel tens of milliseconds to tear down.

@@ -279,7 +279,8 @@ pub const KEYS: &[Key] = &[
         "agents.fault.hang_after_s",
         from(0.01, 3600.0, "seconds"),
         "0.25",
-        "An agent that is stopped, or spins without a task, is found hung within this time. Busy and starved agents are not hung.",
+        "An agent that is stopped, and a compute agent that spins without a task, is found hung within this time; another one that spins, \
+         or waits for what does not come, after 5 s, the fault agent itself after 2 s. Busy and starved agents are not hung.",
     ),
     key(
         "agents.fault.memory_limit_bytes",
