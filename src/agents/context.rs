@@ -1,9 +1,10 @@
 //! All that an agent may touch: its outbox, the board, its pulse and its settings.
 
+use crate::base::ailment::{self, Answer};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation, TaskId};
 use crate::messaging::attach::MemberTalk;
-use crate::messaging::envelope::{Done, Severity};
+use crate::messaging::envelope::{Done, Severity, Verdict};
 use crate::messaging::failure::Failure;
 use crate::messaging::lanes::INLINE_MAX;
 use crate::messaging::link::{AgentLink, LinkNumbers, LinkPulse};
@@ -171,6 +172,7 @@ impl Context {
     pub fn begin_task(&mut self, task: TaskId, attempt: Attempt, now: Nanos) -> bool {
         self.pulse.announce(Some(task), now.0);
         self.board.publish_life(self.slot(), Some(now.0.max(1)), self.tasks, self.failures);
+        ailment::at_task(now);
         self.hear_control();
         match self.cancelled.iter().position(|&cancelled| cancelled == (task, attempt)) {
             Some(at) => {
@@ -191,9 +193,15 @@ impl Context {
 
     /// Sends the answer to a task. Waits for room: an answer is never dropped.
     pub fn finish_task(&mut self, done: &Done<'_>, failed: bool) {
+        let answer = ailment::at_answer(done.started);
+        let spoilt = Done { verdict: Verdict::Failed, body: b"the agent is ill", ..*done };
+        let (done, failed) = if answer == Answer::Failed { (&spoilt, true) } else { (done, failed) };
         self.tasks += u64::from(!failed);
         self.failures += u64::from(failed);
         self.send_surely(Lane::Normal, &FromAgent::Done(*done));
+        if answer == Answer::Twice {
+            self.send_surely(Lane::Normal, &FromAgent::Done(*done));
+        }
         self.pulse.announce(None, 0);
         self.board.publish_life(self.slot(), None, self.tasks, self.failures);
         let now = clock::now();

@@ -7,10 +7,14 @@
 //! | `memory` | bytes that are never given back, per second |
 //! | `descriptors` | files that are never closed, per second |
 //! | `spin` | seconds after which it turns in a circle for ever |
+//! | `slow` | ms by which each of its tasks takes longer, more with every second |
+//! | `fail` | seconds after which all of its tasks fail |
+//! | `die` | seconds that its first life lasts; every further one is a fifth shorter |
+//! | `echo` | says the answer to its so-manieth task twice |
 //! | `faint` | stops itself before its so-manieth output appears, until somebody continues it |
 //! | `falter` | the same, having announced the output |
 //!
-//! It strikes the first life only. Only builds with debug assertions have this, as with [`super::crash`].
+//! It strikes the first life only, but for `die`. Only builds with debug assertions have this, as with [`super::crash`].
 
 use super::clock::Nanos;
 
@@ -19,10 +23,47 @@ use super::clock::Nanos;
 pub fn suffer(agent: &str, life: u32, now: Nanos) {
     let ailment = AILMENT.get_or_init(|| {
         let text = std::env::var("AI_SWARM_AILMENT").ok()?;
-        Ailment::parse(&text, agent, now).filter(|_| life == 1)
+        let mut found = Ailment::parse(&text, agent, now)?;
+        if found.illness == Illness::Die {
+            found.measure *= 0.8f64.powf(f64::from(life.saturating_sub(1)));
+        }
+        (life == 1 || found.illness == Illness::Die).then_some(found)
     });
     if let Some(ailment) = ailment {
         ailment.strike(now);
+    }
+}
+
+/// A task is begun: it may take longer than it would.
+#[cfg(debug_assertions)]
+pub fn at_task(now: Nanos) {
+    let Some(Some(ailment)) = AILMENT.get() else { return };
+    if ailment.illness == Illness::Slow {
+        let ms = now.since(ailment.since).as_secs_f64() * ailment.measure;
+        std::thread::sleep(std::time::Duration::from_secs_f64(ms / 1e3));
+    }
+}
+
+/// What becomes of the answer to a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is sent.
+    Sound,
+    /// It says that the task failed.
+    Failed,
+    /// It is sent two times.
+    Twice,
+}
+
+/// An answer is about to be sent.
+#[cfg(debug_assertions)]
+pub fn at_answer(now: Nanos) -> Answer {
+    let Some(Some(ailment)) = AILMENT.get() else { return Answer::Sound };
+    let before = || ailment.taken.fetch_add(1, super::sync::Ordering::Relaxed);
+    match ailment.illness {
+        Illness::Fail if now.since(ailment.since).as_secs_f64() >= ailment.measure => Answer::Failed,
+        Illness::Echo if before() + 1 == ailment.measure as u64 => Answer::Twice,
+        _ => Answer::Sound,
     }
 }
 
@@ -46,6 +87,18 @@ pub fn suffer(_agent: &str, _life: u32, _now: Nanos) {}
 /// Nobody is ill in this build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
+pub fn at_task(_now: Nanos) {}
+
+/// Nobody is ill in this build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn at_answer(_now: Nanos) -> Answer {
+    Answer::Sound
+}
+
+/// Nobody is ill in this build.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
 pub fn at_output(_announced: bool) {}
 
 /// What this process suffers from, if anything.
@@ -58,6 +111,10 @@ enum Illness {
     Memory,
     Descriptors,
     Spin,
+    Slow,
+    Fail,
+    Die,
+    Echo,
     Faint,
     Falter,
 }
@@ -79,6 +136,10 @@ impl Ailment {
             "memory" => Illness::Memory,
             "descriptors" => Illness::Descriptors,
             "spin" => Illness::Spin,
+            "slow" => Illness::Slow,
+            "fail" => Illness::Fail,
+            "die" => Illness::Die,
+            "echo" => Illness::Echo,
             "faint" => Illness::Faint,
             "falter" => Illness::Falter,
             _ => return None,
@@ -101,6 +162,7 @@ impl Ailment {
             Illness::Spin if seconds >= self.measure => loop {
                 std::hint::spin_loop();
             },
+            Illness::Die if seconds >= self.measure => std::process::exit(70),
             _ => return,
         }
         self.taken.store(due, Relaxed);

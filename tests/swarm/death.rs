@@ -1,7 +1,10 @@
 //! Agents die in every way; no task is lost, none is done twice, and what they left is removed.
 
-use crate::support::{KINDS, Swarm, children, is_report, lives, read_array, signal, signal_child, until};
+use crate::support::{
+    KINDS, Place, Swarm, children, is_report, lives, read_array, signal, signal_child, until,
+};
 use ai_swarm::base::prng::SplitMix64;
+use ai_swarm::client::Attach;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -189,6 +192,36 @@ fn a_task_whose_agent_is_killed_is_done_by_another() {
     let report = swarm.end();
     assert_eq!((&report["tasks"]["retried"], &report["tasks"]["lost"]), (&json!(1), &json!(0)));
     assert_eq!(report["recoveries"][0]["tasks_moved"], 1, "{report:#}");
+}
+
+/// The answer to the third task is said twice: the second time nobody believes it.
+#[test]
+fn an_answer_that_comes_again_is_refused_and_counted() {
+    let config = json!({"agents": {"compute": {"count": 1}}});
+    let ill = [("AI_SWARM_AILMENT", "compute-0:echo:3")];
+    let swarm = Swarm::deploy_with(Place::new(), &config, &[], &ill);
+    let mut client = Attach::at(&swarm.place.socket()).spin(false).attach().expect("attached");
+    for _ in 0..5 {
+        client.submit_json(&json!({"kernel": "noop"})).expect("submitted");
+    }
+    let mut told: Vec<u64> = (0..5)
+        .map(|_| client.next_end(Duration::from_secs(30)).expect("an end"))
+        .map(|end| end.ticket.0)
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, [0, 1, 2, 3, 4]);
+    swarm.until("it is counted", |swarm| {
+        (swarm.get("/api/v1/system/statistics")["results_refused"] == 1).then_some(())
+    });
+    assert!(client.try_next_end().expect("attached").is_none(), "nobody is told twice");
+    assert_eq!(swarm.agent("compute-0")["restarts"], 0);
+    drop(client);
+    let report = swarm.end();
+    let tasks = &report["tasks"];
+    assert_eq!(
+        [&tasks["succeeded"], &tasks["duplicated"], &tasks["lost"]],
+        [5, 0, 0].map(Value::from).each_ref()
+    );
 }
 
 #[test]

@@ -87,6 +87,56 @@ fn an_agent_that_leaks_descriptors_is_replaced_before_its_limit() {
 }
 
 #[test]
+fn an_agent_whose_tasks_take_longer_and_longer_is_replaced() {
+    // Tasks of 20 ms: three times that after a minute and a half.
+    let swarm = ill(&json!({"agents": {"compute": {"count": 2}}}), "compute-0:slow:0.5");
+    work_until(&swarm, |swarm| (swarm.agent("compute-0")["incarnation"] == 2).then_some(()));
+    let incident = closed(&swarm, "compute-0");
+    println!("{incident:#}");
+    assert_eq!((&incident["failure"], &incident["action"]), (&json!("drift"), &json!("drain_and_replace")));
+    assert!(figure(&incident, "time_of_tasks_times_usual") < 3.0, "before it is useless: {incident:#}");
+    assert!(figure(&incident, "left_s") >= 5.0, "early enough: {incident:#}");
+    assert_eq!(incident["tasks_moved"], 0, "it finished what it held: {incident:#}");
+    assert_eq!(swarm.agent("compute-1")["restarts"], 0, "nobody else is suspected");
+    let report = swarm.end();
+    assert_eq!((&report["tasks"]["lost"], &report["tasks"]["duplicated"]), (&json!(0), &json!(0)));
+}
+
+#[test]
+fn an_agent_whose_tasks_fail_while_those_of_others_do_not_is_replaced() {
+    let tasks = json!({"default_retries": 100});
+    let swarm = ill(&json!({"agents": {"compute": {"count": 2}}, "tasks": tasks}), "compute-0:fail:1");
+    work_until(&swarm, |swarm| (swarm.agent("compute-0")["incarnation"] == 2).then_some(()));
+    let incident = closed(&swarm, "compute-0");
+    println!("{incident:#}");
+    assert_eq!((&incident["failure"], &incident["action"]), (&json!("errors"), &json!("drain_and_replace")));
+    assert!(figure(&incident, "failed_count") >= 10.0, "{incident:#}");
+    assert_eq!(swarm.agent("compute-1")["restarts"], 0, "nobody else is suspected");
+    let report = swarm.end();
+    let tasks = &report["tasks"];
+    assert_eq!(
+        [&tasks["lost"], &tasks["duplicated"], &tasks["failed"]],
+        [0, 0, 0].map(Value::from).each_ref()
+    );
+    assert!(tasks["retried"].as_u64() >= Some(10), "{tasks}");
+}
+
+#[test]
+fn an_agent_that_dies_sooner_and_sooner_is_foretold_to_loop() {
+    // Lives of 12, 9.6, 7.7 … s: after the tenth or so there would be more than five deaths in ten seconds.
+    let swarm = ill(&json!({"agents": {"compute": {"count": 2}}}), "compute-0:die:12");
+    let incident = swarm.until("it is foretold", |swarm| {
+        incidents(swarm, "compute-0").into_iter().find(|incident| incident["failure"] == "restarts")
+    });
+    println!("{incident:#}");
+    assert_eq!(incident["action"], "drain_and_replace", "{incident:#}");
+    assert!(figure(&incident, "deaths_count") >= 5.0 && figure(&incident, "left_s") >= 5.0, "{incident:#}");
+    assert!(swarm.events_of("agent_benched").is_empty(), "before it happened");
+    assert_eq!(swarm.agent("compute-1")["restarts"], 0, "nobody else is suspected");
+    swarm.end();
+}
+
+#[test]
 fn an_agent_that_spins_without_a_task_is_found_in_time() {
     let swarm = ill(&json!({"agents": {"compute": {"count": 2}}}), "compute-0:spin:1");
     let incident = closed(&swarm, "compute-0");

@@ -7,7 +7,8 @@
 //! other verdict is a false alarm.
 //!
 //! The constants were chosen on the seeds 0 to 7 and are judged on others, [`HELD_OUT`] and more: `AI_SWARM_TEST_SEEDS=100..120`.
-//! A share is judged with its 95 % interval (E. B. Wilson 1927), a rate with the Poisson one by its normal approximation.
+//! A share is judged as it is, of hundreds of traces; beside it stands its 95 % interval (E. B. Wilson 1927), beside a rate the
+//! Poisson one by its normal approximation.
 
 use super::monitor::{Deaths, Monitor, SLOW, Vitals};
 use crate::base::prng::SplitMix64;
@@ -19,7 +20,7 @@ const TRACES: usize = 60;
 /// Days of healthy traces, in agents.
 const HEALTHY_AGENTS: usize = 12;
 /// Seeds that no constant was chosen by.
-const HELD_OUT: std::ops::Range<u64> = 100..101;
+const HELD_OUT: std::ops::Range<u64> = 100..105;
 const DAY_S: usize = 86_400;
 /// A warning is worth something so long before the limit.
 const AHEAD_S: f64 = 5.0;
@@ -393,8 +394,7 @@ fn failures_are_foretold_and_healthy_agents_left_alone() {
         alarms.symptoms
     );
     for (name, score) in names.iter().zip(&scores) {
-        // Few traces are judged by what they do not contradict, many by their share alone.
-        assert!(score.interval().1 >= RECALL_MIN, "{name}: recall {:.3}", score.recall());
+        assert!(score.recall() >= RECALL_MIN, "{name}: recall {:.3}", score.recall());
     }
     assert!(count <= days, "{count} false alarms in {days} agent-days");
 }
