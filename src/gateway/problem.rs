@@ -83,6 +83,10 @@ impl IntoResponse for Problem {
         let mut response = Response::new(Body::from(self.to_json().to_string()));
         *response.status_mut() = self.status;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            // What is refused for now is looked at again that often, or oftener.
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response
     }
 }
@@ -102,6 +106,13 @@ mod tests {
         let response = Problem::conflict("x").into_response();
         assert_eq!(response.status(), StatusCode::CONFLICT);
         assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
+        assert!(!response.headers().contains_key(header::RETRY_AFTER), "it would be no use");
+    }
+
+    #[test]
+    fn who_is_refused_for_now_is_told_when_to_ask_again() {
+        let response = Problem::unavailable("short of memory").into_response();
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
     }
 
     #[test]
