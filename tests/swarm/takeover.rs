@@ -341,6 +341,67 @@ fn while_one_dies_every_ten_milliseconds_the_others_go_on() {
     assert_eq!((&report["tasks"]["lost"], &report["tasks"]["duplicated"]), (&json!(0), &json!(0)));
 }
 
+/// Megabytes of a process, and whether it has this much.
+fn has_resident(pid: u32, mb: usize) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+    line.trim_end_matches("kB").trim().parse::<usize>().is_ok_and(|kb| kb >= mb << 10)
+}
+
+/// The kernel reports a death when the memory is torn down, which takes tens of milliseconds for a large agent. The word that the
+/// agent held is given back before: its death is known, and told to others, while the process is still on its way.
+#[test]
+fn the_death_of_a_large_agent_is_known_before_the_kernel_reports_it() {
+    const SIDE: usize = 14_000;
+    const LARGE_MB: usize = 700;
+    let place = Place::new();
+    place.write_array("column.npy", &[SIDE, 1], &vec![1f32; SIDE]);
+    place.write_array("row.npy", &[1, SIDE], &vec![1f32; SIDE]);
+    let swarm = Swarm::deploy_in(place, &json!({"agents": {"compute": {"count": 2}}}), &[]);
+    let mut leads = Vec::new();
+    for round in 0..6 {
+        standby(&swarm);
+        let id = format!("large-{round}");
+        let inputs = ["column.npy", "row.npy"];
+        swarm.submit(
+            &json!([{"id": id, "kernel": "matmul", "inputs": inputs, "output": format!("{id}.npy")}]),
+        );
+        let holder = swarm.until("somebody is large", |swarm| {
+            let task = swarm.task(&id);
+            assert_ne!(task["state"], "failed", "{task:#}");
+            let holder = swarm.agent(task["agent"].as_str()?);
+            let is_done = task["state"] == "succeeded";
+            (is_done || holder["pid"].as_u64().is_some_and(|pid| has_resident(pid as u32, LARGE_MB)))
+                .then_some((!is_done).then_some(holder))
+        });
+        // It was quick this time.
+        let Some(holder) = holder else { continue };
+        let pid = Pid::from_raw(pid_of(&holder) as i32).expect("a number");
+        let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        let mut events = swarm.follow();
+        assert!(signal(pid_of(&holder), Signal::KILL));
+        let reported = std::thread::spawn(move || {
+            let limit = rustix::time::Timespec { tv_sec: 60, tv_nsec: 0 };
+            assert_eq!(poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)), Ok(1), "it does not die");
+            Instant::now()
+        });
+        events.until(|event| event["kind"] == "agent_died" && event["agent"] == holder["id"]);
+        let known = Instant::now();
+        let reported = reported.join().expect("no panic");
+        leads.push(reported.saturating_duration_since(known).as_secs_f64() * 1e3);
+        swarm.ask("POST", &format!("/api/v1/tasks/{id}/cancel"), None);
+        swarm.until("the task has ended", |swarm| {
+            let state = swarm.task(&id)["state"].clone();
+            ["succeeded", "cancelled"].map(Value::from).contains(&state).then_some(())
+        });
+    }
+    println!("known before the kernel's report by (ms): {leads:.2?}");
+    assert!(leads.len() >= 2, "nobody was caught while it was large");
+    // A busy host may be late with the news, but not every time; without the word it always is.
+    assert!(leads.iter().any(|&lead| lead > 0.0), "{leads:?}");
+    swarm.end();
+}
+
 /// What the system may refuse when a process is to be started, and how it says so.
 const REFUSALS: [(&str, &str); 3] = [
     ("processes", "Resource temporarily unavailable"),
@@ -421,7 +482,9 @@ fn short_of_memory_the_swarm_gives_up_one_thing_after_the_other_and_takes_all_ba
     memory(&procfs, 1.0);
     at("refuse");
     let job = json!({"tasks": [{"id": "b", "kernel": "noop"}]});
-    swarm.ask("POST", "/api/v1/tasks/submit", Some(&job)).refuses(503, "1.0 % of memory is free");
+    let answer = swarm.ask("POST", "/api/v1/tasks/submit", Some(&job));
+    assert!(answer.head.contains("retry-after: 1"), "{answer:?}");
+    answer.refuses(503, "1.0 % of memory is free");
     assert_eq!(swarm.task("a")["state"], "queued", "accepted, and kept");
     let text = swarm.place.cli(&["status"]).ends(0).says("level refuse").out;
     assert!(text.contains("of memory is free"), "{text}");
@@ -540,7 +603,9 @@ fn a_new_binary_comes_in_by_a_rolling_restart_and_a_broken_one_stays_out() {
     fs::copy(ours, &next).expect("copied");
     let new = fs::metadata(&next).expect("there").ino();
     fs::rename(&next, &path).expect("replaced");
-    roll(&swarm);
+    let rates = roll(&swarm);
+    // The first span may have begun before there was a task.
+    assert!(rates.iter().skip(2).all(|&ended| ended > 0), "work stopped: {rates:?}");
     assert_eq!((file_of("compute-0"), file_of("compute-1"), file_of("thermal-0")), (new, new, old));
     assert_eq!(swarm.events_of("binary_upgraded").len(), 1);
     swarm.until("all tasks are done", |swarm| {
