@@ -63,6 +63,8 @@ pub(super) struct Victim {
     child: Child,
     /// Counts the supervisors.
     life: u64,
+    /// The one that lives has trouble with its disk.
+    on_bad_disk: bool,
     client: Option<Client>,
     /// Kills of the supervisor, and how long its agents outlived it.
     gone_after: Vec<Duration>,
@@ -152,6 +154,7 @@ impl Victim {
             name,
             child,
             life: 1,
+            on_bad_disk: false,
             client: None,
             gone_after: Vec::new(),
             orphans: Vec::new(),
@@ -235,6 +238,11 @@ impl Victim {
     pub(super) fn task(&mut self, name: &str) -> anyhow::Result<Result<Value, String>> {
         let path = format!("/api/v1/tasks/{}", segment(name));
         Ok(self.ask(|client| client.get(&path))?.map_err(|error| error.to_string()))
+    }
+
+    /// Whether it may end by itself, because it has trouble with its disk.
+    pub(super) fn is_on_bad_disk(&self) -> bool {
+        self.on_bad_disk
     }
 
     /// Which supervisor it is by now, counted from 1.
@@ -368,6 +376,7 @@ impl Victim {
             ));
         }
         self.life += 1;
+        self.on_bad_disk = trouble.is_some();
         self.child = start(&self.folder, trouble)?;
         Ok(())
     }

@@ -60,8 +60,7 @@ impl Witness {
                 Ok(ticket) => self.count.on_submitted(ticket.0),
                 Err(ClientError::Full) => break,
                 Err(error) => {
-                    self.count.wrong.push(format!("the witness was cut off: {error}"));
-                    self.part();
+                    self.on_cut(victim, &error.to_string());
                     break;
                 }
             }
@@ -81,18 +80,22 @@ impl Witness {
                 Ok(None) => break,
                 // What a supervisor was about to say when it was killed is nobody's fault.
                 Err(_) if is_over => break,
-                Err(error) => {
-                    self.count.wrong.push(format!("the witness cannot understand: {error}"));
-                    return self.part();
-                }
+                Err(error) => return self.on_cut(victim, &error.to_string()),
             }
         }
         if is_over {
             self.part();
         } else if client.has_ended() {
-            self.count.wrong.push("the witness was cut off".to_owned());
-            self.part();
+            self.on_cut(victim, "it was told that the swarm ends");
         }
+    }
+
+    /// The connection broke, and nobody had killed the supervisor.
+    fn on_cut(&mut self, victim: &Victim, why: &str) {
+        if !victim.is_on_bad_disk() {
+            self.count.wrong.push(format!("the witness was cut off: {why}"));
+        }
+        self.part();
     }
 
     fn part(&mut self) {

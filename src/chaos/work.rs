@@ -279,6 +279,8 @@ mod tests {
         (folder, work)
     }
 
+    type Spoil = fn(&Work);
+
     fn output(work: &Work, number: u64) -> PathBuf {
         work.folder.join(format!("out/chaos-{number}.npy"))
     }
@@ -313,12 +315,12 @@ mod tests {
 
     #[test]
     fn the_judge_finds_an_output_that_is_missing_wrong_or_nobodys() {
-        let spoil: [(&dyn Fn(&Work), &str); 5] = [
-            (&|work| fs::remove_file(output(work, 5)).expect("there"), "chaos-5.npy"),
-            (&|work| write(work, 6, |at| (6 * at + at % 7) as f64 + f64::from(at == 499)), "something else"),
-            (&|work| fs::write(output(work, 7), b"no array").expect("written"), "chaos-7.npy"),
-            (&|work| write(work, 999, |_| 0.0), "chaos-999.npy lies there at the end"),
-            (&|work| fs::write(work.folder.join("out/.part"), b"").expect("written"), ".part lies there"),
+        let spoil: [(Spoil, &str); 5] = [
+            (|work| fs::remove_file(output(work, 5)).expect("there"), "chaos-5.npy"),
+            (|work| write(work, 6, |at| (6 * at + at % 7) as f64 + f64::from(at == 499)), "something else"),
+            (|work| fs::write(output(work, 7), b"no array").expect("written"), "chaos-7.npy"),
+            (|work| write(work, 999, |_| 0.0), "chaos-999.npy lies there at the end"),
+            (|work| fs::write(work.folder.join("out/.part"), b"").expect("written"), ".part lies there"),
         ];
         for (spoil, words) in spoil {
             let (_folder, mut work) = done();
