@@ -88,13 +88,19 @@ impl Board {
     /// Creates the board of a swarm.
     pub fn create(name: &str, slots: usize) -> Result<Self, SegmentError> {
         let segment = Segment::create(name, Self::bytes(slots))?;
-        segment.words().word(1).store(slots as u64, Ordering::Relaxed);
-        segment.words().word(0).store(MAGIC, Ordering::Release);
         let board = Self { segment, slots };
+        board.announce();
         for cell in 0..2 + slots {
             board.write_cell(HEADER_WORDS + cell * CELL_WORDS, &[f64::NAN; CELL_VALUES]);
         }
         Ok(board)
+    }
+
+    /// Writes what a fresh agent looks for. Every agent may write here: before each start the creator makes sure that nobody
+    /// has written over it.
+    pub fn announce(&self) {
+        self.words().word(1).store(self.slots as u64, Ordering::Relaxed);
+        self.words().word(0).store(MAGIC, Ordering::Release);
     }
 
     /// Attaches to the board that the supervisor announced.
@@ -378,6 +384,17 @@ mod tests {
         assert_eq!(board.cost(1, 1, None), None);
         assert_eq!(board.variant(1, 1, 1), None);
         assert_eq!(board.usage(AgentSlot(4)), None, "a slot that does not exist");
+    }
+
+    #[test]
+    fn a_header_that_somebody_wrote_over_is_announced_again() {
+        let board = board("header", 4);
+        for word in [0, 1] {
+            board.words().word(word).store(7, Ordering::Relaxed);
+            assert!(Board::open(board.name(), 4).is_err(), "word {word}");
+            board.announce();
+            assert!(Board::open(board.name(), 4).is_ok(), "word {word}");
+        }
     }
 
     #[test]

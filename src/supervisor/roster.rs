@@ -337,6 +337,7 @@ impl Supervisor {
     /// fewer. A program that cannot be executed is one that does not get ready.
     pub(super) fn spawn(&mut self, newborn: &Newborn<'_>, data: epoll::EventData) -> io::Result<Started> {
         let (store, file) = (self.switchboard.store.clone(), self.nursery.binary.file());
+        self.board.announce();
         let error = match self.nursery.spawn(newborn, store, self.switchboard.hub_arena()) {
             Ok(started) => match epoll::add(&self.epoll, &started.child, data, epoll::EventFlags::IN) {
                 Ok(()) => return Ok(started),

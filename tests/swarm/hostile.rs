@@ -461,6 +461,60 @@ fn mapping(pid: u32, label: &str) -> (u64, u64) {
     panic!("process {pid} has no {label}");
 }
 
+/// The board is the one object that every agent may write. Whatever somebody writes over it, its header included: agents start, tasks
+/// are done once, and when it stops everybody is as before.
+#[test]
+fn noise_on_the_board_costs_no_task() {
+    const TASKS: usize = 2000;
+    let mut luck = SplitMix64::new(seed());
+    let fault = json!({"restart_limit": 1000, "backoff_max_s": 0.02});
+    let agents = json!({"fault": fault, "compute": {"count": 2}});
+    // Who is taken for hung, because it seems to stand still, is killed; its task is not to blame here.
+    let swarm = Swarm::deploy(&json!({"agents": agents, "tasks": {"poison_deaths": 100}}));
+    let names = swarm.place.segments();
+    assert_eq!(names.len(), 1, "one name only: {names:?}");
+    let path = Path::new("/dev/shm").join(&names[0]);
+    let board = File::options().write(true).open(&path).expect("our own user's file");
+    let words = board.metadata().expect("a file").len() / 8;
+    let mut client = attach(&swarm.place.socket(), "worker");
+    let mut ends = vec![0; TASKS];
+    for round in 0..20 {
+        for _ in 0..TASKS / 20 {
+            client.submit_json(&json!({"kernel": "sleep", "params": {"seconds": 0.001}})).expect("taken");
+        }
+        // The header every time, the beats and cells often, the tables in parts.
+        let mut places: Vec<u64> = (0..8).collect();
+        places.extend((0..500).map(|_| luck.below(words.min(512))));
+        places.extend((0..5000).map(|_| luck.below(words)));
+        for at in places {
+            let word = luck.next_u64() >> (8 * luck.below(8));
+            board.write_all_at(&word.to_le_bytes(), at * 8).expect("within the board");
+        }
+        // Somebody has to start on it: a compute agent, whose place a standby takes, or another.
+        let victim = ["compute-0", "thermal-0", "compute-1", "fault-0", "learning-0"][round % 5];
+        if let Some(pid) = swarm.agent(victim)["pid"].as_u64() {
+            signal(pid as u32, Signal::KILL);
+        }
+        for _ in 0..TASKS / 20 {
+            let end = client.next_end(SOON).expect("one more");
+            assert!(end.is_success(), "{end:?}");
+            ends[end.ticket.0 as usize] += 1;
+        }
+    }
+    assert!(ends.iter().all(|&count| count == 1), "each once");
+    swarm.until("everybody is back", |swarm| {
+        let safety = swarm.status()["safety"].clone();
+        let is_full = safety["standbys_ready"] == safety["standbys_wanted"];
+        (is_full && swarm.agents().iter().all(|agent| agent["state"] == "ready")).then_some(())
+    });
+    drop(client);
+    let tasks = swarm.end()["tasks"].clone();
+    let wanted = json!({"total": TASKS, "succeeded": TASKS, "failed": 0, "lost": 0, "duplicated": 0});
+    for (name, number) in wanted.as_object().expect("an object") {
+        assert_eq!(&tasks[name], number, "{name}: {tasks}");
+    }
+}
+
 #[test]
 fn an_agent_whose_channel_is_nonsense_is_replaced_and_its_tasks_are_done_once() {
     const TASKS: usize = 6000;
