@@ -3,16 +3,17 @@
 //! The output is written under a temporary name that carries the attempt and then renamed: a reader
 //! sees all of it or nothing, and what a killed attempt left can be told apart and removed. Before the rename the agent
 //! announces it and looks for orders once more: when another attempt has ended the task meanwhile, nothing may change any more.
+//! Where the output takes the place of an input, that is kept: should nobody hear of the end, the supervisor puts it back.
 
 use super::{Agent, Context};
-use crate::arrays::{NpyDraft, NpyError, NpyFile, NpyWriteError};
+use crate::arrays::{self, NpyDraft, NpyError, NpyFile, NpyWriteError};
 use crate::base::ailment;
 use crate::base::clock::Nanos;
 use crate::base::ids::{Attempt, TaskId};
 use crate::jobs::{Body, level_wished};
 use crate::kernels::{
-    self, Call, Cancelled, Input, KernelError, KernelId, Level, Outcome, Pulse, Variant, check_params,
-    extra_path,
+    self, Call, Cancelled, Input, KernelError, KernelId, Level, Outcome, Pulse, SCORES_SUFFIX, Variant,
+    check_params, extra_path,
 };
 use crate::messaging::ToAgent;
 use crate::messaging::envelope::{Done, Run, Verdict};
@@ -21,7 +22,7 @@ use crate::os::map::Buffer;
 use crate::tasks::attempt_tag;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Code of a kernel without instruction-set levels of its own; reports call it `native`.
 const NO_LEVEL: u8 = u8::MAX;
@@ -104,28 +105,44 @@ impl Pulse for TaskPulse<'_> {
     }
 }
 
-/// A task that was computed: what to answer, on which level it ran, and its files, which nobody sees yet.
+/// A task that was computed: what to answer, on which level it ran, and its files with their places, which nobody sees yet.
 struct Computed {
     outcome: Outcome,
     level: Level,
-    files: Vec<NpyDraft>,
+    files: Vec<(PathBuf, NpyDraft)>,
+    /// One of them will replace an input.
+    in_place: bool,
 }
 
 impl Computed {
     fn without_files(outcome: Outcome, level: Level) -> Self {
-        Self { outcome, level, files: Vec::new() }
+        Self { outcome, level, files: Vec::new(), in_place: false }
     }
 }
 
-/// Whether the output takes the place of an input, by whatever name. Such a task can be run again after an attempt that came
-/// to nothing, but not beside one that may put its output there at any moment.
-fn is_in_place(body: &Body) -> bool {
+/// What is to be answered when all is well, and where it can be seen.
+struct Published {
+    /// JSON, or nothing.
+    result: Vec<u8>,
+    level: Level,
+    flops: f64,
+    bytes: f64,
+    kept_input: bool,
+}
+
+/// Whether a file at `output` takes the place of an input, by whatever name. A task that does so cannot run beside an attempt
+/// that may put its output there at any moment, and can be run again only with the old file back in its place.
+fn replaces_input(output: &Path, inputs: &[PathBuf]) -> bool {
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-    body.output.as_deref().is_some_and(|output| {
-        let replaced = identity(output);
-        let is_replaced = |input: &Path| input == output || replaced.is_some() && identity(input) == replaced;
-        body.inputs.iter().any(|input| is_replaced(input))
-    })
+    let replaced = identity(output);
+    inputs.iter().any(|input| input == output || replaced.is_some() && identity(input) == replaced)
+}
+
+fn is_in_place(body: &Body) -> bool {
+    let replaces = |output: &Path| replaces_input(output, &body.inputs);
+    body.output
+        .as_deref()
+        .is_some_and(|output| replaces(output) || replaces(&extra_path(output, SCORES_SUFFIX)))
 }
 
 impl ComputeAgent {
@@ -140,8 +157,7 @@ impl ComputeAgent {
         }
         let body = Body::decode(run.body).map_err(|error| wrong(format!("unreadable task: {error}")))?;
         if run.beside && is_in_place(&body) {
-            let words = "its output replaces an input: it cannot run beside another attempt".to_owned();
-            return Err(Failure(Verdict::Cancelled, words));
+            return Err(declined());
         }
         let params = check_params(kernel, &body.params).map_err(KernelError::from)?;
         let pulse = TaskPulse { context, task: run.task, attempt: run.attempt };
@@ -172,20 +188,22 @@ impl ComputeAgent {
             let write = |path: &Path, array| NpyDraft::write(path, array, &tag).map_err(of_output);
             for (suffix, array) in &outcome.extra {
                 let path = extra_path(output, suffix);
-                files.push(write(&path, array)?);
+                let file = write(&path, array)?;
                 // `.scores.npy` is told as `scores_path`.
                 let name = suffix.trim_start_matches('.').trim_end_matches(".npy");
                 if let Some(serde_json::Value::Object(result)) = &mut outcome.result {
                     result.insert(format!("{name}_path"), path.to_string_lossy().into_owned().into());
                 }
+                files.push((path, file));
             }
             if let Some(array) = &outcome.array {
-                files.push(write(output, array)?);
+                files.push((output.clone(), write(output, array)?));
             }
         }
         outcome.array = None;
         outcome.extra.clear();
-        Ok(Computed { outcome, level: variant.level, files })
+        let in_place = files.iter().any(|(path, file)| file.replaces() && replaces_input(path, &body.inputs));
+        Ok(Computed { outcome, level: variant.level, files, in_place })
     }
 
     fn run(&mut self, run: &Run<'_>, context: &mut Context) {
@@ -208,28 +226,21 @@ impl ComputeAgent {
         &self,
         run: &Run<'_>,
         started: Nanos,
-        outcome: Result<(Outcome, Level), Failure>,
+        outcome: Result<Published, Failure>,
         context: &mut Context,
     ) {
         let service_ns = clock::now().since(started).as_nanos() as u64;
         let leveled = KernelId::from_code(run.kernel).is_some_and(has_levels);
-        let (verdict, level, flops, bytes, body) = match outcome {
-            Ok((outcome, level)) => {
-                let result = outcome.result.map_or_else(Vec::new, |result| result.to_string().into_bytes());
-                if result.len() > RESULT_BYTES {
-                    let words =
-                        format!("the result has {} bytes, at most {RESULT_BYTES} travel", result.len());
-                    (Verdict::Wrong, level, 0.0, 0.0, words.into_bytes())
-                } else {
-                    (Verdict::Succeeded, level, outcome.flops, outcome.bytes, result)
-                }
-            }
+        let (verdict, published) = match outcome {
+            Ok(published) => (Verdict::Succeeded, published),
             Err(Failure(verdict, words)) => {
-                let mut words = words.into_bytes();
-                words.truncate(ERROR_BYTES);
-                (verdict, Level::Scalar, 0.0, 0.0, words)
+                let mut result = words.into_bytes();
+                result.truncate(ERROR_BYTES);
+                let level = Level::Scalar;
+                (verdict, Published { result, level, flops: 0.0, bytes: 0.0, kept_input: false })
             }
         };
+        let Published { result, level, flops, bytes, kept_input } = published;
         // What a library chose by itself, or what has no vector code, is not passed off as a level.
         let label = if leveled { level.code() } else { NO_LEVEL };
         let done = Done {
@@ -241,26 +252,55 @@ impl ComputeAgent {
             service_ns,
             flops,
             bytes,
-            body: &body,
+            kept_input,
+            body: &result,
         };
         context.finish_task(&done, verdict == Verdict::Failed);
     }
 }
 
 /// Lets the files appear, the output last, unless the task was given up before.
-fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<(Outcome, Level), Failure> {
-    let Computed { outcome, level, files } = computed;
-    if !files.is_empty() {
-        ailment::at_output(false);
+fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<Published, Failure> {
+    let Computed { outcome, level, files, in_place } = computed;
+    let result = outcome.result.map_or_else(Vec::new, |result| result.to_string().into_bytes());
+    if result.len() > RESULT_BYTES {
+        let words = format!("the result has {} bytes, at most {RESULT_BYTES} travel", result.len());
+        return Err(Failure(Verdict::Wrong, words));
+    }
+    if run.beside && in_place {
+        return Err(declined());
+    }
+    let is_written = !files.is_empty();
+    if is_written {
+        ailment::at_output(ailment::Output::Written);
         if !context.begin_commit(run.task, run.attempt) {
             return Err(KernelError::Cancelled.into());
         }
-        ailment::at_output(true);
+        ailment::at_output(ailment::Output::Announced);
     }
-    for file in files {
-        file.publish().map_err(of_output)?;
+    let mut places = Vec::new();
+    for (path, file) in files {
+        let outcome = if in_place { file.publish_keeping() } else { file.publish() };
+        if let Err(error) = outcome {
+            let tag = attempt_tag(&context.start.token, run.task, run.attempt);
+            let undone: Result<(), String> =
+                places.iter().rev().try_for_each(|path: &PathBuf| arrays::take_back(path, &tag));
+            // The next attempt would take for an input what is none any more.
+            undone.map_err(|words| Failure(Verdict::Wrong, words))?;
+            return Err(of_output(error));
+        }
+        places.push(path);
     }
-    Ok((outcome, level))
+    if is_written {
+        ailment::at_output(ailment::Output::There);
+    }
+    Ok(Published { result, level, flops: outcome.flops, bytes: outcome.bytes, kept_input: in_place })
+}
+
+/// A second attempt that would change what the first one reads, or read what that one changes.
+fn declined() -> Failure {
+    let words = "its output replaces an input: it cannot run beside another attempt".to_owned();
+    Failure(Verdict::Cancelled, words)
 }
 
 fn of_output(error: NpyWriteError) -> Failure {

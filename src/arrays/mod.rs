@@ -5,7 +5,8 @@
 //! 2. [`NpyFile::into_array`] makes an [`ArrayRef`] of it: the mapped bytes themselves when they are already
 //!    in the form kernels read, else a converted copy.
 //! 3. A kernel reads `ArrayRef`s as slices and answers with an [`Array`].
-//! 4. [`write_npy`] puts that into a file by rename: a reader sees all of it or nothing.
+//! 4. [`write_npy`] puts that into a file by rename: a reader sees all of it or nothing. Where that file was an input, it
+//!    is kept ([`NpyDraft::publish_keeping`]) until nobody will want it again.
 //!
 //! Invariants
 //! 1. What a kernel sees is C order, native byte order, aligned to its element; nothing else reaches it.
@@ -15,8 +16,8 @@
 mod npy;
 
 pub use npy::{
-    HEADER_BYTES_MAX, NDIM_MAX, NpyDraft, NpyError, NpyFile, NpyHeader, NpyWriteError, parse_header,
-    temporary_name, write_npy,
+    HEADER_BYTES_MAX, NDIM_MAX, NpyDraft, NpyError, NpyFile, NpyHeader, NpyWriteError, forget, parse_header,
+    put_back, take_back, temporary_name, write_npy,
 };
 
 use std::fmt;

@@ -12,6 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{
@@ -490,6 +491,14 @@ pub enum NpyWriteError {
         /// What the system said.
         source: io::Error,
     },
+    /// The same, and what stands there had to be kept under another name.
+    #[error("{}: it is an input, too, and cannot be kept while it is replaced: {source}", .path.display())]
+    Keep {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 /// Where [`write_npy`] builds `output`: `.{file name}.{tag}.tmp` in the same directory, so that the rename
@@ -503,6 +512,59 @@ pub fn temporary_name(output: &Path, tag: &str) -> PathBuf {
     temporary.extend_from_slice(&name[..name.len().min(room)]);
     temporary.extend_from_slice(tail.as_bytes());
     output.with_file_name(OsString::from_vec(temporary))
+}
+
+/// Where [`NpyDraft::publish_keeping`] keeps what stood at the path.
+fn old_name(temporary: &Path) -> PathBuf {
+    temporary.with_extension("old")
+}
+
+/// Makes good that a process died, or failed, between writing `output` under `tag` and the word that it has: removes what
+/// it left, and when it had already [replaced and kept](NpyDraft::publish_keeping) a file, that file is `output` again.
+/// What somebody else put there since stays.
+///
+/// # Errors
+/// The kept file could not be put back. It stays where the words say.
+pub fn take_back(output: &Path, tag: &str) -> Result<(), String> {
+    put_back(output, tag)?;
+    forget(output, tag);
+    Ok(())
+}
+
+/// The first half of [`take_back`], which is quick. [`forget`] is the other one, and may take as long as a large file has pages.
+///
+/// # Errors
+/// As there.
+pub fn put_back(output: &Path, tag: &str) -> Result<(), String> {
+    // Of a link it is the link that was replaced.
+    let identity = |path: &Path| fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let temporary = temporary_name(output, tag);
+    let old = old_name(&temporary);
+    if let Some(before) = identity(&old) {
+        let (draft, there) = (identity(&temporary), identity(output));
+        let is_replaced = Some(before) != draft && Some(before) != there;
+        let is_ours = draft.is_none() || draft == there;
+        if is_replaced && is_ours {
+            fs::rename(&old, output).map_err(|error| {
+                format!(
+                    "{} replaced an input, which could not be put back from {}: {error}",
+                    output.display(),
+                    old.display()
+                )
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what was written under `tag` and did not become `output`, and what was kept of before.
+pub fn forget(output: &Path, tag: &str) {
+    let temporary = temporary_name(output, tag);
+    // The old file first: alone, it would be taken for one that is to be put back.
+    for path in [old_name(&temporary), temporary] {
+        // Most of them were never there.
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Writes `array` to `path`, byte for byte as `numpy.save` does, through the temporary file
@@ -564,6 +626,29 @@ impl NpyDraft {
             NpyWriteError::Rename { path: self.path.clone(), source }
         })
     }
+
+    /// Whether a file stood at the path when this one was written.
+    pub fn replaces(&self) -> bool {
+        self.replaces
+    }
+
+    /// As [`publish`](Self::publish), but what stood there can be [taken back](take_back) until it is [forgotten](forget):
+    /// for an output that replaces its own input, which whoever runs the task again has to find as it was.
+    ///
+    /// # Errors
+    /// `Keep`; then nothing has changed. `Rename`, if there was nothing to keep.
+    pub fn publish_keeping(mut self) -> Result<(), NpyWriteError> {
+        if !self.replaces {
+            return self.publish();
+        }
+        let old = old_name(&self.temporary);
+        replace_keeping(&self.temporary, &old, &self.path).map_err(|source| {
+            let _ = fs::remove_file(&old);
+            NpyWriteError::Keep { path: self.path.clone(), source }
+        })?;
+        self.temporary = PathBuf::new();
+        Ok(())
+    }
 }
 
 impl Drop for NpyDraft {
@@ -588,6 +673,30 @@ fn put_in_place(temporary: &Path, path: &Path, replaces: bool) -> io::Result<()>
         return Ok(());
     }
     fs::rename(temporary, path)
+}
+
+/// Moves the finished file to `path`, at once for every reader, and leaves it under its temporary name as well, so that it can be
+/// told whose file stands at `path`. What stood there is at `old` then. A kill between any two steps leaves what [`take_back`]
+/// understands: the old file has a second name before it loses its first.
+fn replace_keeping(temporary: &Path, old: &Path, path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let link = |from: &Path, to: &Path| match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(to)?;
+            fs::hard_link(from, to)
+        }
+        other => other,
+    };
+    link(temporary, old)?;
+    if renameat_with(CWD, old, CWD, path, RenameFlags::EXCHANGE).is_ok() {
+        return Ok(());
+    }
+    // A file system that cannot exchange two files, as NFS.
+    link(path, old)?;
+    fs::rename(temporary, path)?;
+    // It may fail: without this name the file at `path` is taken for the one that was put there here.
+    let _ = fs::hard_link(path, temporary);
+    Ok(())
 }
 
 /// A new file; what a dead process of the same tag left there is removed first, never written through.
@@ -784,6 +893,98 @@ mod tests {
         assert_eq!(fs::read(&target).unwrap(), b"untouched");
         assert!(fs::symlink_metadata(&link).unwrap().is_file());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    fn ones(value: f64) -> Array {
+        Array::from_slice(&[1], &[value]).unwrap()
+    }
+
+    fn value(path: &Path) -> f64 {
+        NpyFile::open(path).unwrap().into_array().unwrap().as_slice::<f64>().unwrap()[0]
+    }
+
+    fn names(folder: &Path) -> usize {
+        fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn what_was_replaced_can_be_taken_back_until_it_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        let keep = |tag, to| NpyDraft::write(&path, &ones(to), tag).unwrap().publish_keeping().unwrap();
+        write_npy(&path, &ones(1.0), "t").unwrap();
+        // Three of them, each on the one before: taken back in the opposite order.
+        (keep("a", 2.0), keep("b", 4.0), keep("c", 8.0));
+        assert_eq!(value(&path), 8.0);
+        for (tag, left) in [("c", 4.0), ("b", 2.0), ("a", 1.0)] {
+            take_back(&path, tag).unwrap();
+            assert_eq!(value(&path), left);
+        }
+        take_back(&path, "a").unwrap();
+        assert_eq!((value(&path), names(folder.path())), (1.0, 1), "nothing twice, and nothing is left");
+        keep("a", 2.0);
+        forget(&path, "a");
+        take_back(&path, "a").unwrap();
+        assert_eq!((value(&path), names(folder.path())), (2.0, 1), "what is forgotten stays");
+        // Not begun, or died on the way there.
+        std::mem::forget(NpyDraft::write(&path, &ones(3.0), "a").unwrap());
+        take_back(&path, "a").unwrap();
+        assert_eq!((value(&path), names(folder.path())), (2.0, 1));
+        // Somebody else has put a file of his own there.
+        keep("a", 2.0);
+        write_npy(&path, &ones(7.0), "t").unwrap();
+        take_back(&path, "a").unwrap();
+        assert_eq!((value(&path), names(folder.path())), (7.0, 1));
+        // Nothing to keep.
+        fs::remove_file(&path).unwrap();
+        keep("a", 5.0);
+        take_back(&path, "a").unwrap();
+        assert_eq!((value(&path), names(folder.path())), (5.0, 1));
+    }
+
+    #[test]
+    fn a_kill_between_any_two_steps_is_made_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        let (temporary, exchange) = (temporary_name(&path, "a"), |one: &Path, other: &Path| {
+            let flags = rustix::fs::RenameFlags::EXCHANGE;
+            rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags).unwrap();
+        });
+        let old = old_name(&temporary);
+        // With exchange; without; and the steps of taking back.
+        let steps: [&[&dyn Fn()]; 2] = [
+            &[&|| fs::hard_link(&temporary, &old).unwrap(), &|| exchange(&old, &path)],
+            &[
+                &|| fs::hard_link(&path, &old).unwrap(),
+                &|| fs::rename(&temporary, &path).unwrap(),
+                &|| fs::hard_link(&path, &temporary).unwrap(),
+                &|| fs::rename(&old, &path).unwrap(),
+            ],
+        ];
+        for steps in steps {
+            for until in 0..=steps.len() {
+                write_npy(&path, &ones(1.0), "t").unwrap();
+                std::mem::forget(NpyDraft::write(&path, &ones(2.0), "a").unwrap());
+                steps[..until].iter().for_each(|step| step());
+                take_back(&path, "a").unwrap();
+                assert_eq!((value(&path), names(folder.path())), (1.0, 1), "after {until} steps");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_put_back_stays_where_the_words_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        write_npy(&path, &ones(1.0), "t").unwrap();
+        NpyDraft::write(&path, &ones(2.0), "a").unwrap().publish_keeping().unwrap();
+        // A folder at the place: nothing can be renamed onto it.
+        fs::remove_file(temporary_name(&path, "a")).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let words = take_back(&path, "a").unwrap_err();
+        let old = old_name(&temporary_name(&path, "a"));
+        assert!(words.contains(&old.display().to_string()) && value(&old) == 1.0, "{words}");
     }
 
     #[test]

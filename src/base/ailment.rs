@@ -13,6 +13,7 @@
 //! | `echo` | says the answer to its so-manieth task twice |
 //! | `faint` | stops itself before its so-manieth output appears, until somebody continues it |
 //! | `falter` | the same, having announced the output |
+//! | `linger` | the same, having let it appear: it has not answered |
 //!
 //! It strikes the first life only, but for `die`. Only builds with debug assertions have this, as with [`super::crash`].
 
@@ -67,11 +68,26 @@ pub fn at_answer(now: Nanos) -> Answer {
     }
 }
 
-/// An output is about to appear; `announced` or not yet.
+/// How far an output has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// It is written, under another name.
+    Written,
+    /// The supervisor was told that it is about to appear.
+    Announced,
+    /// It is there. The supervisor has no answer.
+    There,
+}
+
+/// An output has come so far.
 #[cfg(debug_assertions)]
-pub fn at_output(announced: bool) {
+pub fn at_output(output: Output) {
     let Some(Some(ailment)) = AILMENT.get() else { return };
-    let strikes = if announced { Illness::Falter } else { Illness::Faint };
+    let strikes = match output {
+        Output::Written => Illness::Faint,
+        Output::Announced => Illness::Falter,
+        Output::There => Illness::Linger,
+    };
     let before = || ailment.taken.fetch_add(1, super::sync::Ordering::Relaxed);
     if ailment.illness == strikes && before() + 1 == ailment.measure as u64 {
         let own = rustix::process::getpid();
@@ -99,7 +115,7 @@ pub fn at_answer(_now: Nanos) -> Answer {
 /// Nobody is ill in this build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-pub fn at_output(_announced: bool) {}
+pub fn at_output(_output: Output) {}
 
 /// What this process suffers from, if anything.
 #[cfg(debug_assertions)]
@@ -117,6 +133,7 @@ enum Illness {
     Echo,
     Faint,
     Falter,
+    Linger,
 }
 
 #[cfg(debug_assertions)]
@@ -142,6 +159,7 @@ impl Ailment {
             "echo" => Illness::Echo,
             "faint" => Illness::Faint,
             "falter" => Illness::Falter,
+            "linger" => Illness::Linger,
             _ => return None,
         };
         let measure = parts.next()?.parse().ok().filter(|measure: &f64| *measure > 0.0)?;

@@ -113,6 +113,10 @@ fn put_end(buffer: &mut Vec<u8>, task: &Task, with_result: bool) {
     put_number(buffer, task.service_ns);
     put_text(buffer, task.result.as_deref().filter(|_| with_result));
     put_text(buffer, task.error.as_deref());
+    // At the end and only where it is so: of a record without it, it is not.
+    if task.kept_input {
+        buffer.push(1);
+    }
 }
 
 fn read_end(task: &mut Task, frame: &Frame<'_>) -> Option<()> {
@@ -133,6 +137,7 @@ fn read_end(task: &mut Task, frame: &Frame<'_>) -> Option<()> {
     task.finished = Nanos(finished);
     task.service_ns = reader.number()?;
     (task.result, task.error) = (text(&mut reader)?, text(&mut reader)?);
+    task.kept_input = reader.u8() == Some(1);
     Some(())
 }
 
@@ -294,15 +299,16 @@ impl Restored {
         Some(())
     }
 
-    /// Attempts that may have left temporary files: task, attempt, the run's name, the output.
-    pub fn leftovers(&self) -> impl Iterator<Item = (TaskId, Attempt, u64, &std::path::Path)> {
+    /// Attempts that may have left files beside the output, or it in the place of an input, in the order in which they were
+    /// sent: task, attempt, the run's name.
+    pub fn leftovers(&self) -> impl DoubleEndedIterator<Item = (&Task, Attempt, u64)> {
         self.in_flight.iter().filter_map(|&(id, attempt, run)| {
             let task = self.tasks.get((id - self.first) as usize)?.as_deref()?;
             // Two attempts may have run at a time, and one of them may have outlived the task: only of one that ended in its
             // first attempt nothing can be left.
             let ran_at_last = attempt + 1 >= task.attempt.0;
-            let may_be_left = ran_at_last && (!task.state.is_final() || task.attempt.0 > 1);
-            may_be_left.then_some((task.id, Attempt(attempt), run, task.spec.output.as_deref()?))
+            let has_more = task.attempt.0 > 1 || task.kept_input;
+            (ran_at_last && (!task.state.is_final() || has_more)).then_some((task, Attempt(attempt), run))
         })
     }
 }
@@ -328,6 +334,36 @@ mod tests {
         let first = if restored.tasks.is_empty() { restored.highest + 1 } else { restored.first };
         ledger.restore(restored.tasks, first, Nanos(1000));
         ledger
+    }
+
+    #[test]
+    fn what_a_task_kept_is_known_to_the_next_life() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut ledger = open(folder.path());
+        let output = Some("/x.npy".into());
+        let spec = TaskSpec { kernel: KernelId::Axpy.code(), output, ..TaskSpec::default() };
+        let lease = Lease { slot: AgentSlot(2), incarnation: crate::base::ids::Incarnation(1) };
+        let ids: Vec<TaskId> = [true, false, true]
+            .into_iter()
+            .map(|kept| {
+                let id = ledger.submit(spec.clone(), Nanos(1)).expect("accepted");
+                let attempt = ledger.dispatch(id, lease, Nanos(2));
+                ledger.settle(id, attempt).kept_input = kept;
+                id
+            })
+            .collect();
+        ids[..2].iter().for_each(|id| _ = ledger.on_success(*id, None, Nanos(3)));
+        drop(ledger);
+        let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
+        let options = Options { synced: false, retention, salvage: false, ring: RING_BYTES };
+        let mut restored = Restored::default();
+        Journal::open(folder.path(), options, Box::new(|| {}), |frame| restored.take(&frame))
+            .expect("opened");
+        let left: Vec<(TaskId, bool, u64)> = restored
+            .leftovers()
+            .map(|(task, _, run)| (task.id, task.state == TaskState::Succeeded, run))
+            .collect();
+        assert_eq!(left, [(ids[0], true, 7), (ids[2], false, 7)], "it may be there still, or again");
     }
 
     #[test]

@@ -144,6 +144,8 @@ pub struct Done<'a> {
     pub flops: f64,
     /// Bytes read and written, as the kernel counts them.
     pub bytes: f64,
+    /// Its output replaced an input, which is kept until the supervisor removes it.
+    pub kept_input: bool,
     /// Result as JSON, or the error's words.
     pub body: &'a [u8],
 }
@@ -207,6 +209,7 @@ mod kind {
     pub const DONE: u8 = 65;
     pub const ASK: u8 = 66;
     pub const NOTE: u8 = 67;
+    pub const DONE_IN_PLACE: u8 = 68;
     pub const SUBMIT: u8 = 96;
     pub const GIVE_UP: u8 = 97;
 }
@@ -384,7 +387,7 @@ impl Encode for FromAgent<'_> {
                 buffer.extend_from_slice(&done.flops.to_le_bytes());
                 buffer.extend_from_slice(&done.bytes.to_le_bytes());
                 buffer.extend_from_slice(done.body);
-                kind::DONE
+                if done.kept_input { kind::DONE_IN_PLACE } else { kind::DONE }
             }
             FromAgent::Ask { failure, slot, incarnation, finding } => {
                 buffer.push(*failure as u8);
@@ -410,7 +413,7 @@ impl<'a> FromAgent<'a> {
         let code = |code| BadMessage::Code { kind: message_kind, code };
         Ok(match message_kind {
             kind::READY => FromAgent::Ready { core: fields.u32()? },
-            kind::DONE => FromAgent::Done(Done {
+            kind::DONE | kind::DONE_IN_PLACE => FromAgent::Done(Done {
                 task: TaskId(fields.u64()?),
                 attempt: Attempt(fields.u32()?),
                 verdict: fields.verdict()?,
@@ -419,6 +422,7 @@ impl<'a> FromAgent<'a> {
                 service_ns: fields.u64()?,
                 flops: fields.f64()?,
                 bytes: fields.f64()?,
+                kept_input: message_kind == kind::DONE_IN_PLACE,
                 body: fields.rest,
             }),
             kind::ASK => FromAgent::Ask {
@@ -679,6 +683,7 @@ mod tests {
             service_ns: 6,
             flops: 1.5,
             bytes: 2.5,
+            kept_input: false,
             body: b"",
         }
     }
@@ -708,6 +713,7 @@ mod tests {
         let from_agent = [
             FromAgent::Ready { core: 3 },
             FromAgent::Done(done()),
+            FromAgent::Done(Done { kept_input: true, ..done() }),
             FromAgent::Ask {
                 failure: Failure::Leak,
                 slot: AgentSlot(4),

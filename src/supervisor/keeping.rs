@@ -2,12 +2,10 @@
 //! they say is as safe as `durability.level` promises.
 
 use super::*;
-use crate::arrays::temporary_name;
 use crate::base::words::things;
 use crate::config::Durability;
 use crate::journal::book::{Recorder, Restored};
 use crate::journal::{self, Journal, JournalError};
-use crate::kernels::{SCORES_SUFFIX, extra_path};
 use crate::tasks::attempt_tag;
 use action::DurabilityView;
 use std::collections::VecDeque;
@@ -47,8 +45,6 @@ pub(super) struct Kept {
     pub notes: Vec<String>,
     /// Events, as [`EventLog::untold`] gave them.
     pub events: Vec<Box<str>>,
-    /// Temporary files of attempts that were cut off; most of them are not there.
-    pub leftovers: Vec<PathBuf>,
 }
 
 /// Whether tasks wait for the disk.
@@ -121,16 +117,24 @@ pub(super) fn open(
             readable: found.records,
         });
     }
-    let mut leftovers = Vec::new();
-    for (task, attempt, run, output) in restored.leftovers() {
-        let tag = attempt_tag(&format!("{run:016x}"), task, attempt);
-        leftovers.push(temporary_name(output, &tag));
-        leftovers.push(temporary_name(&extra_path(output, SCORES_SUFFIX), &tag));
+    let mut spoiled = Vec::new();
+    // What was done last is undone first: one may have replaced what another one had put there.
+    for (task, attempt, run) in restored.leftovers().rev() {
+        let Some(output) = &task.spec.output else { continue };
+        let tag = attempt_tag(&format!("{run:016x}"), task.id, attempt);
+        if task.state == TaskState::Succeeded {
+            leftovers::forget(output, &tag);
+        } else if let Err(words) = leftovers::take_back(output, &tag) {
+            spoiled.push((task.id, words));
+        }
     }
     let run = u64::from_str_radix(token, 16).unwrap_or(0);
     ledger.keep_in(Box::new(Recorder::new(journal, run)));
     let first = if restored.tasks.is_empty() { restored.highest + 1 } else { restored.first };
     ledger.restore(restored.tasks, first, clock::now());
+    for (id, words) in spoiled {
+        ledger.spoil(id, &words, clock::now());
+    }
     let mut notes = found.notes;
     let open = ledger.counts().open();
     if found.records > 0 {
@@ -140,7 +144,7 @@ pub(super) fn open(
             things(open as usize, "task")
         ));
     }
-    Ok(Kept { notes, events: restored.events, leftovers })
+    Ok(Kept { notes, events: restored.events })
 }
 
 impl Supervisor {

@@ -25,6 +25,7 @@ pub mod hatch;
 pub mod home;
 pub mod incidents;
 mod keeping;
+mod leftovers;
 mod placement;
 mod report;
 pub mod restart;
@@ -33,7 +34,6 @@ mod roster;
 mod spawn;
 mod standby;
 mod stop;
-mod sweeper;
 mod switchboard;
 mod vigil;
 pub mod wire;
@@ -84,7 +84,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
-use sweeper::Sweeper;
 use switchboard::{Switchboard, WATCH_ATTACH, WATCH_CLIENT, WATCH_MEMBER};
 use vigil::Vigil;
 
@@ -280,7 +279,8 @@ pub struct Supervisor {
     closing: bool,
     /// Processes of agents that are dead and still being taken apart.
     dying: Vec<ChildProcess>,
-    sweeper: Sweeper,
+    /// Removes what is of no more use.
+    sweeper: leftovers::Sweeper,
     standbys: Standbys,
     standby_message: Message,
     /// Hears early of deaths while we sleep.
@@ -498,7 +498,7 @@ impl Supervisor {
             stop_asked: false,
             closing: false,
             dying: Vec::new(),
-            sweeper: Sweeper::new(beside),
+            sweeper: leftovers::Sweeper::new(beside),
             standbys: Standbys::new(started),
             standby_message: Message::default(),
             vigil,
@@ -518,7 +518,6 @@ impl Supervisor {
             plan,
         };
         supervisor.expect_load(private);
-        supervisor.sweeper.remove(kept.leftovers);
         for note in kept.notes {
             supervisor.events.add(Severity::Info, "journal", None, note);
         }
@@ -1105,6 +1104,7 @@ impl Supervisor {
             self.last_ended = self.now;
         }
         self.keep_back(&mut ended);
+        self.forget_inputs(&ended);
         for &(task, batch) in &ended {
             self.on_client_task_ended(task, batch);
         }

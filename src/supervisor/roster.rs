@@ -4,13 +4,10 @@ use super::action::{Recovery, Refused, Reply};
 use super::spawn::{FileId, Started};
 use super::switchboard::Talks;
 use super::*;
-use crate::arrays::temporary_name;
 use crate::base::words::things;
-use crate::kernels::{SCORES_SUFFIX, extra_path};
 use crate::os::process::{ChildProcess, Exit};
 use crate::os::spawn::{Dying, dying};
 use crate::shm::board::{Host, Thermal};
-use crate::tasks::attempt_tag;
 
 /// How long the fault agent may be silent, in units of `agents.fault.hang_after_s`, and at least. One look and not many
 /// decides whether it is starved, so it gets more time than it gives others.
@@ -525,14 +522,16 @@ impl Supervisor {
             Exit::Code(code) => code != 0,
         };
         let cause = exit.describe();
-        let leftovers = self.held_outputs(slot);
+        // Whoever has answered is no more held: of the others nobody knows how far they came.
+        self.dispatcher.collect_from(slot, &mut self.ledger, now, &mut self.heard);
+        let unanswered = self.held_attempts(slot);
         let (mut tasks, mut failures, mut busy_ns) = (0, 0, 0);
         if let Some(seat) = self.dispatcher.get(slot) {
             (tasks, failures, busy_ns) = (seat.tasks, seat.failures, seat.busy_ns);
         }
         let moved =
             self.dispatcher.on_agent_gone(&mut self.ledger, slot, &cause, crashed, now, &mut self.heard);
-        self.sweeper.remove(leftovers);
+        self.take_back(&unanswered);
         let record = self.roster[slot.index()].as_mut().expect("just seen");
         record.child = None;
         record.past_tasks += tasks;
@@ -702,18 +701,10 @@ impl Supervisor {
         }
     }
 
-    /// Temporary files that a dying agent may leave.
-    fn held_outputs(&self, slot: AgentSlot) -> Vec<PathBuf> {
-        let Some(seat) = self.dispatcher.get(slot) else { return Vec::new() };
-        let mut paths = Vec::new();
-        for held in &seat.held {
-            if let Some(output) = self.ledger.get(held.task).and_then(|task| task.spec.output.as_deref()) {
-                let tag = attempt_tag(&self.nursery.token, held.task, held.attempt);
-                paths.push(temporary_name(output, &tag));
-                paths.push(temporary_name(&extra_path(output, SCORES_SUFFIX), &tag));
-            }
-        }
-        paths
+    /// What an agent has and has not answered.
+    fn held_attempts(&self, slot: AgentSlot) -> Vec<(TaskId, Attempt)> {
+        let seat = self.dispatcher.get(slot);
+        seat.map_or_else(Vec::new, |seat| seat.held.iter().map(|held| (held.task, held.attempt)).collect())
     }
 
     /// Ends an agent at once. Its death comes back through the kernel like any other.

@@ -73,8 +73,8 @@ impl Supervisor {
         self.turn();
         self.turn_until(JOURNAL_END, |this| !this.keeps_back());
         self.close_journal();
-        self.close_gateway();
         self.sweeper.finish();
+        self.close_gateway();
         self.state = "stopped";
         ending
     }

@@ -798,6 +798,13 @@ impl Ledger {
     pub fn on_given_up(&mut self, id: TaskId, now: Nanos) -> Transition {
         match self.get(id).and_then(|task| task.cancelling) {
             Some(true) => self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now),
+            // A second attempt that was declined because of the first one, which has come to nothing meanwhile.
+            None if self.get(id).is_some_and(|task| task.was_declined(now)) => {
+                let task = self.get_mut(id).expect("just seen");
+                task.lease = None;
+                self.queue_again(id);
+                Transition::Again
+            }
             _ => {
                 let limit = self.get(id).and_then(|task| task.spec.timeout).unwrap_or_default();
                 let error = format!("exceeded its time limit of {} s", limit.as_secs_f64());
@@ -857,6 +864,14 @@ impl Ledger {
             moved.push(id);
         }
         moved
+    }
+
+    /// No attempt can compute this task right any more. One that runs is unwanted.
+    pub fn spoil(&mut self, id: TaskId, error: &str, now: Nanos) {
+        let Some(task) = self.get(id).filter(|task| !task.state.is_final()) else { return };
+        let running = task.lease.map(|lease| (id, lease, task.leased));
+        self.unwanted.extend(running);
+        self.end(id, TaskState::Failed, Some(error), now);
     }
 
     fn queue_again(&mut self, id: TaskId) {
@@ -1573,6 +1588,36 @@ mod tests {
         assert_eq!(ledger.take_unwanted(), [(id, other, Attempt(2))]);
         assert!(ledger.fall_out(id, Attempt(1)));
         assert_eq!(ledger.on_given_up(id, Nanos(7)), Transition::Ended(TaskState::Cancelled));
+    }
+
+    #[test]
+    fn what_was_declined_beside_an_attempt_that_died_is_tried_again() {
+        let other = Lease { slot: AgentSlot(1), incarnation: Incarnation(1) };
+        for (timeout, again) in [(None, true), (Some(10), true), (Some(1), false)] {
+            let mut ledger = ledger();
+            let timeout = timeout.map(Duration::from_nanos);
+            let id = ledger.submit(TaskSpec { timeout, ..spec("a", &[]) }, Nanos(0)).expect("accepted");
+            run_next(&mut ledger, Nanos(1));
+            ledger.hedge(id, other, Nanos(5));
+            ledger.on_agent_gone(&[id], LEASE, Some(id), "signal 9", false, Nanos(6));
+            ledger.on_given_up(id, Nanos(7));
+            assert_eq!(ledger.queued(), usize::from(again), "{timeout:?}: {:?}", ledger.get(id));
+        }
+    }
+
+    #[test]
+    fn a_task_that_nobody_can_compute_any_more_ends_once_and_its_attempt_is_unwanted() {
+        let mut ledger = ledger();
+        let id = ledger.submit(spec("a", &[]), Nanos(0)).expect("accepted");
+        ledger.submit(spec("b", &["a"]), Nanos(0)).expect("accepted");
+        run_next(&mut ledger, Nanos(1));
+        ledger.spoil(id, "why", Nanos(2));
+        ledger.spoil(id, "why", Nanos(2));
+        assert_eq!(ledger.take_unwanted(), [(id, LEASE, Attempt(1))]);
+        let late = ledger.check_holder(id, Attempt(1), LEASE.slot, LEASE.incarnation);
+        assert_eq!(late, Err(Refusal::Ended));
+        let counts = ledger.counts();
+        assert_eq!((counts.failed, counts.cancelled, counts.open(), counts.duplicated), (1, 1, 0, 0));
     }
 
     /// Ends an attempt as `results` does.

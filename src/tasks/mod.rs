@@ -213,6 +213,8 @@ pub struct Task {
     pub agent: Option<AgentSlot>,
     /// Code of the instruction-set level that ran, once one did.
     pub ran_level: Option<u8>,
+    /// Its output replaced an input, which is kept until its end is safe.
+    pub kept_input: bool,
     /// Result as JSON text, if the kernel gave one.
     pub result: Option<Box<str>>,
     /// Why it did not succeed, or why the last attempt did not.
@@ -249,6 +251,7 @@ impl Task {
             service_ns: 0,
             agent: None,
             ran_level: None,
+            kept_input: false,
             result: None,
             error: None,
             cancelling: None,
@@ -267,6 +270,11 @@ impl Task {
     pub fn may_be_hedged(&self) -> bool {
         let is_wanted = self.state == TaskState::Dispatched && self.cancelling.is_none();
         is_wanted && self.hedged_on.is_none() && self.deaths.0 == 0
+    }
+
+    /// Whether an attempt that nobody asked to give up did so before its time was over: a second one that must not run.
+    fn was_declined(&self, now: Nanos) -> bool {
+        self.hedged_on.is_some() && self.spec.timeout.is_none_or(|limit| now < self.dispatched.plus(limit))
     }
 
     /// The attempt that this life of an agent holds.

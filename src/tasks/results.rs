@@ -187,6 +187,7 @@ impl Dispatcher {
         task.started = started;
         task.service_ns = service_ns;
         task.ran_level = Some(done.level);
+        task.kept_input = done.kept_input && done.verdict == Verdict::Succeeded;
         seat.busy_ns += service_ns;
         let (kernel, class) = (task.spec.kernel, task.spec.class);
         let (submitted, queued, dispatched) = (task.submitted, task.queued, task.dispatched);
@@ -314,7 +315,14 @@ impl Dispatcher {
         self.graves.clear();
     }
 
-    fn collect_from(&mut self, slot: AgentSlot, ledger: &mut Ledger, now: Nanos, signals: &mut Vec<Signal>) {
+    /// Takes what is left in the channel of an incarnation that is gone.
+    pub fn collect_from(
+        &mut self,
+        slot: AgentSlot,
+        ledger: &mut Ledger,
+        now: Nanos,
+        signals: &mut Vec<Signal>,
+    ) {
         let Some(mut seat) = self.seats.get_mut(slot.index()).and_then(Option::take) else { return };
         let mut message = self.message.take().unwrap_or_default();
         // What the channel holds, and no more: who is taken for dead may still have a thread that writes.

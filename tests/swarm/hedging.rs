@@ -27,7 +27,7 @@ fn settle(swarm: &Swarm, task: impl Fn(&str) -> Value) {
     assert_eq!(swarm.status()["tasks"]["hedged"], 0, "{:#?}", swarm.events_of("task_hedged"));
 }
 
-fn pid(swarm: &Swarm, agent: &str) -> u32 {
+pub fn pid(swarm: &Swarm, agent: &str) -> u32 {
     swarm.agent(agent)["pid"].as_u64().expect("a process") as u32
 }
 
@@ -41,12 +41,12 @@ fn stop_one_of(swarm: &Swarm, tasks: &[Value], victim: &str) -> (String, u32) {
     (agent, pid)
 }
 
-fn double(id: &str, input: &str, output: &str) -> Value {
+pub fn double(id: &str, input: &str, output: &str) -> Value {
     json!({"id": id, "kernel": "axpy", "params": {"alpha": 1.0}, "inputs": [input, input], "output": output})
 }
 
 /// Whether somebody has stopped this process, it itself perhaps.
-fn is_stopped(pid: u32) -> bool {
+pub fn is_stopped(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }

@@ -10,6 +10,7 @@ mod foresight;
 mod gateway;
 mod hedging;
 mod hostile;
+mod in_place;
 mod intruder;
 mod journal;
 mod killing;

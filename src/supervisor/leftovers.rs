@@ -1,0 +1,144 @@
+//! What attempts leave beside their outputs: files that did not become one, and inputs that one has replaced.
+//!
+//! An output that takes the place of an input is put there with the old file kept beside it (`arrays::take_back` has the rules).
+//! 1. Who dies, agent or supervisor, before the answer is in the journal may have replaced it or not: the old file is put back,
+//!    and the next attempt finds what the first one found.
+//! 2. Once the end of the task is as safe as was promised the old file goes, on a thread: it may be large.
+
+use super::Supervisor;
+use crate::arrays;
+use crate::base::ids::{Attempt, TaskId};
+use crate::kernels::{SCORES_SUFFIX, extra_path};
+use crate::os::affinity::CoreMask;
+use crate::tasks::attempt_tag;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Makes good what an attempt without an answer did to its output and beside it. What cannot be made good, in words: then
+/// no attempt can compute right any more.
+pub(super) fn take_back(output: &Path, tag: &str) -> Result<(), String> {
+    let extra = arrays::take_back(&extra_path(output, SCORES_SUFFIX), tag);
+    arrays::take_back(output, tag).and(extra)
+}
+
+/// Removes what an attempt that succeeded has kept.
+pub(super) fn forget(output: &Path, tag: &str) {
+    arrays::forget(&extra_path(output, SCORES_SUFFIX), tag);
+    arrays::forget(output, tag);
+}
+
+/// The first half of that, which is quick; the other one is to [`forget`].
+fn put_back(output: &Path, tag: &str) -> Result<(), String> {
+    let extra = arrays::put_back(&extra_path(output, SCORES_SUFFIX), tag);
+    arrays::put_back(output, tag).and(extra)
+}
+
+/// Longest wait for the sweeper at the end. What a hung mount keeps is found by the next start.
+const END: Duration = Duration::from_secs(2);
+
+/// Forgets where nobody waits for it: to free the pages of a large file takes the kernel tens of milliseconds, and a mount may
+/// hang. Its thread starts with the first output.
+pub(super) struct Sweeper {
+    /// Where the thread may run.
+    cores: CoreMask,
+    thread: Option<Thread>,
+}
+
+struct Thread {
+    outputs: Sender<(PathBuf, String)>,
+    /// Closed by the end of the thread.
+    end: Receiver<()>,
+}
+
+impl Sweeper {
+    pub(super) fn new(cores: CoreMask) -> Self {
+        Self { cores, thread: None }
+    }
+
+    fn forget(&mut self, output: &Path, tag: String) {
+        if self.thread.is_none() {
+            self.thread = Thread::start(self.cores);
+        }
+        match &self.thread {
+            // It ends only when nobody can ask any more.
+            Some(thread) => drop(thread.outputs.send((output.to_owned(), tag))),
+            // The host has no room for a thread.
+            None => forget(output, &tag),
+        }
+    }
+
+    /// Lets it do what is left; false when that does not end.
+    pub(super) fn finish(&mut self) -> bool {
+        let Some(Thread { outputs, end }) = self.thread.take() else { return true };
+        drop(outputs);
+        end.recv_timeout(END) != Err(RecvTimeoutError::Timeout)
+    }
+}
+
+impl Thread {
+    fn start(cores: CoreMask) -> Option<Self> {
+        let (outputs, to_forget) = unbounded::<(PathBuf, String)>();
+        let (ends, end) = bounded(0);
+        let work = move || {
+            cores.apply();
+            to_forget.into_iter().for_each(|(output, tag)| forget(&output, &tag));
+            drop::<Sender<()>>(ends);
+        };
+        std::thread::Builder::new().name("sweeper".to_owned()).spawn(work).ok()?;
+        Some(Self { outputs, end })
+    }
+}
+
+impl Supervisor {
+    /// These tasks have ended, and nobody will want to know otherwise: what they kept goes.
+    pub(super) fn forget_inputs(&mut self, ended: &[(TaskId, u64)]) {
+        // What the journal does not have is executed again by the next life, which will want them.
+        if self.journal_failure().is_some() {
+            return;
+        }
+        for (id, _) in ended {
+            let Some(task) = self.ledger.get(*id).filter(|task| task.kept_input) else { continue };
+            if let Some(output) = &task.spec.output {
+                self.sweeper.forget(output, attempt_tag(&self.nursery.token, *id, task.leased));
+            }
+        }
+    }
+
+    /// Makes good what attempts did whose agent died without an answer.
+    pub(super) fn take_back(&mut self, attempts: &[(TaskId, Attempt)]) {
+        for &(id, attempt) in attempts {
+            let output = self.ledger.get(id).and_then(|task| task.spec.output.clone());
+            let tag = attempt_tag(&self.nursery.token, id, attempt);
+            match output.map(|output| put_back(&output, &tag).map(|()| output)) {
+                Some(Ok(output)) => self.sweeper.forget(&output, tag),
+                Some(Err(words)) => self.ledger.spoil(id, &words, self.now),
+                None => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_handed_over_is_gone_at_the_end() {
+        let folder = tempfile::tempdir().expect("folder");
+        let output = |at: usize| folder.path().join(format!("{at}.npy"));
+        for at in (0..100).step_by(3) {
+            std::fs::write(arrays::temporary_name(&output(at), "tag"), "half").expect("written");
+        }
+        let kept = output(0);
+        std::fs::write(&kept, "whole").expect("written");
+        let mut sweeper = Sweeper::new(CoreMask::current().expect("the kernel says"));
+        assert!(sweeper.finish(), "nothing was begun");
+        for at in 0..100 {
+            sweeper.forget(&output(at), "tag".to_owned());
+        }
+        assert!(sweeper.finish());
+        let left: Vec<_> = std::fs::read_dir(folder.path()).expect("readable").flatten().collect();
+        assert_eq!(left.iter().map(|entry| entry.path()).collect::<Vec<_>>(), [kept]);
+    }
+}
