@@ -172,26 +172,37 @@ struct Survey {
 }
 
 impl Journal {
-    /// Opens the journal in `folder`, shows every record to `visit`, and starts its threads. `wake` is called from them when
-    /// [`safe`](Self::safe) or [`trouble`](Self::trouble) changed. When it fails, what was visited is void.
+    /// Opens the journal in `folder`, shows every record to `visit`, which says whether it understands it, and starts the
+    /// journal's threads. `wake` is called from them when [`safe`](Self::safe) or [`trouble`](Self::trouble) changed. When it
+    /// fails, what was visited is void; when it refuses a damaged journal, no byte of it was changed.
     pub fn open(
         folder: &Path,
         options: Options,
         wake: Box<dyn Fn() + Send + Sync>,
-        mut visit: impl FnMut(Frame<'_>),
+        mut visit: impl FnMut(Frame<'_>) -> bool,
     ) -> Result<(Self, Found), JournalError> {
         let paths = Paths::new(folder);
         for path in [&paths.store, &paths.front] {
             let _ = std::fs::remove_file(path.with_extension("new"));
         }
-        let mut saved = Vec::new();
+        let (mut saved, mut understood, mut strange) = (Vec::new(), 0, None);
         let mut survey = survey(&paths, |frame| {
-            if options.salvage {
-                saved.extend_from_slice(frame.bytes);
+            // Nothing behind a record that cannot be understood is what was meant.
+            if strange.is_some() {
+            } else if !visit(frame) {
+                strange = Some(frame.seq);
+            } else {
+                understood += 1;
+                if options.salvage {
+                    saved.extend_from_slice(frame.bytes);
+                }
             }
-            visit(frame);
         })?;
-        if let Some(damage) = survey.damage.take() {
+        let strange = strange.map(|record| {
+            let what = "it cannot be understood: was it written by another version?";
+            damaged(&paths.store, format!("record {record}"), what, understood)
+        });
+        if let Some(damage) = strange.or(survey.damage.take()) {
             if !options.salvage {
                 return Err(damage);
             }
@@ -207,6 +218,7 @@ impl Journal {
             survey.found.notes.push(format!("{damage}; set aside as {}", names.join(", ")));
         }
         let mut store = survey.store.take().expect("a survey without damage has a store");
+        store.accept().map_err(store_error("set up", &paths.store))?;
         store.set_synced(options.synced).map_err(store_error("set up", &paths.store))?;
         let (mut rest, mut after) = (&survey.fresh[..], survey.fresh_after);
         while !rest.is_empty() {

@@ -12,10 +12,11 @@
 
 use super::frame::{self, Frame, Kind, Reader};
 use crate::base::trouble;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const VERSION: u32 = 2;
@@ -123,6 +124,8 @@ impl Group {
 #[derive(Debug)]
 pub struct Store {
     db: Connection,
+    /// Goes after the connection that made it.
+    log: NewLog,
     groups: VecDeque<Group>,
     mark: Mark,
     /// Tasks that have not ended, with the row in which they were accepted.
@@ -132,6 +135,19 @@ pub struct Store {
     /// Events that it has.
     events: u64,
     row: Vec<u8>,
+}
+
+/// Name of the log, where there was none: SQLite makes an empty one to read as well. Whoever only looks leaves none behind.
+#[derive(Debug)]
+struct NewLog(Option<PathBuf>);
+
+impl Drop for NewLog {
+    fn drop(&mut self) {
+        let Some(path) = &self.0 else { return };
+        if std::fs::metadata(path).is_ok_and(|log| log.len() == 0) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn wall_seconds() -> u64 {
@@ -188,19 +204,26 @@ impl Store {
         Ok(())
     }
 
-    /// Opens a store. Reads no record yet.
+    /// Opens a store to look at. Reads no record yet, and changes no byte before it is [accepted](Self::accept): left to
+    /// itself, SQLite takes its log over into the file when it closes it, and removes the log, with all that is wrong in it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let log = with_suffix(path, "-wal");
+        let log = NewLog((!log.exists()).then_some(log));
         let db = Connection::open_with_flags(path, flags)?;
+        // Before anything else, which may fail on a damaged file.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.set_prepared_statement_cache_capacity(16);
         // Alone with the file (the state directory is locked), so no index of the log is shared with anybody.
         db.execute_batch(
             "PRAGMA locking_mode = EXCLUSIVE; PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON;
-             PRAGMA mmap_size = 0; PRAGMA cache_size = -2048; PRAGMA journal_mode = WAL;",
+             PRAGMA mmap_size = 0; PRAGMA cache_size = -2048;",
         )?;
-        db.execute_batch(&format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};"))?;
+        // The first look at the file: whether it is one of SQLite's.
+        db.pragma_query_value(None, "schema_version", |row| row.get::<_, i64>(0))?;
         Ok(Self {
             db,
+            log,
             groups: VecDeque::new(),
             mark: Mark::default(),
             open: HashMap::new(),
@@ -208,6 +231,14 @@ impl Store {
             events: 0,
             row: Vec::new(),
         })
+    }
+
+    /// It is whole, and will be written.
+    pub fn accept(&mut self) -> Result<(), StoreError> {
+        self.log.0 = None;
+        self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        let pragmas = format!("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+        Ok(self.db.execute_batch(&pragmas)?)
     }
 
     /// Whether each commit waits for the disk. Else only the moves from the log into the file do, so that the file stays whole

@@ -16,8 +16,11 @@ fn owned(frame: Frame<'_>) -> Record {
 
 fn open(folder: &Path, options: Options) -> Result<(Journal, Vec<Record>, Found), JournalError> {
     let mut records = Vec::new();
-    let (journal, found) =
-        Journal::open(folder, options, Box::new(|| {}), |frame| records.push(owned(frame)))?;
+    let visit = |frame: Frame<'_>| {
+        records.push(owned(frame));
+        true
+    };
+    let (journal, found) = Journal::open(folder, options, Box::new(|| {}), visit)?;
     Ok((journal, records, found))
 }
 
@@ -72,14 +75,23 @@ fn small(folder: &Path) -> Vec<Record> {
     records
 }
 
-/// What is there after a change to one file: all of it, or a part from the beginning and words about the rest.
+/// The bytes of all files.
+fn bytes_of(folder: &Path) -> [Option<Vec<u8>>; 3] {
+    ["journal.front", "journal.db", "journal.db-wal"].map(|name| std::fs::read(folder.join(name)).ok())
+}
+
+/// What is there after a change to one file: all of it, or a part from the beginning and words about the rest. Whoever looks
+/// changes nothing.
 fn look(folder: &Path, whole: &[Record], what: &str) -> bool {
     let mut seen = 0;
+    let before = bytes_of(folder);
     let outcome = survey(&Paths::new(folder), |frame| {
         assert_eq!(Some(&owned(frame)), whole.get(seen), "invented or out of order: {what}");
         seen += 1;
     });
-    match outcome.map(|survey| survey.damage) {
+    let outcome = outcome.map(|survey| survey.damage);
+    assert!(bytes_of(folder) == before, "the look has changed something: {what}");
+    match outcome {
         Ok(None) => {
             assert_eq!(seen, whole.len(), "records are missing in silence: {what}");
             true
@@ -227,6 +239,8 @@ fn a_damaged_journal_is_refused_and_salvaged_when_asked() {
             let refused = open(folder.path(), OPTIONS).err()?.to_string();
             assert!(refused.contains("journal.front, offset ") && refused.contains("checksum"), "{refused}");
             assert_eq!(std::fs::read(&front).expect("there"), bytes, "nothing was touched");
+            let again = open(folder.path(), OPTIONS).err().expect("as before").to_string();
+            assert_eq!(again, refused, "nothing was lost by looking");
             let (journal, records, found) =
                 open(folder.path(), Options { salvage: true, ..OPTIONS }).expect("as asked");
             assert!(whole.starts_with(&records), "{records:?}");
@@ -239,6 +253,37 @@ fn a_damaged_journal_is_refused_and_salvaged_when_asked() {
     drop(journal);
     let (_, again, found) = open(folder.path(), OPTIONS).expect("whole again");
     assert!(again.starts_with(&records) && again.len() == records.len() + 3 && found.notes.is_empty());
+}
+
+#[test]
+fn what_cannot_be_understood_is_refused_and_stays() {
+    let folder = quick_folder();
+    let whole = small(folder.path());
+    let before = bytes_of(folder.path());
+    let open = |salvage| {
+        let mut understood = 0;
+        let visit = |frame: Frame<'_>| {
+            understood += u64::from(frame.seq < 5);
+            frame.seq != 5
+        };
+        let options = Options { salvage, ..OPTIONS };
+        let outcome = Journal::open(folder.path(), options, Box::new(|| {}), visit);
+        (outcome.map(|(journal, found)| (journal.written(), found)), understood)
+    };
+    for _ in 0..2 {
+        let (refused, understood) = open(false);
+        let words = refused.expect_err("it is of another version").to_string();
+        assert!(
+            words.contains("record 5: it cannot be understood") && words.contains("; 4 records"),
+            "{words}"
+        );
+        assert_eq!((understood, bytes_of(folder.path()) == before), (4, true));
+    }
+    let (salvaged, _) = open(true);
+    let (written, found) = salvaged.expect("as asked");
+    assert!(written == 4 && found.notes.iter().any(|note| note.contains(".damaged-")), "{found:?}");
+    let (_, records, _) = self::open(folder.path(), OPTIONS).expect("whole again");
+    assert_eq!(records[..], whole[..4]);
 }
 
 #[test]

@@ -109,14 +109,6 @@ pub(super) fn open(
         Journal::open(home.path(), journal_options, Box::new(move || _ = bell.ring()), |frame| {
             restored.take(&frame)
         })?;
-    if let Some(record) = restored.strange {
-        return Err(JournalError::Damaged {
-            path: journal::Paths::new(home.path()).store,
-            place: format!("record {record}"),
-            what: "it cannot be understood: was it written by another version?".to_owned(),
-            readable: found.records,
-        });
-    }
     let mut spoiled = Vec::new();
     // What was done last is undone first: one may have replaced what another one had put there.
     for (task, attempt, run) in restored.leftovers().rev() {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -430,29 +430,77 @@ fn the_life_of_agents_is_known_to_later_lives() {
     swarm.end();
 }
 
+/// Flips a bit in each place of a file where these bytes stand.
+fn flip_at(path: &Path, wanted: &[u8]) {
+    let mut bytes = fs::read(path).expect("it is there");
+    let places: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(wanted)).collect();
+    assert!(!places.is_empty(), "{} has no {wanted:?}", path.display());
+    places.iter().for_each(|&at| bytes[at] ^= 4);
+    fs::write(path, bytes).expect("written");
+}
+
 #[test]
 fn a_damaged_journal_stops_the_start_and_is_named() {
-    let swarm = Swarm::deploy(&config("process"));
-    swarm.submit(&json!([{"id": "kept", "kernel": "noop"}]));
-    swarm.until_task("kept", "succeeded");
-    let place = swarm.kill();
-    let front = folder(&place).join("journal.front");
-    let mut bytes = fs::read(&front).expect("a front");
-    // The tail: what lies behind it is not known any more.
-    bytes[1024] ^= 4;
-    fs::write(&front, &bytes).expect("written");
-    let ran = place.cli(&["--monitor-duration", "0.1"]).ends(3);
-    let ran = ran.complains("the journal is damaged").complains("journal.front, offset 1024");
-    ran.complains("--salvage-journal");
-    assert_eq!(fs::read(&front).expect("still there"), bytes, "nothing was changed");
-    let swarm = Swarm::deploy_in(place, &config("process"), &["--salvage-journal"]);
-    assert!(swarm.events_of("journal").iter().any(|event| event["text"].to_string().contains(".damaged-")));
-    swarm.submit(&json!([{"id": "new", "kernel": "noop"}]));
-    swarm.until_task("new", "succeeded");
-    let place = swarm.kill();
-    let swarm = Swarm::deploy_in(place, &config("process"), &[]);
-    assert_eq!(swarm.task("new")["state"], "succeeded");
-    swarm.end();
+    const FILES: [&str; 3] = ["journal.front", "journal.db", "journal.db-wal"];
+    for damaged in FILES {
+        // What an earlier life, which ended in order, has in the store: long enough for pages that are never written again.
+        let swarm = Swarm::deploy(&config("process"));
+        let long = |n: usize| format!("early-{n}-{}", "x".repeat(180));
+        let tasks: Vec<Value> = (0..200).map(|n| json!({"id": long(n), "kernel": "noop"})).collect();
+        swarm.submit(&json!(tasks));
+        swarm.until_task(&long(199), "succeeded");
+        swarm.signal(Signal::TERM);
+        let Swarm { place, running, .. } = swarm;
+        running.finish().ends(0);
+        let swarm = Swarm::deploy_in(place, &config("process"), &[]);
+        swarm.submit(&json!([{"id": "kept", "kernel": "noop"}]));
+        swarm.until_task("kept", "succeeded");
+        swarm.until("it is in the store", |swarm| {
+            (swarm.status()["durability"]["backlog_bytes"] == 0).then_some(())
+        });
+        let place = swarm.kill();
+        let path = |name: &str| folder(&place).join(name);
+        let named = match damaged {
+            "journal.front" => {
+                let mut bytes = fs::read(path(damaged)).expect("a front");
+                // The tail: what lies behind it is not known any more.
+                bytes[1024] ^= 4;
+                fs::write(path(damaged), &bytes).expect("written");
+                "journal.front, offset 1024"
+            }
+            "journal.db" => {
+                flip_at(&path(damaged), b"early-100-x");
+                "journal.db, row "
+            }
+            _ => {
+                // SQLite ends its log there, in silence: the front knows better.
+                let mut bytes = fs::read(path(damaged)).expect("a log");
+                bytes[32 + 24 + 100] ^= 4;
+                fs::write(path(damaged), &bytes).expect("written");
+                "journal.db, behind record "
+            }
+        };
+        let bytes = || FILES.map(|name| fs::read(path(name)).expect("there"));
+        let before = bytes();
+        let refusals = [(); 2].map(|()| {
+            let ran = place.cli(&["--monitor-duration", "0.1"]).ends(3);
+            let ran = ran.complains("the journal is damaged").complains(named).complains("--salvage-journal");
+            for (name, (before, now)) in FILES.iter().zip(before.iter().zip(bytes())) {
+                assert!(*before == now, "damage in {damaged}: {name} was changed");
+            }
+            ran.err.lines().filter(|line| line.contains("damaged")).map(str::to_owned).collect::<Vec<_>>()
+        });
+        assert_eq!(refusals[0], refusals[1], "the second look finds what the first one found");
+        let swarm = Swarm::deploy_in(place, &config("process"), &["--salvage-journal"]);
+        assert!(
+            swarm.events_of("journal").iter().any(|event| event["text"].to_string().contains(".damaged-"))
+        );
+        swarm.submit(&json!([{"id": "new", "kernel": "noop"}]));
+        swarm.until_task("new", "succeeded");
+        let swarm = Swarm::deploy_in(swarm.kill(), &config("process"), &[]);
+        assert_eq!(swarm.task("new")["state"], "succeeded");
+        swarm.end();
+    }
 }
 
 #[test]
