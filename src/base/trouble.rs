@@ -8,7 +8,9 @@
 //! Only builds with debug assertions have this; in all others [`check`] is empty and inlined.
 //!
 //! Places: of the journal `journal.commit` (a group goes into the store), `journal.head` (its place in the front is given
-//! free), `journal.sync` (what was acknowledged goes to the disk), `journal.read` (a group is read from the front);
+//! free), `journal.sync` (what was acknowledged goes to the disk), `journal.read` (a group is read from the front),
+//! `journal.retain` (old records are forgotten, and their pages given back), `journal.close` (the store is closed), and of its start
+//! `journal.create` (steps of making a store) and `journal.front` (steps of making a front);
 //! of the supervisor `spawn` (an agent or a standby is to be started).
 
 use std::io;

@@ -36,8 +36,7 @@ pub(super) fn deploy(global: &Global, config: &SwarmConfig, output: &OutputOptio
             None => session.supervisor.run_until(|_| false),
         }
     }
-    let journal_failed = session.supervisor.journal_failure().is_some();
-    let report = session.end(OnEnd::Drain, global.report_tasks);
+    let (report, journal_failed) = session.end(OnEnd::Drain, global.report_tasks);
     if output.json && !global.demo {
         super::output::print(&serde_json::to_string_pretty(&report)?)?;
     } else {

@@ -50,7 +50,7 @@ pub(super) fn run(
     }
     bar.finish_and_clear();
     let interrupted = session.supervisor.is_stop_asked();
-    let report = session.end(OnEnd::Drain, global.report_tasks || !output.json);
+    let (report, _) = session.end(OnEnd::Drain, global.report_tasks || !output.json);
     show_results(global, &report, output)?;
     if report.tasks.total == 0 {
         say(output, NOTHING_TO_DO);

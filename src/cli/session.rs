@@ -59,8 +59,8 @@ impl Session {
         Ok(Self { supervisor, log: sink, output: *output })
     }
 
-    /// Ends the swarm and returns its report.
-    pub(crate) fn end(mut self, on_end: OnEnd, all_tasks: bool) -> ReportView {
+    /// Ends the swarm. Returns its report, and whether its journal failed, be it at the very end.
+    pub(crate) fn end(mut self, on_end: OnEnd, all_tasks: bool) -> (ReportView, bool) {
         if self.supervisor.is_signalled() {
             say(&self.output, "stopping; press Ctrl-C again to hurry");
         } else if self.supervisor.is_stop_asked() {
@@ -69,7 +69,7 @@ impl Session {
         self.supervisor.shut_down(on_end);
         let report = self.supervisor.report(all_tasks);
         self.log.flush();
-        report
+        (report, self.supervisor.journal_failure().is_some())
     }
 }
 

@@ -214,6 +214,10 @@ impl Book for Recorder {
         self.journal.push_waiting();
     }
 
+    fn close(&mut self) {
+        self.journal.close();
+    }
+
     fn trouble(&self) -> Option<(String, bool)> {
         match self.journal.trouble()? {
             Trouble::Full(why) => Some((format!("nothing is accepted until there is space: {why}"), false)),

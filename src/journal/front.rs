@@ -19,6 +19,7 @@
 //! 3. Positions only grow; the place in the ring is the position modulo its size. A frame never goes round the end.
 
 use super::frame::{self, ALIGNMENT, Frame, HEAD_BYTES, Kind, Reader};
+use crate::base::trouble;
 use crate::os::filemap::FileMap;
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::{File, OpenOptions};
@@ -101,12 +102,14 @@ impl Front {
         last: u64,
     ) -> io::Result<(Self, File, Option<Staging>)> {
         let new = path.with_extension("new");
+        trouble::check("journal.front")?;
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         // Read is only what was just written: a look ahead would fill the cache with what was not.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
         let outcome = Self::lay_out(&file, ring, identity, last);
         let (front, staging) = outcome.inspect_err(|_| drop(std::fs::remove_file(&new)))?;
+        trouble::check("journal.front")?;
         std::fs::rename(&new, path)?;
         if identity.synced {
             sync_folder(path)?;
@@ -127,6 +130,7 @@ impl Front {
         frame::encode(&mut bytes, last, Kind::Front, synced, 0, &payload);
         map.write(0, &bytes);
         map.publish(TAIL_AT, tail_word(0));
+        trouble::check("journal.front")?;
         note_head(file, Place { position: 0, seq: last })?;
         note_synced(file, Place { position: 0, seq: last })?;
         if identity.synced {
@@ -397,7 +401,7 @@ impl<'a> Taker<'a> {
     /// Appends the frames before `tail` to `out`, without gaps, at most about `limit` bytes. Returns the place behind the
     /// last one.
     pub fn take(&mut self, tail: u64, limit: usize, out: &mut Vec<u8>) -> io::Result<Place> {
-        crate::base::trouble::check("journal.read")?;
+        trouble::check("journal.read")?;
         self.reading.tail = Some(tail);
         let start = out.len();
         let outcome = self.reading.frames(&mut self.bytes, |frame| {

@@ -315,6 +315,12 @@ impl Journal {
         self.threads.shared.is_fine()
     }
 
+    /// Brings what was written to its place, and ends the threads: whether that went well says [`trouble`](Self::trouble).
+    pub fn close(&mut self) {
+        self.push_waiting();
+        self.threads.stop();
+    }
+
     /// Whether a write or a sync failed: nothing will become safe any more.
     pub fn has_failed(&self) -> bool {
         self.threads.shared.has_failed()
@@ -323,8 +329,7 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.push_waiting();
-        self.threads.stop();
+        self.close();
     }
 }
 

@@ -186,6 +186,7 @@ impl Store {
         }
         {
             use std::os::unix::fs::OpenOptionsExt as _;
+            trouble::check("journal.create")?;
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
             let db = Connection::open(&new)?;
             db.execute_batch(
@@ -193,12 +194,14 @@ impl Store {
                  CREATE TABLE journal (row INTEGER PRIMARY KEY, written INTEGER NOT NULL, records BLOB NOT NULL);",
             )?;
             let mark = Mark { before, last: before, closed: true };
+            trouble::check("journal.create")?;
             db.execute(
                 "INSERT INTO journal VALUES (0, ?1, ?2)",
                 params![wall_seconds() as i64, encode_mark(mark)],
             )?;
             db.close().map_err(|(_, error)| error)?;
         }
+        trouble::check("journal.create")?;
         std::fs::rename(&new, path)?;
         super::front::sync_folder(path)?;
         Ok(())
@@ -413,6 +416,7 @@ impl Store {
         if tasks_over.max(events_over) == 0 {
             return Ok(false);
         }
+        trouble::check("journal.retain")?;
         // Before the first open task every record of a task is of an ended one: nothing needs to be read there.
         let all_ended = self.groups.iter().take_while(|group| group.open == 0).count();
         let transaction = self.db.unchecked_transaction()?;
@@ -521,6 +525,7 @@ impl Store {
         let pragma = |name: &str| self.db.pragma_query_value(None, name, |row| row.get::<_, u32>(0));
         let (free, all) = (pragma("freelist_count")?, pragma("page_count")?);
         if free > all / 2 + VACUUM_PAGES {
+            trouble::check("journal.retain")?;
             self.db.execute_batch(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES});"))?;
         }
         Ok(())
@@ -528,7 +533,10 @@ impl Store {
 
     /// The swarm ended in order: nothing is missing from here on without a front.
     pub fn close(self) -> Result<(), StoreError> {
+        trouble::check("journal.close")?;
         write_mark(&self.db, Mark { closed: true, ..self.mark })?;
+        // Here the mark is in SQLite's log and not in the file.
+        trouble::check("journal.close")?;
         self.db.close().map_err(|(_, error)| error)?;
         Ok(())
     }

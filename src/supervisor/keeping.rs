@@ -251,6 +251,15 @@ impl Supervisor {
     pub(super) fn close_journal(&mut self) {
         self.keep_events();
         self.settle();
+        if let Some(book) = self.ledger.book_mut() {
+            book.close();
+            let trouble = book.trouble();
+            if let Some((why, true)) = trouble.filter(|_| self.kept.failure.is_none()) {
+                // No event: nobody would hear of it, and it has no place to be kept.
+                tracing::error!("{why}");
+                self.kept.failure = Some(why);
+            }
+        }
         self.ledger.close_book();
         self.kept.seen = 0;
     }

@@ -32,6 +32,8 @@ pub trait Book: std::fmt::Debug + Send {
     fn safe(&self) -> u64;
     /// Does what could not be done at once, if it can be by now.
     fn catch_up(&mut self);
+    /// The end: what was said goes to its place. Nothing is said after it; [`trouble`](Self::trouble) may be new.
+    fn close(&mut self);
     /// Why nothing more is taken at the moment, and whether that is for good.
     fn trouble(&self) -> Option<(String, bool)>;
     /// Whether there is none; cheaper than asking which.

@@ -444,6 +444,23 @@ fn a_host_without_room_for_a_process_costs_no_task() {
     }
 }
 
+#[test]
+fn a_start_that_is_refused_while_the_swarm_comes_up_is_made_good() {
+    for start in 1..=7 {
+        let (what, words) = REFUSALS[start % REFUSALS.len()];
+        let order = format!("spawn:{start}={what}");
+        let config = json!({"agents": {"compute": {"count": 2, "standbys": 0}}});
+        // It waits until all seven are ready.
+        let swarm = Swarm::deploy_with(Place::new(), &config, &[], &[("AI_SWARM_FAIL_AT", &order)]);
+        let refused = swarm.events_of("agent_start_failed");
+        assert_eq!(refused.len(), 1, "{order}: {refused:#?}");
+        assert!(refused[0]["text"].to_string().contains(words), "{order}: {refused:#?}");
+        swarm.submit(&json!([{"id": "a", "kernel": "noop"}]));
+        swarm.until_task("a", "succeeded");
+        swarm.end();
+    }
+}
+
 /// Writes a `/proc` that has so much memory free, percent.
 fn memory(folder: &Path, percent: f64) {
     fs::create_dir_all(folder.join("pressure")).expect("a folder");
