@@ -23,7 +23,7 @@ use super::model::{BACKENDS, Nominal, ServiceModel};
 use super::policy::{SLOTS, index};
 use crate::base::ids::AgentSlot;
 use crate::base::prng::SplitMix64;
-use crate::tasks::{Ask, Candidate, Finished, Mode, Placement, Placer, Standing};
+use crate::tasks::{Ask, Candidate, Finished, Learning, Mode, Placement, Placer, Standing};
 
 /// A task lets pass those that come within so many times its own expected time.
 const PATIENCE: f64 = 10.0;
@@ -471,6 +471,14 @@ impl Placer for Learned {
         let ((alarms, guarded_tasks), (error, samples)) = (self.guard.interventions(), self.model.error());
         let (mode, is_guarded) = (self.mode, self.guard.is_safe());
         Some(Standing { mode, is_guarded, alarms, guarded_tasks, error, samples })
+    }
+
+    fn learning(&self) -> Option<Learning> {
+        Some(self.model.learning())
+    }
+
+    fn recall(&mut self, learning: &Learning) {
+        self.model.recall(learning);
     }
 
     fn set_mode(&mut self, mode: Mode) -> bool {

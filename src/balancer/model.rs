@@ -16,7 +16,7 @@
 
 use super::policy::{SLOTS, index};
 use crate::base::ids::AgentSlot;
-use crate::tasks::Finished;
+use crate::tasks::{Finished, LearnedCost, Learning};
 
 /// Kernels and size classes that cells are kept for; codes beyond share the last.
 pub(super) const KERNELS: usize = 32;
@@ -172,6 +172,29 @@ impl ServiceModel {
             let log_ns = (time_ns.clamp(1.0, 1e15) as f32).ln();
             self.cells[cell] = Cell { log_ns, samples: ENOUGH, error: 0.0 };
             self.known[usize::from(backend).min(BACKENDS - 1)] = true;
+        }
+    }
+
+    /// All that outlives an agent: what is known of costs, and how good that was.
+    pub fn learning(&self) -> Learning {
+        let cost = |(at, cell): (usize, &Cell)| LearnedCost {
+            kernel: (at / CLASSES / BACKENDS) as u8,
+            class: (at % CLASSES) as u8,
+            backend: (at / CLASSES % BACKENDS) as u8,
+            ns: f64::from(cell.log_ns).exp(),
+        };
+        let known = self.cells.iter().enumerate().filter(|(_, cell)| cell.samples >= ENOUGH);
+        Learning { costs: known.map(cost).collect(), error: self.error, samples: self.samples }
+    }
+
+    /// Goes on with that, where nothing is known yet; each cost is [supposed](Self::suppose).
+    pub fn recall(&mut self, learning: &Learning) {
+        for &LearnedCost { kernel, class, backend, ns } in &learning.costs {
+            // The middle of its class is where a cell stands.
+            self.suppose(kernel, f32::from(class) + 0.5, backend, ns);
+        }
+        if self.samples == 0 && learning.error.is_finite() {
+            (self.error, self.samples) = (learning.error.clamp(0.0, 3.0), learning.samples.min(1 << 52));
         }
     }
 
@@ -359,6 +382,40 @@ mod tests {
 
     fn expected(model: &ServiceModel, slot: u16, log2_size: f32) -> f32 {
         model.nominal(1, log2_size, 0).expect("known").ns * model.factor(AgentSlot(slot), 1)
+    }
+
+    #[test]
+    fn what_was_learned_goes_on_in_another_model() {
+        let mut model = ServiceModel::default();
+        for turn in 0..400u64 {
+            for (kernel, class, ns) in [(1, 12, 5e4), (1, 20, 3e6), (7, 0, 800.0)] {
+                model.learn(&Finished {
+                    kernel,
+                    log2_size: class as f32 + 0.5,
+                    slot: AgentSlot((turn % 3) as u16),
+                    backend: 0,
+                    service_ns: ns,
+                    total_ns: ns,
+                    overhead_ns: None,
+                    now_ns: turn * 1000,
+                });
+            }
+        }
+        let mut other = ServiceModel::default();
+        other.recall(&model.learning());
+        assert_eq!(other.error(), model.error());
+        for (kernel, log2_size) in [(1, 12.5), (1, 20.5), (7, 0.5)] {
+            let (before, after) =
+                (model.nominal(kernel, log2_size, 0), other.nominal(kernel, log2_size, 0).expect("known"));
+            let before = before.expect("learned");
+            assert!(after.trusted && (after.ns / before.ns - 1.0).abs() < 1e-3, "{before:?} {after:?}");
+        }
+        // What makes no sense changes nothing, and what is known stays.
+        let nonsense = |ns| LearnedCost { kernel: 1, class: 12, backend: 0, ns };
+        let costs = vec![nonsense(f64::NAN), nonsense(f64::INFINITY), nonsense(1.0)];
+        other.recall(&Learning { costs, error: f32::NAN, samples: 1 });
+        let after = other.nominal(1, 12.5, 0).expect("known");
+        assert!((after.ns / 5e4 - 1.0).abs() < 0.1 && other.error() == model.error(), "{after:?}");
     }
 
     #[test]

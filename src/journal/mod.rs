@@ -24,6 +24,7 @@ pub mod book;
 pub mod frame;
 pub mod front;
 mod keeper;
+pub(crate) mod snapshot;
 pub mod store;
 
 pub use frame::{Frame, Kind, Reader};

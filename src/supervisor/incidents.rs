@@ -19,7 +19,7 @@ const REMEMBERED: usize = 1000;
 /// One failure and what was done about it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
-    /// Counts from 1 without gaps.
+    /// Counts from 1 without gaps, through all lives of the swarm.
     pub id: u64,
     /// When it was found, RFC 3339.
     pub time: String,
@@ -54,7 +54,10 @@ pub struct Incident {
 #[derive(Debug, Default)]
 pub struct IncidentLog {
     kept: VecDeque<Incident>,
+    /// In this life.
     total: u64,
+    /// Before it.
+    earlier: u64,
 }
 
 impl IncidentLog {
@@ -68,6 +71,16 @@ impl IncidentLog {
         self.total
     }
 
+    /// The number of the last one, in all lives.
+    pub fn last(&self) -> u64 {
+        self.earlier + self.total
+    }
+
+    /// There were so many before this life, which has had none yet.
+    pub fn go_on_after(&mut self, earlier: u64) {
+        self.earlier = earlier.min(u64::MAX / 2);
+    }
+
     fn of_life(&mut self, agent: &str, life: Incarnation) -> Option<&mut Incident> {
         let same = |incident: &&mut Incident| {
             incident.agent == agent && incident.incarnation == life.0 && incident.recovery_us.is_none()
@@ -77,12 +90,12 @@ impl IncidentLog {
 
     fn open(&mut self, mut incident: Incident) -> u64 {
         self.total += 1;
-        incident.id = self.total;
+        incident.id = self.last();
         if self.kept.len() == REMEMBERED {
             self.kept.pop_front();
         }
         self.kept.push_back(incident);
-        self.total
+        self.last()
     }
 
     /// The agent is well again: ends what is open of it, and says what that was.

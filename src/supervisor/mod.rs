@@ -26,6 +26,7 @@ pub mod home;
 pub mod incidents;
 mod keeping;
 mod leftovers;
+mod memory;
 mod placement;
 mod report;
 pub mod restart;
@@ -242,6 +243,8 @@ pub struct Supervisor {
     waiters: HashMap<u64, Waiter>,
     /// Answers that wait for the journal.
     kept: keeping::KeptBack,
+    /// Keeps what this process knows for a later life.
+    memory: memory::Memory,
     giving_up: Vec<GivingUp>,
     heard: Vec<Signal>,
     /// Room for what epoll finds, kept so that a look allocates nothing.
@@ -363,6 +366,7 @@ impl Supervisor {
         beside.apply();
         let keeper = keeping::cores_for_keeper(&plan, topology.usable());
         let kept = keeping::open(&config, &options, keeper, &home, &handle, &token, &mut ledger);
+        let (memory, known, told) = memory::Memory::open(home.snapshots(), &topology);
         if let Some(cores) = &cores_before {
             cores.apply();
         }
@@ -473,6 +477,7 @@ impl Supervisor {
             incidents: IncidentLog::default(),
             waiters: HashMap::new(),
             kept: keeping::KeptBack::new(),
+            memory,
             giving_up: Vec::new(),
             heard: Vec::new(),
             found: Vec::with_capacity(64),
@@ -520,6 +525,12 @@ impl Supervisor {
         supervisor.expect_load(private);
         for note in kept.notes {
             supervisor.events.add(Severity::Info, "journal", None, note);
+        }
+        for (severity, kind, text) in told {
+            supervisor.events.add(severity, kind, None, text);
+        }
+        if let Some(known) = known {
+            supervisor.recall(&known);
         }
         supervisor.enrol_planned();
         Ok(supervisor)
@@ -853,6 +864,7 @@ impl Supervisor {
         self.enforce_giving_up();
         self.hedge();
         self.watch_balancer();
+        self.remember();
         self.replace_drained();
         self.replace_never_ready();
         self.watch_the_watcher();

@@ -74,6 +74,7 @@ impl Supervisor {
         self.turn_until(JOURNAL_END, |this| !this.keeps_back());
         self.close_journal();
         self.sweeper.finish();
+        self.close_memory();
         self.close_gateway();
         self.state = "stopped";
         ending

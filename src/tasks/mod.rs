@@ -35,7 +35,9 @@ pub use book::{Book, Event};
 pub use dispatch::{CostModel, Dispatcher};
 pub use hedge::HedgeRules;
 pub use ledger::Ledger;
-pub use placer::{Ask, Candidate, Finished, Mode, Placement, Placer, SPAN_NS, Standing, remaining_ns};
+pub use placer::{
+    Ask, Candidate, Finished, LearnedCost, Learning, Mode, Placement, Placer, SPAN_NS, Standing, remaining_ns,
+};
 pub use results::Totals;
 pub use room::{Room, Windows};
 

@@ -118,6 +118,30 @@ pub struct Standing {
     pub samples: u64,
 }
 
+/// What a policy has learned, for a later life.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Learning {
+    /// What tasks cost.
+    pub costs: Vec<LearnedCost>,
+    /// Mean error of the estimates, in logarithms, and how many tasks it rests on.
+    pub error: f32,
+    /// See `error`.
+    pub samples: u64,
+}
+
+/// What tasks of one kernel and size class cost on agents of a backend.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LearnedCost {
+    /// Code of the kernel.
+    pub kernel: u8,
+    /// Size class.
+    pub class: u8,
+    /// What they are computed with.
+    pub backend: u8,
+    /// Time on the agent, ns.
+    pub ns: f64,
+}
+
 /// Work in tiny tasks that shares a hand-over, unless a policy wants less bound early, ns.
 pub const SPAN_NS: f64 = 2_000_000.0;
 
@@ -156,6 +180,14 @@ pub trait Placer: Send {
     fn standing(&self) -> Option<Standing> {
         None
     }
+
+    /// What it has learned, if it does.
+    fn learning(&self) -> Option<Learning> {
+        None
+    }
+
+    /// Goes on with what was learned in another life, as far as it makes sense.
+    fn recall(&mut self, _learning: &Learning) {}
 
     /// Has somebody else decide. Whether that can be: only a policy that learns has modes.
     fn set_mode(&mut self, _mode: Mode) -> bool {

@@ -1,6 +1,6 @@
 //! What agents know outlives the swarm: restored, and not believed when damaged.
 
-use crate::support::{Place, Swarm};
+use crate::support::{Place, Swarm, signal};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -21,14 +21,25 @@ fn end(swarm: Swarm) -> Place {
 
 /// The snapshots of the cost model, oldest first.
 fn cost_models(place: &Place) -> Vec<PathBuf> {
+    snapshots(place, "cost-model-")
+}
+
+fn snapshots(place: &Place, beginning: &str) -> Vec<PathBuf> {
     let folder = place.beside("state/ai_swarm").join(place.name()).join("snapshots");
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
         .expect("a folder of snapshots")
         .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cost-model-")))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(beginning)))
         .collect();
     found.sort();
     found
+}
+
+/// The newest state in a snapshot of this name, if there is one.
+fn newest(place: &Place, beginning: &str) -> Option<Value> {
+    // Of one that is removed at this moment there is a newer one at the next look.
+    let text = fs::read_to_string(snapshots(place, beginning).last()?).ok()?;
+    Some(serde_json::from_str(text.split_once('\n').expect("a header and a body").1).expect("JSON"))
 }
 
 fn texts_of(swarm: &Swarm, kind: &str) -> Vec<String> {
@@ -88,4 +99,55 @@ fn what_was_learned_outlives_the_swarm_and_damage_is_told() {
     assert!(
         aside.len() == models.len() && aside.iter().all(|path| path.to_string_lossy().ends_with(".damaged"))
     );
+}
+
+/// Nobody had time to say good-bye.
+#[test]
+fn what_was_chosen_learned_and_decided_outlives_a_kill_of_the_supervisor() {
+    let place = Place::new();
+    let config = json!({"name": place.name(), "balancer": {"policy": "learned"}});
+    let swarm = Swarm::deploy_in(place, &config, &[]);
+    let tasks: Vec<Value> =
+        (0..30).map(|_| json!({"kernel": "sleep", "params": {"seconds": 0.001}})).collect();
+    swarm.submit(&json!(tasks));
+    swarm.until("all are done", |swarm| (swarm.status()["tasks"]["succeeded"] == 30).then_some(()));
+    swarm.place.cli(&["agent", "optimize", "optimization-0"]).ends(0);
+    swarm.until("a variant is chosen", |swarm| (!texts_of(swarm, "variant_chosen").is_empty()).then_some(()));
+    let pid = swarm.agent("thermal-0")["pid"].as_u64().expect("a process");
+    assert!(signal(pid as u32, Signal::KILL));
+    swarm.until("an incident", |swarm| (!texts_of(swarm, "incident_closed").is_empty()).then_some(()));
+    swarm.place.cli(&["balancer", "mode", "safe"]).ends(0);
+    let kept = swarm.until("it is written", |swarm| {
+        newest(&swarm.place, "supervisor-").filter(|kept| kept["mode"] == json!(["safe", "learned"]))
+    });
+    assert_eq!(kept["incidents"], 1, "{kept:#}");
+    let cost = kept["costs"].as_array().expect("a list").iter().find(|cost| cost["kernel"] == "sleep");
+    assert!(cost.is_some_and(|cost| cost["ns"].as_f64() > Some(1e6)), "{kept:#}");
+    let before = swarm.status()["balancer"].clone();
+    let place = swarm.kill();
+    let chosen = newest(&place, "variants-").expect("what was chosen");
+    assert!(chosen.as_array().is_some_and(|chosen| !chosen.is_empty()), "{chosen:#}");
+
+    let swarm = Swarm::deploy_in(place, &config, &[]);
+    swarm.until("all of it is back", |swarm| {
+        let told = texts_of(swarm, "snapshot_restored").join(" ");
+        ["supervisor, generation", "variants, generation"].iter().all(|one| told.contains(one)).then_some(())
+    });
+    assert!(texts_of(&swarm, "balancer_mode").iter().any(|text| text.contains("in an earlier life")));
+    let after = swarm.status()["balancer"].clone();
+    assert_eq!((&after["mode"], &after["samples"]), (&json!("safe"), &before["samples"]), "{after:#}");
+    assert_eq!(after["model_error"], before["model_error"]);
+    assert_eq!(newest(&swarm.place, "variants-"), Some(chosen), "nothing was chosen anew");
+    let pid = swarm.agent("thermal-0")["pid"].as_u64().expect("a process");
+    assert!(signal(pid as u32, Signal::KILL));
+    swarm.until("the next incident", |swarm| {
+        texts_of(swarm, "incident_opened").iter().any(|text| text.contains("incident 2:")).then_some(())
+    });
+    swarm.place.cli(&["balancer", "mode", "learned"]).ends(0);
+    // Who changes the configuration has the last word.
+    let place = end(swarm);
+    let frozen = json!({"name": place.name(), "balancer": {"policy": "learned", "mode": "frozen"}});
+    let swarm = Swarm::deploy_in(place, &frozen, &[]);
+    assert_eq!(swarm.status()["balancer"]["mode"], "frozen");
+    swarm.end();
 }
