@@ -50,6 +50,8 @@ const REQUESTS_MAX: usize = 1 << 16;
 const SET_ASIDE_MAX: usize = 1024;
 /// The supervisor answers within microseconds; one that is silent for so long is gone.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A deadline that has passed: what has no room now is not waited for.
+const AT_ONCE: Nanos = Nanos(0);
 
 /// Closed lines that are remembered until somebody asks.
 const CLOSED_MAX: usize = 1024;
@@ -586,8 +588,17 @@ impl Port {
                 return Ok(0);
             }
             let readers: Vec<u16> = open.iter().map(|peer| peer.at).collect();
-            let descriptor = self.put_block(payload, &readers, Duration::ZERO)?;
-            return Ok(self.push_descriptor(&open, lane, kind, head, &descriptor, DropReason::Newest));
+            return match self.put_block(payload, &readers, AT_ONCE) {
+                Ok(block) => Ok(self.push_descriptor(&open, lane, kind, head, &block, DropReason::Newest)),
+                Err(error) => {
+                    for peer in open {
+                        if let Some(line) = self.line(peer) {
+                            line.wire.outbox.count_drop(lane, DropReason::Newest);
+                        }
+                    }
+                    Err(error)
+                }
+            };
         }
         let mut sent = 0;
         for &peer in peers {
@@ -675,6 +686,7 @@ impl Port {
 
     fn publish_to(&mut self, number: u32, to: &mut Publication, payload: &[u8]) -> Result<usize, PortError> {
         let head = number.to_le_bytes();
+        let began = clock::now();
         let mut sent = 0;
         let mut failed = None;
         if let Some(overwrite) = &mut to.overwrite {
@@ -699,9 +711,12 @@ impl Port {
         }
         to.direct.retain(|(peer, _)| self.line_ref(*peer).is_some());
         if payload.len() + head.len() > INLINE_MAX && !to.direct.is_empty() {
-            return Ok(sent + self.publish_block(number, &to.direct, payload)?);
+            match self.publish_block(number, &to.direct, payload, began) {
+                Ok(count) => sent += count,
+                Err(error) => failed = Some(error),
+            }
+            return if sent == 0 { failed.map_or(Ok(0), Err) } else { Ok(sent) };
         }
-        let began = clock::now();
         for &(peer, rule) in &to.direct {
             let mut outcome = self.push_as(peer, Lane::Normal, kind::TOPIC, &head, payload);
             if matches!(&outcome, Err(error) if error.is_full()) && self.wait_for_room(peer, rule, began) {
@@ -725,18 +740,30 @@ impl Port {
         }
     }
 
-    /// Publishes what does not fit into slots: written once, a descriptor for each.
+    /// Publishes what does not fit into slots: written once, a descriptor for each. Without room in the arena nobody
+    /// gets it, which is counted for each.
     fn publish_block(
         &mut self,
         number: u32,
         subscribers: &[(Peer, Rule)],
         payload: &[u8],
+        began: Nanos,
     ) -> Result<usize, PortError> {
         let readers: Vec<u16> = subscribers.iter().map(|(peer, _)| peer.at).collect();
         let patience = subscribers.iter().map(|(_, rule)| rule.patience()).max().unwrap_or_default();
-        let descriptor = self.put_block(payload, &readers, patience)?;
+        let descriptor = match self.put_block(payload, &readers, began.plus(patience)) {
+            Ok(descriptor) => descriptor,
+            Err(error) => {
+                for &(peer, rule) in subscribers {
+                    if let Some(line) = self.line(peer) {
+                        line.wire.outbox.count_drop(Lane::Normal, rule.drop_reason());
+                        line.topics.count(number, 0, 1);
+                    }
+                }
+                return Err(error);
+            }
+        };
         let mut sent = 0;
-        let began = clock::now();
         for &(peer, rule) in subscribers {
             self.wait_for_room(peer, rule, began);
             let taken = self.push_descriptor(
@@ -755,14 +782,13 @@ impl Port {
         Ok(sent)
     }
 
-    /// Writes a block; while the arena is full, waits at most `patience` for readers to give some back.
+    /// Writes a block; while the arena is full, waits until `deadline` for readers to give some back.
     fn put_block(
         &mut self,
         payload: &[u8],
         readers: &[u16],
-        patience: Duration,
+        deadline: Nanos,
     ) -> Result<Descriptor, PortError> {
-        let deadline = clock::now().plus(patience);
         loop {
             self.collect_returns();
             match self.store.put(payload, readers).map_err(SendError::from) {
@@ -818,9 +844,14 @@ impl Port {
         let deadline = began.plus(rule.patience());
         let mut looks = 0u32;
         while let Some(line) = self.line(peer) {
-            // Room for the longest message, so that any fits.
-            if line.wire.outbox.room(Lane::Normal).is_ok_and(|room| room >= INLINE_MAX) {
-                return true;
+            match line.wire.outbox.room(Lane::Normal) {
+                // Room for the longest message, so that any fits.
+                Ok(room) if room >= INLINE_MAX => return true,
+                Ok(_) => {}
+                Err(corrupt) => {
+                    self.poison(peer, &corrupt.to_string());
+                    return false;
+                }
             }
             if looks == 0 {
                 line.ring();
@@ -849,7 +880,7 @@ impl Port {
         let mut block = None;
         if FEED_HEAD + payload.len() > INLINE_MAX {
             let descriptor = loop {
-                match self.put_block(payload, &[], Duration::ZERO) {
+                match self.put_block(payload, &[], AT_ONCE) {
                     Ok(descriptor) => break descriptor,
                     // The oldest that slots still describe makes room: that is what this rule says.
                     Err(error) if error.is_full() => match to.blocks.pop_front() {

@@ -3,7 +3,7 @@
 
 use crate::support::{Place, Swarm, lives, signal, until};
 use ai_swarm::Client;
-use ai_swarm::client::{Attach, ClientError, Mail, Rule, What};
+use ai_swarm::client::{Attach, ClientError, LineNumbers, Mail, Peer, Rule, What};
 use ai_swarm::messaging::Lane;
 use ai_swarm::messaging::attach::{Heard, MemberTalk};
 use rustix::net::SocketType;
@@ -560,6 +560,122 @@ fn who_only_sends_gets_its_blocks_back_all_the_same() {
     assert_eq!(last, Some(49), "the newest is there");
     assert!(sender.statistics().arena.expect("used").committed <= 4 << 20);
     drop((sender, reader));
+    swarm.end();
+}
+
+/// Blocks that the arena of `owner` still takes, sent to `keeper`, who keeps them.
+fn fill_arena(owner: &mut Client, keeper: Peer, bytes: usize) {
+    loop {
+        match owner.send(keeper, &vec![1; bytes]) {
+            Ok(()) => {}
+            Err(ClientError::Port(error)) if error.is_full() => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn who_misses_a_message_for_want_of_an_arena_is_counted_and_no_other_rule_suffers() {
+    const BLOCK: usize = 800_000;
+    let swarm = Swarm::deploy(&json!({"messaging": {"arena_bytes": 4 << 20}}));
+    let mut publisher = attach(&swarm, "publisher");
+    let mut keeper = attach(&swarm, "keeper");
+    let there = publisher.connect("keeper").expect("attached");
+    fill_arena(&mut publisher, there, BLOCK);
+    let (mut kept, mut mail) = (Vec::new(), Mail::default());
+    while keeper.try_receive(&mut mail).expect("attached") {
+        kept.extend(mail.parcel.take());
+    }
+    assert!(kept.len() > 2, "{} blocks", kept.len());
+    let mut newest = attach(&swarm, "newest");
+    let mut oldest = attach(&swarm, "oldest");
+    let mut block = attach(&swarm, "block");
+    newest.subscribe("t", Rule::DropNewest).expect("subscribed");
+    block.subscribe("t", Rule::Block { within_ms: 200 }).expect("subscribed");
+    let lost = |publisher: &Client, peer: &str| {
+        let lines = publisher.statistics().lines;
+        let line = lines.iter().find(|line| line.peer == peer).expect("a line");
+        line.sent.sent[Lane::Normal as usize].dropped
+    };
+    // Nobody gets it: that is the answer, once the patience of the most patient is over, and counted for each.
+    let began = Instant::now();
+    let error = publisher.publish("t", &[2; BLOCK]).expect_err("the arena is full");
+    assert!(began.elapsed() >= Duration::from_millis(200));
+    assert!(matches!(&error, ClientError::Port(error) if error.is_full()), "{error}");
+    assert_eq!((lost(&publisher, "newest").newest, lost(&publisher, "newest").total()), (1, 1));
+    assert_eq!((lost(&publisher, "block").deadline, lost(&publisher, "block").total()), (1, 1));
+    let peers: Vec<Peer> =
+        ["newest", "block"].iter().map(|id| publisher.connect(id).expect("attached")).collect();
+    publisher.broadcast(&peers, &[3; BLOCK]).expect_err("the arena is full");
+    assert_eq!((lost(&publisher, "newest").newest, lost(&publisher, "block").newest), (2, 1));
+
+    // One block is free, and the subscriber for whom the oldest are dropped takes it. The others miss theirs, and that
+    // hides nothing.
+    oldest.subscribe("t", Rule::DropOldest).expect("subscribed");
+    // The answer comes after the word of that.
+    publisher.port().advertise("t").expect("known");
+    kept.pop();
+    keeper.flush();
+    for number in 0..3u8 {
+        assert_eq!(publisher.publish("t", &vec![number; BLOCK]).expect("one got it"), 1);
+    }
+    assert!(oldest.receive(&mut mail, SOON).expect("attached"));
+    assert!(mail.to_vec() == vec![2; BLOCK], "the newest of them");
+    assert_eq!((lost(&publisher, "newest").newest, lost(&publisher, "block").deadline), (5, 4));
+    publisher.port().tidy();
+    let topics = publisher.swarm_statistics().expect("the API answers").topics;
+    let row = |subscriber: &str| {
+        let topic = topics.iter().find(|topic| topic.subscriber == subscriber).expect("listed");
+        (topic.sent, topic.delivered, topic.dropped)
+    };
+    assert_eq!((row("newest"), row("block")), ((4, 0, 4), (4, 0, 4)));
+    assert_eq!(row("oldest"), (3, 1, 2));
+    assert!(
+        !newest.try_receive(&mut mail).expect("attached") && !block.try_receive(&mut mail).expect("attached")
+    );
+    drop((kept, mail));
+    swarm.end();
+}
+
+#[test]
+fn a_publisher_waits_no_longer_than_the_deadline_for_arena_and_lane_together() {
+    const BLOCK: usize = 800_000;
+    const WITHIN: Duration = Duration::from_millis(400);
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536, "messaging": {"arena_bytes": 4 << 20}}));
+    let mut publisher = attach(&swarm, "publisher");
+    let mut keeper = attach(&swarm, "keeper");
+    let there = publisher.connect("keeper").expect("attached");
+    // A subscriber whose lane is full, and which never reads.
+    let mut slow = attach(&swarm, "slow");
+    slow.subscribe("t", Rule::Block { within_ms: WITHIN.as_millis() as u64 }).expect("subscribed");
+    publisher.turn().expect("attached");
+    let full = publisher.connect("slow").expect("attached");
+    while publisher.send(full, b"small").is_ok() {}
+    fill_arena(&mut publisher, there, BLOCK);
+    let (mut kept, mut mail) = (Vec::new(), Mail::default());
+    while keeper.try_receive(&mut mail).expect("attached") {
+        kept.extend(mail.parcel.take());
+    }
+    let before = publisher.statistics().lines;
+    // Late in the time that it has, the arena has room again; the lane has not.
+    let giving = std::thread::spawn(move || {
+        std::thread::sleep(WITHIN * 3 / 4);
+        drop(kept);
+        keeper.flush();
+        keeper
+    });
+    let began = Instant::now();
+    assert_eq!(publisher.publish("t", &[2; BLOCK]).expect("room in the arena"), 0);
+    let took = began.elapsed();
+    assert!(took >= WITHIN && took < WITHIN * 3 / 2, "{took:?}");
+    let deadlines = |lines: &[LineNumbers]| {
+        let line = lines.iter().find(|line| line.peer == "slow").expect("a line");
+        line.sent.sent[Lane::Normal as usize].dropped.deadline
+    };
+    assert_eq!(deadlines(&publisher.statistics().lines), deadlines(&before) + 1);
+    let topics = publisher.swarm_statistics().expect("the API answers").topics;
+    assert_eq!((topics[0].sent, topics[0].delivered, topics[0].dropped), (1, 0, 1), "{topics:?}");
+    drop(giving.join().expect("no panic"));
     swarm.end();
 }
 

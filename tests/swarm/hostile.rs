@@ -9,6 +9,7 @@ use crate::support::{Swarm, lives, request, send, signal, until};
 use ai_swarm::Client;
 use ai_swarm::base::prng::SplitMix64;
 use ai_swarm::client::{Attach, ClientError, Mail, Peer, PortError, Rule, What};
+use ai_swarm::messaging::attach::FromMember;
 use ai_swarm::shm::{Access, SharedObject};
 use rustix::fs::{FallocateFlags, SealFlags};
 use rustix::process::Signal;
@@ -586,4 +587,43 @@ fn an_agent_whose_channel_is_nonsense_is_replaced_and_its_tasks_are_done_once() 
     for (name, number) in wanted.as_object().expect("an object") {
         assert_eq!(&tasks[name], number, "{name}: {tasks}");
     }
+}
+
+#[test]
+fn a_publisher_that_waits_for_room_closes_the_line_of_who_lies_about_it() {
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let control = swarm.place.socket();
+    let mut publisher = attach(&control, "publisher");
+    publisher.port().advertise("t").expect("a topic");
+    let mut liar = Intruder::attach(&control, "liar", 1);
+    let line = liar.connect("publisher");
+    let rule = Rule::Block { within_ms: 10_000 };
+    liar.talk.say(&FromMember::Subscribe { seq: 99, topic: "t".to_owned(), rule }, &[]).expect("room");
+    until(
+        "the publisher has heard of it",
+        || (publisher.publish("t", b"x").expect("attached") == 1).then_some(()),
+        || swarm.running.err(),
+    );
+    // Less room than the longest message needs, so that it is waited for, and more than a descriptor does.
+    let there = publisher.port().peer("liar").expect("a line");
+    while publisher.statistics().lines[0].sent.depths[1] < 480 {
+        publisher.send(there, b"x").expect("room");
+    }
+    line.acknowledge(1 << 40);
+    let began = Instant::now();
+    assert_eq!(publisher.publish("t", &[7; 100_000]).expect("the arena has room"), 0);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let closed = publisher.port().take_closed();
+    assert!(closed.len() == 1 && closed[0].1.contains("acknowledges"), "{closed:?}");
+    assert_eq!(publisher.statistics().arena.expect("used").blocks_out, 0);
+    until(
+        "it is counted",
+        || {
+            let closed = swarm.get("/api/v1/system/statistics")["closed_channels"].clone();
+            (closed.as_object().map(serde_json::Map::len) == Some(1)).then_some(())
+        },
+        || swarm.get("/api/v1/system/statistics")["closed_channels"].to_string(),
+    );
+    drop((publisher, liar));
+    swarm.end();
 }
