@@ -590,6 +590,48 @@ fn an_agent_whose_channel_is_nonsense_is_replaced_and_its_tasks_are_done_once() 
 }
 
 #[test]
+fn complaints_of_two_clients_end_an_agent_and_one_alone_does_not() {
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 2}}}));
+    let life = || {
+        let agent = swarm.agent("compute-0");
+        (agent["pid"].clone(), agent["restarts"].as_u64().expect("a number"))
+    };
+    let complain = || assert_eq!(let_loose(&swarm, "complaint", "compute-0", 1), UNNOTICED);
+    for round in 0..2 {
+        let before = life();
+        // One process, then another. What follows from a complaint follows in the same turn in which its line is closed.
+        complain();
+        assert_eq!(swarm.events_of("channel_corrupt").len(), round, "{:#?}", swarm.events());
+        let mut client = attach(&swarm.place.socket(), "honest");
+        let agent = client.connect("compute-0").expect("an agent");
+        assert!(client.call(agent, &pattern(5), SOON).expect("a reply") == pattern(5));
+        assert_eq!(life(), before, "one client's word is not enough");
+        complain();
+        let after = until(
+            "it is replaced",
+            || Some(life()).filter(|(_, restarts)| *restarts == before.1 + 1),
+            || format!("{:#?}\n{}", swarm.agents(), swarm.running.err()),
+        );
+        assert_ne!(after.0, before.0);
+        // Its successor begins with a clean slate.
+        until(
+            "it is ready",
+            || (swarm.agent("compute-0")["state"] == "ready").then_some(()),
+            || swarm.running.err(),
+        );
+    }
+    let events = swarm.events_of("channel_corrupt");
+    assert!(
+        events.len() == 2 && events.iter().all(|event| event["agent"] == "compute-0"),
+        "nobody else was ended: {events:#?}"
+    );
+    let texts = events.iter().filter_map(|event| event["text"].as_str());
+    assert!(texts.clone().all(|text| text.contains("nonsense to another member")), "{events:#?}");
+    assert!(swarm.events_of("client_quarantined").is_empty(), "who complains is not cut off");
+    swarm.end();
+}
+
+#[test]
 fn a_publisher_that_waits_for_room_closes_the_line_of_who_lies_about_it() {
     let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
     let control = swarm.place.socket();

@@ -233,6 +233,22 @@ impl Intruder {
         }
     }
 
+    /// Says that this peer wrote nonsense; the line is closed for it.
+    fn complain(&mut self, peer: &str) {
+        let line = self.connect(peer).number;
+        let reason = format!("slot 0 carries sequence {}", "\u{7f}\\\"".repeat(500));
+        self.talk.say(&FromMember::Poisoned { line, reason }, &[]).expect("room");
+        loop {
+            match hear(&mut self.talk, PATIENCE).expect("a client's word") {
+                (ToMember::Closed { line: closed, why }, _) if closed == line => {
+                    assert!(why.len() < 200, "what one says is passed on: {} bytes", why.len());
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Opens a line.
     pub fn connect(&mut self, peer: &str) -> Line {
         self.seq += 1;
@@ -578,6 +594,10 @@ pub fn run(control: PathBuf, attack: &str, target: &str, seed: u64) -> i32 {
         intruder.fidget(&line, attack);
         return UNNOTICED;
     }
+    if attack == "complaint" {
+        intruder.complain(target);
+        return UNNOTICED;
+    }
     if target == SUPERVISOR {
         let mut face = std::mem::replace(&mut intruder.face, no_face());
         intruder.harm(&mut face, attack);
@@ -756,18 +776,7 @@ fn slander(control: &Path, name: &str, seed: u64) {
     for connection in 0..6 {
         let mut intruder = Intruder::attach(control, &format!("{name}-{connection}"), seed);
         for peer in ["compute-0", "gateway", "listener"] {
-            let line = intruder.connect(peer).number;
-            let reason = format!("slot 0 carries sequence {}", "\u{7f}\\\"".repeat(500));
-            intruder.talk.say(&FromMember::Poisoned { line, reason }, &[]).expect("room");
-            loop {
-                match hear(&mut intruder.talk, PATIENCE).expect("a client's word") {
-                    (ToMember::Closed { line: closed, why }, _) if closed == line => {
-                        assert!(why.len() < 200, "what one says is passed on: {} bytes", why.len());
-                        break;
-                    }
-                    _ => {}
-                }
-            }
+            intruder.complain(peer);
         }
         connections.push(intruder);
     }
