@@ -2,15 +2,18 @@
 //!
 //! The environment variable `AI_SWARM_DIE_AT` names one place, `NAME` or `NAME:COUNT`: the process kills itself
 //! with `SIGKILL` when it comes by for the first, or the COUNT-th, time. Nothing runs after that: no destructor, no
-//! flush, no message. The variable is read once, at the first place that is passed.
+//! flush, no message. The variable is read once, at the first place that is passed. Processes inherit it: if
+//! `AI_SWARM_DIE_AS` is a word, only those that were started with this word die (`__agent`: agents), and if
+//! `AI_SWARM_DIE_ONCE` names a file, only the one that creates it dies, and whoever finds it there lives on.
 //!
 //! Only builds with debug assertions have this. In all others [`point`] is empty and inlined, so that a place costs
 //! nothing and no variable can kill a process in use.
 //!
 //! Places: of a ring `ring.write`, `ring.chain`, `ring.publish`, `ring.take`, `ring.acknowledge`; of an overwriting ring
 //! `lossy.busy`, `lossy.write`, `lossy.chain`, `lossy.publish`, `lossy.tail`; of a board cell `seqlock.write`,
-//! `seqlock.publish`; of an arena `arena.loan` (taken, not yet filled), `arena.publish` (header half written), `arena.release` (a message
-//! came, the block is not yet free), `arena.reclaim` (before each block that is taken back from a dead reader).
+//! `seqlock.publish`; of an arena `arena.loan` (taken, not yet filled), `arena.write` (half filled), `arena.publish` (header half
+//! written), `arena.release` (a message came, the block is not yet free), `arena.reclaim` (before each block that is taken back
+//! from a dead reader); of a doorbell `doorbell.ring` (all is published, and whoever sleeps not yet woken).
 
 /// A place called `name` is passed. Kills the process if `AI_SWARM_DIE_AT` says so.
 #[cfg(debug_assertions)]
@@ -18,7 +21,7 @@ pub fn point(name: &str) {
     use std::sync::OnceLock;
     static ORDER: OnceLock<Option<Order>> = OnceLock::new();
     let order = ORDER.get_or_init(|| Order::parse(&std::env::var("AI_SWARM_DIE_AT").ok()?));
-    if order.as_ref().is_some_and(|order| order.is_due(name)) {
+    if order.as_ref().is_some_and(|order| order.is_due(name)) && is_meant() {
         let own = rustix::process::getpid();
         let _ = rustix::process::kill_process(own, rustix::process::Signal::KILL);
         // Should the kernel refuse: still no return to the caller.
@@ -30,6 +33,16 @@ pub fn point(name: &str) {
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub fn point(_name: &str) {}
+
+/// Whether this process is to die of the order: it is one of those named, and nobody has died of it before where it is
+/// for one only.
+#[cfg(debug_assertions)]
+fn is_meant() -> bool {
+    let named =
+        std::env::var_os("AI_SWARM_DIE_AS").is_none_or(|word| std::env::args_os().any(|arg| arg == word));
+    let is_first = |path| std::fs::File::create_new(path).is_ok();
+    named && std::env::var_os("AI_SWARM_DIE_ONCE").is_none_or(is_first)
+}
 
 /// Where to die, and how many more times to pass there, the last one included.
 #[cfg(debug_assertions)]
@@ -81,15 +94,20 @@ mod tests {
             }
             return;
         }
-        for (passes, signal) in [("2", None), ("3", Some(9))] {
-            let end = std::process::Command::new(std::env::current_exe().expect("this test"))
-                .args(["--exact", "base::crash::tests::a_process_dies_where_it_is_told"])
-                .envs([(CHILD, passes), ("AI_SWARM_DIE_AT", "test.here:3")])
-                .output()
-                .expect("started");
+        let once = std::env::temp_dir().join(format!("ai_swarm-test-died-{}", std::process::id()));
+        let once = once.to_str().expect("plain");
+        let _ = std::fs::remove_file(once);
+        let deaths =
+            [("2", None, None), ("3", None, Some(9)), ("3", Some(once), Some(9)), ("3", Some(once), None)];
+        for (passes, once, signal) in deaths {
+            let mut command = std::process::Command::new(std::env::current_exe().expect("this test"));
+            command.args(["--exact", "base::crash::tests::a_process_dies_where_it_is_told"]);
+            command.envs([(CHILD, passes), ("AI_SWARM_DIE_AT", "test.here:3")]);
+            let end = command.envs(once.map(|once| ("AI_SWARM_DIE_ONCE", once))).output().expect("started");
             assert_eq!(std::os::unix::process::ExitStatusExt::signal(&end.status), signal, "{passes} passes");
             assert_eq!(end.status.success(), signal.is_none());
         }
+        std::fs::remove_file(once).expect("made by the one that died");
     }
 
     #[test]

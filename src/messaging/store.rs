@@ -109,7 +109,7 @@ impl Store {
     pub fn put(&self, bytes: &[u8], readers: &[u16]) -> Result<Descriptor, StoreError> {
         self.with(|arena| {
             let mut loan = arena.loan(bytes.len())?;
-            arena.bytes_mut(&mut loan).copy_from_slice(bytes);
+            arena.fill(&mut loan, bytes);
             Ok(arena.publish(loan, readers))
         })
     }

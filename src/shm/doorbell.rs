@@ -17,13 +17,14 @@
 //! Sync point: the fences (2) on both sides. Without the receiver's, or without the sender's, a wake-up is
 //! lost; `tests/loom` shows both. A sleeper that timed out or was interrupted behaves like one that was
 //! woken: it looks again. A sender that dies between 1 and 3 leaves a message and no ring: that is
-//! what timeouts are for, and the supervisor rings for the dead.
+//! what timeouts are for, and the supervisor rings for the dead. A test lets a process die there: `doorbell.ring`.
 //!
 //! Senders run the fence once per turn and not per message: in a stream of messages a fence each
 //! costs a factor of eleven.
 
 use super::memory::Words;
 use crate::base::clock::Nanos;
+use crate::base::crash;
 use crate::base::sync::{Ordering, fence};
 use crate::os::{clock, futex};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -52,6 +53,7 @@ impl AgentBell {
     /// Wakes the agent if it announced that it sleeps. Call after the last push of a turn.
     /// Returns whether a system call was needed.
     pub fn ring(&self) -> bool {
+        crash::point("doorbell.ring");
         fence(Ordering::SeqCst);
         if self.asleep.0.word(self.asleep.1).load(Ordering::Relaxed) == 0 {
             return false;
@@ -112,6 +114,7 @@ impl HubBell {
 
     /// Wakes the supervisor if it announced that it sleeps. Call after the last push of a turn.
     pub fn ring(&self) -> bool {
+        crash::point("doorbell.ring");
         fence(Ordering::SeqCst);
         let asleep = self.asleep.0.word(self.asleep.1).load(Ordering::Relaxed) != 0;
         if asleep {

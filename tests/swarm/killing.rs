@@ -3,9 +3,11 @@
 //!
 //! The client is this test binary again, killed by itself at a point of `base::crash` that `AI_SWARM_DIE_AT` names.
 
-use crate::support::{Swarm, signal, until};
+use crate::support::{Place, Swarm, signal, until};
 use ai_swarm::Client;
+use ai_swarm::base::ids::AgentSlot;
 use ai_swarm::client::{Attach, ClientError, Mail, Peer, PortError, Rule, What};
+use ai_swarm::shm::board::Board;
 use rustix::process::Signal;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -23,19 +25,22 @@ const NAME: &str = "mortal";
 const BLOCKS: [u64; 2] = [8, 4];
 
 /// Every point, the role that passes it, and at which passes it is the end.
-const DEATHS: [(&str, &str, &[u32]); 24] = [
+const DEATHS: [(&str, &str, &[u32]); 29] = [
     ("ring.write", "sender", &[1, 2, 30, 500]),
     ("ring.chain", "sender", &[1, 3, 40]),
     ("ring.publish", "sender", &[1, 2, 3, 40]),
     ("ring.take", "sender", &[1, 3, 6]),
     ("ring.acknowledge", "sender", &[1, 3, 6]),
     ("arena.loan", "sender", &[1, 2, 6]),
+    ("arena.write", "sender", &[1, 2, 6]),
     ("arena.publish", "sender", &[1, 2, 6]),
     ("arena.release", "sender", &[1, 2, 9]),
+    ("doorbell.ring", "sender", &[1, 2, 30]),
     ("ring.write", "receiver", &[1, 5]),
     ("ring.publish", "receiver", &[1, 4]),
     ("ring.take", "receiver", &[1, 2, 3, 40]),
     ("ring.acknowledge", "receiver", &[1, 2, 3, 12]),
+    ("doorbell.ring", "receiver", &[1, 4]),
     ("lossy.busy", "publisher", &[1, 2, 300]),
     ("lossy.write", "publisher", &[1, 2, 900]),
     ("lossy.chain", "publisher", &[1, 2, 150]),
@@ -44,11 +49,17 @@ const DEATHS: [(&str, &str, &[u32]); 24] = [
     ("ring.chain", "publisher", &[1, 25]),
     ("ring.publish", "publisher", &[1, 50]),
     ("arena.loan", "publisher", &[1, 8]),
+    ("arena.write", "publisher", &[1, 8]),
     ("arena.publish", "publisher", &[1, 8]),
     ("arena.release", "publisher", &[1, 3]),
+    ("doorbell.ring", "publisher", &[1, 9]),
     ("arena.reclaim", "owner", &[1, 2, 5, 8]),
     ("arena.release", "owner", &[1]),
 ];
+
+/// The board is written by agents alone. In a cell of the host, between two cells, in one of an agent's usage.
+const BOARD_DEATHS: [(&str, u32); 4] =
+    [("seqlock.write", 1), ("seqlock.write", 9), ("seqlock.publish", 1), ("seqlock.write", 40)];
 
 fn attach(control: &Path, name: &str) -> Client {
     Attach::at(control).as_client(name).spin(false).attach().expect("the swarm listens")
@@ -266,13 +277,57 @@ fn the_points_are_those_of_the_sources() {
                 let arguments = &text[at + call.len()..][..80.min(text.len() - at - call.len())];
                 let arguments = arguments.split(')').next().unwrap_or_default();
                 let names = arguments.split('"').skip(1).step_by(2);
-                // The board is written by agents alone: its deaths are in the models and in death.rs.
-                found.extend(names.filter(|name| !name.starts_with("seqlock.")).map(str::to_owned));
+                found.extend(names.map(str::to_owned));
             }
         }
     }
-    let covered: BTreeSet<String> = DEATHS.iter().map(|(point, ..)| (*point).to_owned()).collect();
+    let points = DEATHS.iter().map(|(point, ..)| *point).chain(BOARD_DEATHS.map(|(point, _)| point));
+    let covered: BTreeSet<String> = points.map(str::to_owned).collect();
     assert_eq!(covered, found);
+}
+
+#[test]
+fn an_agent_that_dies_in_a_cell_of_the_board_is_followed_by_one_that_publishes() {
+    for (point, count) in BOARD_DEATHS {
+        let order = format!("{point}:{count}");
+        let place = Place::new();
+        let once = place.path("died");
+        let variables = [
+            ("AI_SWARM_DIE_AT", &*order),
+            ("AI_SWARM_DIE_AS", "__agent"),
+            ("AI_SWARM_DIE_ONCE", once.to_str().expect("a plain path")),
+        ];
+        let swarm = Swarm::deploy_with(place, &json!({"monitoring_interval": 0.1}), &[], &variables);
+        let agents = || format!("{order}: {:#?}\n{}", swarm.agents(), swarm.running.err());
+        let kind = until(
+            "one has died and has a successor",
+            || {
+                let mut again = swarm.agents();
+                again.retain(|agent| agent["restarts"] == 1 && agent["state"] == "ready");
+                once.exists().then_some(())?;
+                again.first().map(|agent| agent["kind"].as_str().expect("a word").to_owned())
+            },
+            agents,
+        );
+        assert!(kind == "resource" || kind == "thermal", "{order}: only these two write cells: {}", agents());
+        let since = ai_swarm::os::clock::now().0 as f64;
+        let name = swarm.place.segments().into_iter().next().expect("a board");
+        let board = (1..4096).find_map(|slots| Board::open(&name, slots).ok()).expect("a board");
+        until(
+            "every cell is whole and fresh",
+            || {
+                let host = board.host().is_some_and(|host| host.sampled_ns > since);
+                let thermal = board.thermal().is_some_and(|thermal| thermal.sampled_ns > since);
+                let usage =
+                    |slot: u16| board.usage(AgentSlot(slot)).is_some_and(|usage| usage.sampled_ns > since);
+                (host && thermal && (0..swarm.agents().len() as u16).all(usage)).then_some(())
+            },
+            agents,
+        );
+        let restarts: u64 = swarm.agents().iter().filter_map(|agent| agent["restarts"].as_u64()).sum();
+        assert_eq!(restarts, 1, "nobody else died: {}", agents());
+        swarm.end();
+    }
 }
 
 #[test]

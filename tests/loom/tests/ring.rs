@@ -5,6 +5,8 @@ use ai_swarm_loom::shm::Words;
 use ai_swarm_loom::shm::ring::{Consumer, Message, Producer, PushError, RingMemory, SLOT_WORDS};
 use ai_swarm_loom::{Bound, explore};
 use loom::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn ring(capacity: u64) -> (Producer, Consumer) {
     let slots = Words::private(capacity as usize * SLOT_WORDS);
@@ -147,6 +149,47 @@ fn a_writer_that_dies_anywhere_leaves_whole_messages_only() {
             assert_eq!(taken, sent, "what was sent whole is there, and nothing else");
             assert!(lived || points < 16, "the points reach to the end");
         });
+    }
+}
+
+#[test]
+fn a_writer_that_dies_in_a_batch_shows_all_of_it_or_nothing() {
+    // A few slots by way of the caches, a chain among them; and so many that they are streamed.
+    let short = vec![vec![1], long(10), vec![2]];
+    let streamed: Vec<Vec<u8>> = (0..17).map(|number| vec![number]).collect();
+    for (capacity, payloads, bound) in [(4, short, Bound::All), (32, streamed, Bound::Preemptions(2))] {
+        // After so many points, until there are no more.
+        for points in 0.. {
+            let (payloads, count) = (payloads.clone(), payloads.len());
+            let lived = Arc::new(AtomicBool::new(false));
+            let survived = lived.clone();
+            let name = format!("ring, writer of a batch of {count} dies after {points} points");
+            explore(&name, bound, move || {
+                let (mut producer, mut consumer) = ring(capacity);
+                let sent = payloads.clone();
+                let writer = thread::spawn(move || {
+                    let batch = sent.iter().map(|payload| &payload[..]);
+                    dying_after(points, || producer.try_push_batch(1, batch).expect("a sound reader"))
+                });
+                let (mut message, mut taken) = (Message::default(), Vec::new());
+                let mut take_all = || {
+                    while consumer.try_pop(&mut message).expect("a sound ring, to the last") {
+                        taken.push(message.payload().to_vec());
+                    }
+                };
+                take_all();
+                thread::yield_now();
+                let pushed = writer.join().expect("death is no panic");
+                take_all();
+                survived.fetch_or(pushed.is_some(), Ordering::Relaxed);
+                assert_eq!(pushed.unwrap_or(payloads.len()), payloads.len(), "there was room");
+                assert_eq!(taken, payloads[..pushed.unwrap_or(0)], "all of it, or nothing");
+            });
+            if lived.load(Ordering::Relaxed) {
+                assert!(points >= count, "{points}");
+                break;
+            }
+        }
     }
 }
 
