@@ -252,9 +252,10 @@ pub struct ClientStatistics {
     pub received: [LaneCount; 3],
     /// Lines to other members.
     pub lines: Vec<LineNumbers>,
-    /// Replies that came after their deadline.
+    /// Replies that came after their deadline. Each line has its own under `late`.
     pub late_replies: u64,
-    /// Messages that were given up because more came while a reply was waited for than are kept.
+    /// Messages that were given up because more came while a reply was waited for than are kept. Each line has its
+    /// own under `unkept`.
     pub dropped: u64,
     /// Our arena, once it is used.
     pub arena: Option<ArenaUsage>,
@@ -536,6 +537,7 @@ impl Client {
                     client.inbox.push_back(std::mem::take(&mut mail));
                 } else {
                     client.dropped += 1;
+                    client.port.count_unkept(&mail);
                 }
             }
             reply.is_some() || !client.port.is_awaited(correlation)

@@ -143,7 +143,7 @@ fn channel_name(channel: &ChannelView) -> String {
 }
 
 fn channel_table(channels: &[ChannelView], all: bool, output: &OutputOptions) -> Option<String> {
-    const HEADINGS: [&str; 12] = [
+    const HEADINGS: [&str; 13] = [
         "CHANNEL",
         "LANE",
         "SENT",
@@ -155,9 +155,10 @@ fn channel_table(channels: &[ChannelView], all: bool, output: &OutputOptions) ->
         "DROPPED",
         "P50",
         "P99",
+        "P99.9",
         "STATE",
     ];
-    let mut table = Table::new(&HEADINGS).right(&[2, 3, 4, 5, 6, 7, 8, 9, 10]).cut(&[11]);
+    let mut table = Table::new(&HEADINGS).right(&[2, 3, 4, 5, 6, 7, 8, 9, 10, 11]).cut(&[12]);
     let (mut untold, mut drops) = (false, Vec::new());
     let known = |amount: Option<u64>| amount.map_or_else(|| ABSENT.to_owned(), number);
     let time = |latency: Option<Percentiles>, of: fn(&Percentiles) -> f64| {
@@ -188,6 +189,7 @@ fn channel_table(channels: &[ChannelView], all: bool, output: &OutputOptions) ->
                 (number(dropped), if dropped > 0 { Style::Warn } else { Style::Plain }),
                 (time(lane.latency_us, |latency| latency.p50), Style::Plain),
                 (time(lane.latency_us, |latency| latency.p99), Style::Plain),
+                (time(lane.latency_us, |latency| latency.p999), Style::Plain),
                 (state.clone(), Style::Bad),
             ]);
         }
@@ -195,7 +197,7 @@ fn channel_table(channels: &[ChannelView], all: bool, output: &OutputOptions) ->
     if table.is_empty() {
         return None;
     }
-    let mut text = table.without_silent(&[6, 7, 8, 9, 10, 11]).render(output);
+    let mut text = table.without_silent(&[6, 7, 8, 9, 10, 11, 12]).render(output);
     if untold {
         let words = format!("{ABSENT} counted by the other end, which does not tell");
         let _ = writeln!(text, "{}", paint(&words, Style::Dim, output.color));
@@ -340,7 +342,7 @@ mod tests {
     fn drops_latencies_topics_arenas_and_members_are_shown() {
         let mut view = quiet();
         let dropped = DropsView { full: 3, deadline: 1, ..DropsView::default() };
-        let latency = Percentiles { p50: 0.5, p99: 33.0, ..Percentiles::default() };
+        let latency = Percentiles { p50: 0.5, p99: 33.0, p999: 1_500.0, ..Percentiles::default() };
         view.channels = vec![ChannelView {
             state: "closed".into(),
             closed_because: Some("corrupt: sequence".into()),
@@ -387,7 +389,7 @@ mod tests {
         for words in [
             "results    4 refused: late, foreign or repeated\n",
             "experience 5 finished tasks",
-            "         12    64  4,096        1  500 ns  33.0 µs  closed: corrupt: sequence\n",
+            "         12    64  4,096        1  500 ns  33.0 µs  1.50 ms  closed: corrupt: sequence\n",
             "dropped on a → b\\u{1b}[2J normal: 3 found no room, 1 no room before their deadline\n",
             "all that are closed",
             "dropped on all that are closed bulk: 3 receiver gone",

@@ -333,12 +333,12 @@ impl LaneReceiver {
         self.unpublished = true;
     }
 
-    /// The message that was just taken is not handled: its deadline had passed, or nobody waits for it any more.
+    /// A message that was taken is not handled, and why.
     #[cold]
-    pub fn count_expired(&mut self, lane: Lane) {
+    pub fn count_unhandled(&mut self, lane: Lane, why: DropReason) {
         let count = &mut self.counts[lane as usize];
         count.messages -= 1;
-        count.dropped.count(DropReason::Expired, 1);
+        count.dropped.count(why, 1);
         self.publish();
     }
 

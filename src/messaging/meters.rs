@@ -9,15 +9,15 @@
 //!    4 unused                         7 expired before it was read
 //!    5 dropped, newest first         16 latency histogram, 104 buckets
 //!    6 dropped at the deadline
-//!    8 dropped, receiver gone
-//!    9 high-water mark, slots
+//!    8 dropped, receiver gone         10 a reply for which nobody waited any more
+//!    9 high-water mark, slots         11 not kept while a reply was waited for
 //! ```
 //! The ends count in their own memory and publish now and then (with every stamped message, when there is
 //! nothing to do, before a sleep), so that counting costs a message nothing. Whoever reads these words reads a
 //! stranger's input: they are shown, never believed.
 //!
-//! The numbers of both ends belong together: **sent = received + overwritten + expired + gone + on its way.** What
-//! found no room, what was left out and what came to its deadline before there was room, was never sent.
+//! The numbers of both ends belong together: **sent = received + overwritten + expired + late + unkept + gone + on its
+//! way.** What found no room, what was left out and what came to its deadline before there was room, was never sent.
 //!
 //! Latency comes from the time that every [`STAMP_EVERY`]th message of a lane carries. Buckets are a quarter of an
 //! octave wide, from 64 ns to 4 s: a percentile is right within an eighth.
@@ -36,6 +36,8 @@ pub const SENDER_WORDS: usize = LANES * SENDER_LANE;
 /// Words of the receiving end of a channel.
 pub const RECEIVER_WORDS: usize = LANES * RECEIVER_LANE;
 
+/// Words of a lane at either end, histogram apart.
+const LANE_WORDS: usize = 12;
 const SENDER_LANE: usize = 16;
 const RECEIVER_LANE: usize = 128;
 const FIRST_BUCKET: usize = 16;
@@ -71,6 +73,10 @@ pub enum DropReason {
     Gone,
     /// It was read only after its deadline.
     Expired,
+    /// It answers a request for whose answer nobody waits any more.
+    Late,
+    /// More came while its receiver waited for a reply than are kept meanwhile.
+    Unkept,
 }
 
 /// Messages that did not arrive, by reason.
@@ -88,6 +94,12 @@ pub struct Drops {
     pub expired: u64,
     /// The receiver was gone.
     pub gone: u64,
+    /// Replies for which nobody waited any more when they came.
+    #[serde(default)]
+    pub late: u64,
+    /// More than are kept while a reply is waited for.
+    #[serde(default)]
+    pub unkept: u64,
 }
 
 impl Drops {
@@ -99,32 +111,36 @@ impl Drops {
             DropReason::Deadline => &mut self.deadline,
             DropReason::Gone => &mut self.gone,
             DropReason::Expired => &mut self.expired,
+            DropReason::Late => &mut self.late,
+            DropReason::Unkept => &mut self.unkept,
         };
         *reason = reason.saturating_add(messages);
     }
 
     /// The reasons in words, with their numbers.
-    pub fn by_reason(&self) -> [(&'static str, u64); 6] {
+    pub fn by_reason(&self) -> [(&'static str, u64); 8] {
         [
             ("found no room", self.full),
             ("overwritten by newer ones", self.oldest),
             ("left out in favour of older ones", self.newest),
             ("no room before their deadline", self.deadline),
             ("expired on their way", self.expired),
+            ("late replies", self.late),
+            ("not kept while a reply was waited for", self.unkept),
             ("receiver gone", self.gone),
         ]
     }
 
     /// Every message that was given up; a try that found no room is not one.
     pub fn total(&self) -> u64 {
-        let Drops { full: _, oldest, newest, deadline, expired, gone } = *self;
         // May be a stranger's numbers.
-        [oldest, newest, deadline, expired, gone].into_iter().fold(0, u64::saturating_add)
+        self.newest.saturating_add(self.deadline).saturating_add(self.after_sending())
     }
 
     /// Those that had been sent.
     pub fn after_sending(&self) -> u64 {
-        self.oldest.saturating_add(self.expired).saturating_add(self.gone)
+        let Drops { full: _, oldest, newest: _, deadline: _, expired, gone, late, unkept } = *self;
+        [oldest, expired, gone, late, unkept].into_iter().fold(0, u64::saturating_add)
     }
 
     /// Adds another's.
@@ -136,6 +152,8 @@ impl Drops {
             (&mut self.deadline, other.deadline),
             (&mut self.expired, other.expired),
             (&mut self.gone, other.gone),
+            (&mut self.late, other.late),
+            (&mut self.unkept, other.unkept),
         ] {
             *mine = mine.saturating_add(theirs);
         }
@@ -143,15 +161,16 @@ impl Drops {
 }
 
 impl LaneCount {
-    fn words(&self) -> [u64; 10] {
+    fn words(&self) -> [u64; LANE_WORDS] {
         let LaneCount { messages, bytes, slots, dropped, high_water } = *self;
-        let Drops { full, oldest, newest, deadline, expired, gone } = dropped;
-        [messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water]
+        let Drops { full, oldest, newest, deadline, expired, gone, late, unkept } = dropped;
+        [messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water, late, unkept]
     }
 
-    fn from_words(words: [u64; 10]) -> Self {
-        let [messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water] = words;
-        let dropped = Drops { full, oldest, newest, deadline, expired, gone };
+    fn from_words(words: [u64; LANE_WORDS]) -> Self {
+        let [messages, bytes, slots, full, oldest, newest, deadline, expired, gone, high_water, late, unkept] =
+            words;
+        let dropped = Drops { full, oldest, newest, deadline, expired, gone, late, unkept };
         Self { messages, bytes, slots, dropped, high_water }
     }
 
@@ -185,6 +204,12 @@ fn bucket(ns: u64) -> usize {
     (((octave - FIRST_OCTAVE) * 4) as usize + quarter as usize).min(BUCKETS - 1)
 }
 
+/// Where a bucket ends and the next begins, ns. The last one has no end.
+fn end(bucket: usize) -> f64 {
+    let low = (1u64 << (bucket / 4 + FIRST_OCTAVE as usize)) as f64;
+    if bucket + 1 == BUCKETS { f64::INFINITY } else { low * (1.0 + (bucket % 4 + 1) as f64 / 4.0) }
+}
+
 /// The middle of a bucket, ns.
 fn middle(bucket: usize) -> f64 {
     let low = (1u64 << (bucket / 4 + FIRST_OCTAVE as usize)) as f64;
@@ -209,6 +234,12 @@ impl Latencies {
     /// How many were counted.
     pub fn count(&self) -> u64 {
         self.0.iter().fold(0, |sum, &count| sum.saturating_add(count))
+    }
+
+    /// The histogram: where each bucket ends, ns, and how many are in it, shortest first; empty ones left out. Each begins
+    /// where the one before ends, the first at 0. The last has no end.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+        self.0.iter().enumerate().filter(|(_, count)| **count > 0).map(|(at, count)| (end(at), *count))
     }
 
     /// The time that `share` of them stayed below, ns; `None` while there are none.
@@ -306,6 +337,7 @@ impl Meter {
 }
 
 const _: () = assert!(FIRST_BUCKET + BUCKETS <= RECEIVER_LANE);
+const _: () = assert!(LANE_WORDS <= SENDER_LANE && LANE_WORDS <= FIRST_BUCKET);
 
 #[cfg(test)]
 mod tests {
@@ -323,6 +355,13 @@ mod tests {
             assert_eq!(bucket(middle(at) as u64), at);
         }
         assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+        for at in 0..BUCKETS - 1 {
+            assert_eq!((bucket(end(at) as u64 - 1), bucket(end(at) as u64)), (at, at + 1));
+        }
+        let mut latencies = Latencies::default();
+        [70, 1000, 1001, u64::MAX].into_iter().for_each(|ns| latencies.record(ns));
+        let found: Vec<_> = latencies.buckets().collect();
+        assert_eq!(found, [(80.0, 1), (1024.0, 2), (f64::INFINITY, 1)]);
     }
 
     #[test]

@@ -476,7 +476,7 @@ impl Port {
         std::mem::take(&mut self.closed)
     }
 
-    /// Replies that came after their deadline, or to nobody.
+    /// Replies that came after their deadline, or to nobody; each line counts its own as `late`.
     pub fn late_replies(&self) -> u64 {
         self.late_replies
     }
@@ -821,7 +821,7 @@ impl Port {
                 };
                 match found {
                     Ok(Some(true)) => self.set_aside.push_back(mail),
-                    Ok(Some(false)) => line.wire.inbox.count_expired(Lane::Control),
+                    Ok(Some(false)) => count_late(line, Lane::Control, &mail, &mut self.late_replies),
                     Ok(None) => {
                         self.spare = mail;
                         break;
@@ -1050,10 +1050,7 @@ impl Port {
             match unpack(line, peer, lane, mail, &mut self.requests, &self.back) {
                 Ok(true) => return true,
                 // Late: counted, not handled.
-                Ok(false) => {
-                    line.wire.inbox.count_expired(lane);
-                    self.late_replies += u64::from(mail.message.kind == kind::REPLY);
-                }
+                Ok(false) => count_late(line, lane, mail, &mut self.late_replies),
                 Err(reason) => {
                     self.poison(peer, &reason);
                     return false;
@@ -1080,7 +1077,7 @@ impl Port {
                 };
                 match unpack(line, peer, lane, mail, &mut self.requests, &self.back) {
                     Ok(true) => return true,
-                    Ok(false) => line.wire.inbox.count_expired(lane),
+                    Ok(false) => count_late(line, lane, mail, &mut self.late_replies),
                     Err(_) => break,
                 }
             }
@@ -1146,6 +1143,20 @@ impl Port {
             return Some(Ok(()));
         }
         None
+    }
+
+    /// This message was received, and is given up all the same: there was no place to keep it.
+    #[cold]
+    pub(crate) fn count_unkept(&mut self, mail: &Mail) {
+        let left = self.leaving.iter_mut().find(|(gone, ..)| *gone == mail.from);
+        let line = match left {
+            Some((_, line, _)) => line,
+            None => match self.lines.get_mut(usize::from(mail.from.at)) {
+                Some(Some(line)) if line.number == mail.from.line => line,
+                _ => return,
+            },
+        };
+        line.wire.inbox.count_unhandled(mail.lane, DropReason::Unkept);
     }
 
     /// Whether anything waits.
@@ -1435,6 +1446,14 @@ impl AsFd for Port {
     }
 }
 
+/// What was just taken came too late: it is counted and not handled.
+#[cold]
+fn count_late(line: &mut Line, lane: Lane, mail: &Mail, late_replies: &mut u64) {
+    let is_reply = matches!(mail.message.kind, kind::REPLY | kind::REFUSAL);
+    *late_replies += u64::from(is_reply);
+    line.wire.inbox.count_unhandled(lane, if is_reply { DropReason::Late } else { DropReason::Expired });
+}
+
 /// Fills `mail` from a message. False for what came too late, an error for nonsense.
 fn unpack(
     line: &mut Line,
@@ -1461,10 +1480,11 @@ fn unpack(
         kind::REPLY | kind::REFUSAL => {
             let correlation = word(0).ok_or_else(short)?;
             // Only from the one who was asked.
-            let awaited = requests.get(&correlation).is_some_and(|(asked, _)| *asked == peer);
-            if awaited {
+            let asked = requests.get(&correlation).copied().filter(|(asked, _)| *asked == peer);
+            if asked.is_some() {
                 requests.remove(&correlation);
             }
+            let awaited = asked.is_some_and(|(_, deadline)| deadline >= clock::now());
             let what = if mail.message.kind == kind::REPLY { What::Reply } else { What::Refusal };
             (awaited.then_some(what(correlation)), 8)
         }

@@ -438,7 +438,8 @@ pub struct ChannelView {
 pub struct LaneView {
     /// `control`, `normal` or `bulk`.
     pub lane: String,
-    /// Messages that the sender put in. Each is received, dropped as `oldest`, `expired` or `gone`, or on its way.
+    /// Messages that the sender put in. Each is received, dropped as `oldest`, `expired`, `late`, `unkept` or `gone`, or on
+    /// its way.
     pub sent: u64,
     /// Messages that the receiver took out and handled.
     pub received: u64,
@@ -456,6 +457,19 @@ pub struct LaneView {
     pub capacity: u64,
     /// From sending to receiving, of messages that carry their time.
     pub latency_us: Option<Percentiles>,
+    /// The same as a histogram, shortest first. Each bucket begins where the one before it could end; empty ones are
+    /// left out.
+    #[serde(default)]
+    pub latency_buckets: Vec<LatencyBucket>,
+}
+
+/// Messages that took about as long.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatencyBucket {
+    /// All took less than this; absent for those that took longer than is told apart.
+    pub below_us: Option<f64>,
+    /// How many.
+    pub count: u64,
 }
 
 /// What one subscriber gets of one topic from one publisher.

@@ -1,8 +1,8 @@
 //! What the supervisor shows of itself: lists, status, statistics, the report.
 
 use super::action::{
-    AgentView, ArenaUsageView, ChannelView, Known, LaneView, Percentiles, ReportAgent, ReportHost,
-    ReportKernel, ReportView, SafetyView, StatisticsView, StatusView, TaskCounts, TaskView,
+    AgentView, ArenaUsageView, ChannelView, Known, LaneView, LatencyBucket, Percentiles, ReportAgent,
+    ReportHost, ReportKernel, ReportView, SafetyView, StatisticsView, StatusView, TaskCounts, TaskView,
 };
 use super::*;
 use crate::kernels::{KernelId, Level};
@@ -370,6 +370,10 @@ fn lane_views(traffic: &ChannelTraffic, capacities: [u64; 3]) -> Vec<LaneView> {
             high_water: sent.high_water,
             capacity: capacities[at],
             latency_us: latency(&traffic.latencies[at]),
+            latency_buckets: traffic.latencies[at]
+                .buckets()
+                .map(|(ns, count)| LatencyBucket { below_us: ns.is_finite().then_some(ns / 1000.0), count })
+                .collect(),
         }
     };
     ["control", "normal", "bulk"].into_iter().enumerate().map(lane).collect()

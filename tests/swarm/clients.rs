@@ -9,6 +9,7 @@ use ai_swarm::messaging::attach::{Heard, MemberTalk};
 use rustix::net::SocketType;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -487,7 +488,7 @@ fn one_receiver_serves_256_senders_fairly() {
         }
         sender.flush();
     }
-    let mut taken = std::collections::HashMap::new();
+    let mut taken = HashMap::new();
     let mut mail = Mail::default();
     for _ in 0..SENDERS * EACH as usize {
         assert!(receiver.receive(&mut mail, SOON).expect("attached"));
@@ -730,8 +731,160 @@ fn what_is_said_to_a_member_that_is_busy_is_not_lost() {
 fn lane_sum(lane: &Value) -> (u64, u64, u64) {
     let number = |value: &Value| value.as_u64().expect("a number");
     let dropped = &lane["dropped"];
-    let lost = number(&dropped["oldest"]) + number(&dropped["expired"]) + number(&dropped["gone"]);
-    (number(&lane["sent"]), number(&lane["received"]), lost)
+    let lost = ["oldest", "expired", "late", "unkept", "gone"].map(|reason| number(&dropped[reason]));
+    (number(&lane["sent"]), number(&lane["received"]), lost.iter().sum())
+}
+
+/// The normal lane from one member to another, as the API shows it.
+fn normal_lane(swarm: &Swarm, from: &str, to: &str) -> Value {
+    let channels = swarm.get("/api/v1/system/statistics")["channels"].clone();
+    let mut channels = channels.as_array().expect("a list").iter();
+    let channel = channels.find(|channel| channel["from"] == from && channel["to"] == to);
+    channel.expect("the line")["lanes"][1].clone()
+}
+
+/// The same as a row of the table in the terminal: by heading.
+fn normal_row(swarm: &Swarm, from: &str, to: &str) -> HashMap<String, String> {
+    let out = swarm.place.cli(&["statistics"]).ends(0).out;
+    let cells = |line: &str| -> Vec<String> {
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+    };
+    let heading = out.lines().find(|line| line.starts_with("CHANNEL")).expect("a table");
+    let row = out.lines().map(cells).find(|row| {
+        row.first() == Some(&format!("{from} → {to}")) && row.get(1).map(String::as_str) == Some("normal")
+    });
+    let (heading, row) = (cells(heading), row.unwrap_or_else(|| panic!("no such row:\n{out}")));
+    assert_eq!(heading.len(), row.len(), "{out}");
+    heading.into_iter().zip(row).collect()
+}
+
+#[test]
+fn the_numbers_of_a_full_lane_are_the_same_in_terminal_api_and_library() {
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let mut sender = attach(&swarm, "sender");
+    let mut receiver = attach(&swarm, "receiver");
+    let peer = sender.connect("receiver").expect("attached");
+    let normal = Lane::Normal as usize;
+    let mut sent = 0u64;
+    while sender.send(peer, &[7; 40]).is_ok() {
+        sent += 1;
+    }
+    assert_eq!(sent, 512, "a lane of 512 slots");
+    let lane = normal_lane(&swarm, "sender", "receiver");
+    for (name, number) in
+        [("sent", sent), ("received", 0), ("depth", sent), ("high_water", sent), ("capacity", sent)]
+    {
+        assert_eq!(lane[name], json!(number), "{name}: {lane}");
+    }
+    assert_eq!((&lane["dropped"]["full"], &lane["latency_us"]), (&json!(1), &json!(null)), "{lane}");
+    let own = sender.statistics().lines.remove(0).sent;
+    assert_eq!((own.depths[normal], own.sent[normal].high_water), (sent, sent));
+    let row = normal_row(&swarm, "sender", "receiver");
+    assert_eq!((&*row["IN FLIGHT"], &*row["MOST"], &*row["SENT"]), ("512", "512", "512"), "{row:?}");
+
+    let mut mail = Mail::default();
+    for _ in 0..sent {
+        assert!(receiver.receive(&mut mail, SOON).expect("attached"));
+    }
+    assert!(!receiver.try_receive(&mut mail).expect("attached"));
+    let lane = normal_lane(&swarm, "sender", "receiver");
+    for (name, number) in [("received", sent), ("depth", 0), ("high_water", sent)] {
+        assert_eq!(lane[name], json!(number), "{name}: {lane}");
+    }
+    let latency = &lane["latency_us"];
+    let (p50, p999) = (latency["p50"].as_f64().expect("a time"), latency["p999"].as_f64().expect("a time"));
+    assert!(p50 > 0.0 && p50 <= p999, "{lane}");
+    let buckets = lane["latency_buckets"].as_array().expect("a list");
+    let counted: u64 = buckets.iter().filter_map(|bucket| bucket["count"].as_u64()).sum();
+    assert_eq!(counted, sent / 16, "every 16th carries its time: {lane}");
+    let ends: Vec<f64> = buckets.iter().filter_map(|bucket| bucket["below_us"].as_f64()).collect();
+    assert!(ends.is_sorted() && ends.last().is_some_and(|end| p999 < *end), "{lane}");
+    let own = receiver.statistics().lines.remove(0).received.latencies[normal].clone();
+    assert_eq!(own.quantile(0.5).map(|ns| ns / 1000.0), Some(p50));
+    let view = receiver.swarm_statistics().expect("the API answers");
+    let found = view.channels.iter().find(|channel| channel.from == "sender" && channel.to == "receiver");
+    let found = &found.expect("the line").lanes[normal];
+    assert_eq!((found.depth, found.high_water), (0, sent));
+    assert_eq!(found.latency_us.map(|latency| latency.p50), Some(p50));
+    assert_eq!(found.latency_buckets.len(), buckets.len());
+    let row = normal_row(&swarm, "sender", "receiver");
+    assert_eq!((&*row["IN FLIGHT"], &*row["MOST"]), ("0", "512"), "{row:?}");
+    assert!(["P50", "P99", "P99.9"].iter().all(|name| row[*name].ends_with('s')), "{row:?}");
+    swarm.end();
+}
+
+#[test]
+fn a_reply_after_its_deadline_is_counted_and_not_delivered() {
+    let swarm = Swarm::deploy(&json!({}));
+    let mut asker = attach(&swarm, "asker");
+    let mut slow = attach(&swarm, "slow");
+    let there = asker.connect("slow").expect("attached");
+    let (mut mail, mut heard) = (Mail::default(), Mail::default());
+    for round in 1..=2 {
+        let within = Duration::from_millis(100);
+        let began = Instant::now();
+        asker.port().request(there, Lane::Normal, b"in time?", within).expect("room");
+        asker.flush();
+        assert!(slow.receive(&mut mail, SOON).expect("attached"));
+        while began.elapsed() <= within {
+            std::thread::sleep(within / 10);
+        }
+        // Its answer, and its word that there is none.
+        if round == 1 {
+            slow.reply(&mail, b"too late").expect("room");
+        } else {
+            let What::Request { correlation, .. } = mail.what else { panic!("{:?}", mail.what) };
+            slow.port().refuse(mail.from, mail.lane, correlation, "too late").expect("room");
+            slow.flush();
+        }
+        assert!(!asker.try_receive(&mut heard).expect("attached"), "{:?}", heard.what);
+        let statistics = asker.statistics();
+        let received = statistics.lines[0].received.received[Lane::Normal as usize];
+        assert_eq!((statistics.late_replies, received.dropped.late, received.messages), (round, round, 0));
+        let lane = normal_lane(&swarm, "slow", "asker");
+        assert_eq!(lane["dropped"]["late"], json!(round), "{lane}");
+        assert_eq!(lane_sum(&lane), (round, 0, round), "{lane}");
+    }
+    swarm.place.cli(&["statistics"]).ends(0).says("2 late replies");
+    swarm.end();
+}
+
+#[test]
+fn what_is_not_kept_while_a_reply_is_waited_for_is_counted_as_dropped() {
+    const MESSAGES: u64 = 5000;
+    const KEPT: u64 = 4096;
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let mut asker = attach(&swarm, "asker");
+    let _silent = attach(&swarm, "silent");
+    let there = asker.connect("silent").expect("attached");
+    let mut talker = attach(&swarm, "talker");
+    let talking = std::thread::spawn(move || {
+        let peer = talker.connect("asker").expect("attached");
+        for number in 0..MESSAGES {
+            while let Err(error) = talker.send(peer, &number.to_le_bytes()) {
+                assert!(matches!(&error, ClientError::Port(error) if error.is_full()), "{error}");
+                std::thread::yield_now();
+            }
+        }
+        talker
+    });
+    let error = asker.call(there, b"anybody?", Duration::from_secs(3)).expect_err("nobody answers");
+    assert!(matches!(error, ClientError::Timeout(_)), "{error}");
+    let talker = talking.join().expect("no panic");
+    assert_eq!(asker.statistics().dropped, MESSAGES - KEPT);
+    let lane = normal_lane(&swarm, "talker", "asker");
+    assert_eq!(lane_sum(&lane), (MESSAGES, KEPT, MESSAGES - KEPT), "{lane}");
+    assert_eq!(lane["dropped"]["unkept"], json!(MESSAGES - KEPT), "{lane}");
+    let mut mail = Mail::default();
+    for number in 0..KEPT {
+        assert!(asker.try_receive(&mut mail).expect("attached"));
+        assert_eq!(mail.payload(), number.to_le_bytes());
+    }
+    assert!(!asker.try_receive(&mut mail).expect("attached"), "{:?}", mail.payload());
+    let words = format!("{} not kept while a reply was waited for", MESSAGES - KEPT);
+    swarm.place.cli(&["statistics"]).ends(0).says(&words);
+    drop(talker);
+    swarm.end();
 }
 
 #[test]
