@@ -28,8 +28,9 @@
 //! A client may end or die at any moment: tasks that were accepted go on, its lines are closed, and what it had of
 //! other members' memory is theirs again. Only processes of the same user can attach.
 //!
-//! Sending wakes a receiver that sleeps. To send many messages at the price of one wake-up, use the `push` calls of
-//! [`port`](Client::port) and one [`flush`](Client::flush).
+//! Sending wakes a receiver that sleeps: each [`send`](Client::send) looks whether it does, which costs a memory fence. Many
+//! small messages are sent best with [`send_all`](Client::send_all), one look for all of them, or with the `push` calls
+//! of [`port`](Client::port) and one [`flush`](Client::flush).
 
 use crate::agents::runner::Patience;
 use crate::base::clock::Nanos;
@@ -487,6 +488,14 @@ impl Client {
         self.port.push(peer, lane, payload)?;
         self.port.flush();
         Ok(())
+    }
+
+    /// Sends as many of these messages as there is room for, in their order, and says how many: fewer than there are is
+    /// the answer "full". Small ones only, see [`Port::push_all`]; one look at the bell for all of them.
+    pub fn send_all(&mut self, peer: Peer, payloads: &[impl AsRef<[u8]>]) -> Result<usize, ClientError> {
+        let sent = self.port.push_all(peer, Lane::Normal, payloads)?;
+        self.port.flush();
+        Ok(sent)
     }
 
     /// Sends one message to these members; a large payload is written once. Returns how many got it.

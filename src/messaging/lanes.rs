@@ -98,6 +98,8 @@ pub fn capacities(bytes: usize) -> [u64; LANES] {
 pub struct LaneSender {
     lanes: [Producer; LANES],
     counts: [LaneCount; LANES],
+    /// The number of messages from which on the next one carries its time.
+    stamp_from: [u64; LANES],
     /// Messages and bytes that go to the same receiver beside these lanes, in overwriting rings: shown with the
     /// normal lane.
     beside: (u64, u64),
@@ -110,6 +112,7 @@ impl LaneSender {
         Self {
             lanes: memory.rings().map(Producer::new),
             counts: [LaneCount::default(); LANES],
+            stamp_from: [0; LANES],
             beside: (0, 0),
             meter,
         }
@@ -131,8 +134,7 @@ impl LaneSender {
         payload: &[u8],
     ) -> Result<(), PushError> {
         let at = lane as usize;
-        let due = self.counts[at].messages.is_multiple_of(STAMP_EVERY);
-        if due {
+        if self.is_stamp_due(at) {
             return self.push_stamped(at, kind, flags, payload);
         }
         let outcome = self.lanes[at].try_push_with(kind, flags, None, payload);
@@ -140,11 +142,53 @@ impl LaneSender {
         outcome
     }
 
+    /// Writes as many of these messages as fit, in their order, and says how many. If not all do, that counts as one
+    /// try that found no room. A message that needs a block ends the batch before it.
+    pub fn try_push_batch(
+        &mut self,
+        lane: Lane,
+        kind: u8,
+        payloads: &[impl AsRef<[u8]>],
+    ) -> Result<usize, PushError> {
+        let at = lane as usize;
+        let long = payloads.iter().position(|payload| payload.as_ref().len() > INLINE_MAX);
+        if long == Some(0) {
+            return Err(PushError::TooLong { bytes: payloads[0].as_ref().len(), max: INLINE_MAX });
+        }
+        let payloads = &payloads[..long.unwrap_or(payloads.len())];
+        let stamped = self.is_stamp_due(at) && !payloads.is_empty();
+        if stamped {
+            match self.push_stamped(at, kind, 0, payloads[0].as_ref()) {
+                Ok(()) => {}
+                Err(PushError::Full) => return Ok(0),
+                Err(error) => return Err(error),
+            }
+        }
+        let rest = &payloads[usize::from(stamped)..];
+        let pushed = self.lanes[at].try_push_batch(kind, rest.iter().map(AsRef::as_ref))?;
+        let count = &mut self.counts[at];
+        count.messages += pushed as u64;
+        count.bytes += rest[..pushed].iter().map(|payload| payload.as_ref().len() as u64).sum::<u64>();
+        let is_full = pushed < rest.len();
+        count.dropped.full += u64::from(is_full);
+        if stamped || is_full {
+            self.publish_lane(at);
+        }
+        Ok(usize::from(stamped) + pushed)
+    }
+
+    #[inline]
+    fn is_stamp_due(&self, at: usize) -> bool {
+        self.counts[at].messages >= self.stamp_from[at]
+    }
+
     /// Every [`STAMP_EVERY`]th message: it carries its time, the depth is looked at, the numbers are published.
     fn push_stamped(&mut self, at: usize, kind: u8, flags: u8, payload: &[u8]) -> Result<(), PushError> {
         let outcome = self.lanes[at].try_push_with(kind, flags, Some(clock::now().0), payload);
         self.count(at, payload.len(), &outcome);
         if outcome.is_ok() {
+            // The message itself is counted already.
+            self.stamp_from[at] = self.counts[at].messages + STAMP_EVERY - 1;
             self.publish_lane(at);
         }
         outcome
@@ -440,6 +484,50 @@ mod tests {
             assert_eq!(message.kind, expected);
         }
         assert_eq!(sender.counts().map(|count| count.dropped.full), [0, 0, 1]);
+    }
+
+    #[test]
+    fn a_batch_is_what_its_messages_are() {
+        let (mut sender, mut receiver) = channel(65_536);
+        let payloads: Vec<Vec<u8>> = (0..600u32).map(|n| n.to_le_bytes().repeat(n as usize % 16)).collect();
+        let mut message = Message::default();
+        let (mut sent, mut received, mut stamps) = (0, 0, 0);
+        while received < payloads.len() {
+            let size = [1, 5, 40, 64, 200][sent % 5].min(payloads.len() - sent);
+            sent += sender.try_push_batch(Lane::Normal, 7, &payloads[sent..sent + size]).expect("sound");
+            for _ in 0..sent % 90 {
+                if receiver.try_pop(&mut message).expect("sound") != Some(Lane::Normal) {
+                    break;
+                }
+                assert_eq!((message.kind, message.payload()), (7, &payloads[received][..]));
+                stamps += u64::from(message.stamp_ns.is_some());
+                received += 1;
+            }
+        }
+        let bytes = payloads.iter().map(|payload| payload.len() as u64).sum();
+        let (out, inbox) = (sender.counts()[1], receiver.counts()[1]);
+        assert_eq!((out.messages, out.bytes), (600, bytes));
+        assert_eq!((inbox.messages, inbox.bytes), (600, bytes));
+        assert!(stamps > 3 && stamps <= 600_u64.div_ceil(STAMP_EVERY), "{stamps} with their time");
+        assert_eq!(receiver.latencies()[1].count(), stamps);
+
+        assert_eq!(receiver.try_pop(&mut message), Ok(None));
+        // Full is an answer, counted once; what needs a block is not taken.
+        let small = [[7u8; 56]; 700];
+        let fits = sender.try_push_batch(Lane::Normal, 7, &small).expect("sound");
+        assert!((500..600).contains(&fits), "{fits}");
+        assert_eq!(sender.counts()[1].dropped.full, out.dropped.full + 1);
+        assert_eq!(sender.try_push_batch(Lane::Normal, 7, &small), Ok(0));
+        assert_eq!(sender.counts()[1].messages, 600 + fits as u64);
+        assert_eq!(sender.counts()[1].high_water, sender.depths()[1], "seen after the batch");
+        let long = [vec![1; 20], vec![2; INLINE_MAX + 1], vec![3; 20]];
+        assert_eq!(sender.try_push_batch(Lane::Bulk, 7, &long), Ok(1));
+        assert_eq!(
+            sender.try_push_batch(Lane::Bulk, 7, &long[1..]),
+            Err(PushError::TooLong { bytes: INLINE_MAX + 1, max: INLINE_MAX })
+        );
+        assert_eq!(sender.try_push_batch(Lane::Bulk, 7, &long[..0]), Ok(0));
+        assert_eq!(sender.counts()[2].dropped, Default::default());
     }
 
     /// Three plain queues beside a channel: order within a lane, and how long the first of each lane has waited.

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 /// Lanes of a channel.
 pub const LANES: usize = 3;
-/// One in so many messages of a lane carries its time.
+/// One in so many messages of a lane carries its time; of a batch at most the first.
 pub const STAMP_EVERY: u64 = 16;
 /// Words of the sending end of a channel.
 pub const SENDER_WORDS: usize = LANES * SENDER_LANE;

@@ -108,6 +108,35 @@ pub struct Parcel {
     back: Sender<(Peer, Descriptor)>,
 }
 
+/// Where parcels put their blocks when they are dropped, and where we take them from.
+struct Back {
+    sender: Sender<(Peer, Descriptor)>,
+    returned: Receiver<(Peer, Descriptor)>,
+    /// Parcels that are not back yet: with none there is nothing to look for, and a look costs a fence.
+    out: u64,
+}
+
+impl Back {
+    fn new() -> Self {
+        let (sender, returned) = channel();
+        Self { sender, returned, out: 0 }
+    }
+
+    fn parcel(&mut self, block: Block, peer: Peer) -> Parcel {
+        self.out += 1;
+        Parcel { block, peer, back: self.sender.clone() }
+    }
+
+    fn take(&mut self) -> Option<(Peer, Descriptor)> {
+        if self.out == 0 {
+            return None;
+        }
+        let back = self.returned.try_recv().ok()?;
+        self.out -= 1;
+        Some(back)
+    }
+}
+
 impl std::ops::Deref for Parcel {
     type Target = Block;
 
@@ -289,8 +318,9 @@ impl Line {
         self.bell.ring();
     }
 
-    fn pushed(&mut self) {
-        self.unrung += 1;
+    #[inline]
+    fn pushed(&mut self, messages: u32) {
+        self.unrung += messages;
         if self.unrung >= RING_EVERY {
             self.ring();
         }
@@ -380,9 +410,9 @@ pub struct Port {
     requests: HashMap<Correlation, (Peer, Nanos)>,
     next_request: u64,
     next_seq: u64,
-    /// Where parcels put their blocks when they are dropped, and where we take them from.
-    back: Sender<(Peer, Descriptor)>,
-    returned: Receiver<(Peer, Descriptor)>,
+    back: Back,
+    /// Lines that something was sent or received on since the last [`flush`](Self::flush), a bit each.
+    touched: [u64; pages::LINES_MAX / 64],
     /// Lines closed so far, and why.
     closed: Vec<(String, String)>,
     late_replies: u64,
@@ -395,7 +425,6 @@ impl Port {
     /// Over a link and the socket that came with it.
     pub fn new(link: &AgentLink, talk: MemberTalk) -> Self {
         let (seed, desk) = (clock::now().0, link.desk());
-        let (back, returned) = channel();
         Self {
             talk,
             store: link.store(),
@@ -416,8 +445,8 @@ impl Port {
             // Replies to an earlier life of this member match nothing.
             next_request: seed << 20,
             next_seq: 0,
-            back,
-            returned,
+            back: Back::new(),
+            touched: [0; pages::LINES_MAX / 64],
             closed: Vec::new(),
             late_replies: 0,
             set_aside: VecDeque::new(),
@@ -498,6 +527,30 @@ impl Port {
         self.push_as(peer, lane, kind::DIRECT, &[], payload)
     }
 
+    /// Writes as many of these messages as there is room for, in their order, and says how many; room that was missing is
+    /// counted once. They are seen in groups, which costs far less than each by itself. A message of more than
+    /// [`INLINE_MAX`] bytes ends the batch before it; as the first one it is [`SendError::TooLong`].
+    pub fn push_all(
+        &mut self,
+        peer: Peer,
+        lane: Lane,
+        payloads: &[impl AsRef<[u8]>],
+    ) -> Result<usize, PortError> {
+        let line = self.line(peer).ok_or(PortError::Closed)?;
+        match line.wire.send_batch(lane, kind::DIRECT, payloads) {
+            Ok(sent) => {
+                line.pushed(sent as u32);
+                self.touch(peer.at);
+                Ok(sent)
+            }
+            Err(SendError::Corrupt(corrupt)) => {
+                self.poison(peer, &corrupt.to_string());
+                Err(PortError::Closed)
+            }
+            Err(error) => Err(PortError::Send(error)),
+        }
+    }
+
     #[inline]
     fn push_as(
         &mut self,
@@ -513,7 +566,8 @@ impl Port {
         let line = self.line(peer).ok_or(PortError::Closed)?;
         match line.wire.send_bytes(lane, kind, head, payload) {
             Ok(()) => {
-                line.pushed();
+                line.pushed(1);
+                self.touch(peer.at);
                 Ok(())
             }
             Err(SendError::Corrupt(corrupt)) => {
@@ -552,7 +606,8 @@ impl Port {
                 Ok(()) => {
                     sent += 1;
                     if let Some(line) = self.line(peer) {
-                        line.pushed();
+                        line.pushed(1);
+                        self.touch(peer.at);
                     }
                 }
                 Err(SendError::Corrupt(corrupt)) => self.poison(peer, &corrupt.to_string()),
@@ -697,7 +752,8 @@ impl Port {
                 if outcome.is_ok() {
                     line.wire.outbox.count_beside(1, payload.len() as u64);
                     line.topics.count(number, 1, 0);
-                    line.pushed();
+                    line.pushed(1);
+                    self.touch(peer.at);
                 } else {
                     line.wire.outbox.count_drop(Lane::Normal, DropReason::Newest);
                     line.topics.count(number, 0, 1);
@@ -814,7 +870,9 @@ impl Port {
                 let mut mail = std::mem::take(&mut self.spare);
                 let found = match line.wire.receive_control_raw(&mut mail.message) {
                     Ok(true) => {
-                        unpack(line, peer, Lane::Control, &mut mail, &mut self.requests, &self.back).map(Some)
+                        touch(&mut self.touched, peer.at);
+                        unpack(line, peer, Lane::Control, &mut mail, &mut self.requests, &mut self.back)
+                            .map(Some)
                     }
                     Ok(false) => Ok(None),
                     Err(error) => Err(error.to_string()),
@@ -942,26 +1000,44 @@ impl Port {
         Ok(())
     }
 
-    /// Gives blocks back and wakes every receiver that was written to and sleeps.
+    /// Gives blocks back and wakes every receiver that was written to and sleeps. Looks only at lines that something
+    /// was sent or received on since the last time.
+    #[inline]
     pub fn flush(&mut self) {
         self.take_returns();
-        for line in self.lines.iter_mut().flatten() {
-            if !line.wire.returns.is_empty() {
-                // A corrupt line is found by whoever reads or writes next.
-                let _ = line.wire.give_back();
-                line.unrung += 1;
+        for word in 0..self.touched.len() {
+            let mut touched = std::mem::take(&mut self.touched[word]);
+            while touched != 0 {
+                let at = word * 64 + touched.trailing_zeros() as usize;
+                touched &= touched - 1;
+                let Some(line) = self.lines.get_mut(at).and_then(Option::as_deref_mut) else { continue };
+                if !line.wire.returns.is_empty() {
+                    // A corrupt line is found by whoever reads or writes next.
+                    let _ = line.wire.give_back();
+                    line.unrung += 1;
+                }
+                if line.unrung > 0 {
+                    line.ring();
+                }
+                line.wire.inbox.show();
+                if !line.wire.returns.is_empty() {
+                    // There was no room to give all back: once more the next time.
+                    self.touched[word] |= 1 << (at % 64);
+                }
             }
-            if line.unrung > 0 {
-                line.ring();
-            }
-            line.wire.inbox.show();
         }
     }
 
+    #[inline]
+    fn touch(&mut self, at: u16) {
+        touch(&mut self.touched, at);
+    }
+
     fn take_returns(&mut self) {
-        while let Ok((peer, descriptor)) = self.returned.try_recv() {
+        while let Some((peer, descriptor)) = self.back.take() {
             if let Some(line) = self.line(peer) {
                 line.wire.returns.add(&descriptor);
+                self.touch(peer.at);
             }
         }
     }
@@ -1047,7 +1123,8 @@ impl Port {
                     return false;
                 }
             };
-            match unpack(line, peer, lane, mail, &mut self.requests, &self.back) {
+            touch(&mut self.touched, peer.at);
+            match unpack(line, peer, lane, mail, &mut self.requests, &mut self.back) {
                 Ok(true) => return true,
                 // Late: counted, not handled.
                 Ok(false) => count_late(line, lane, mail, &mut self.late_replies),
@@ -1075,7 +1152,7 @@ impl Port {
                     // What cannot be understood is of no consequence any more.
                     Ok(None) | Err(_) => break,
                 };
-                match unpack(line, peer, lane, mail, &mut self.requests, &self.back) {
+                match unpack(line, peer, lane, mail, &mut self.requests, &mut self.back) {
                     Ok(true) => return true,
                     Ok(false) => count_late(line, lane, mail, &mut self.late_replies),
                     Err(_) => break,
@@ -1109,6 +1186,7 @@ impl Port {
     fn take_from_feed(&mut self, at: usize, mail: &mut Mail) -> Option<Result<(), String>> {
         let feed = &mut self.feeds[at];
         let line = self.lines.get_mut(usize::from(feed.peer.at))?.as_deref_mut()?;
+        touch(&mut self.touched, feed.peer.at);
         for _ in 0..RUN {
             let found = match feed.ring.try_pop(&mut mail.message) {
                 Ok(found) => found,
@@ -1454,6 +1532,12 @@ fn count_late(line: &mut Line, lane: Lane, mail: &Mail, late_replies: &mut u64) 
     line.wire.inbox.count_unhandled(lane, if is_reply { DropReason::Late } else { DropReason::Expired });
 }
 
+/// The line in this place is to be looked at by the next flush.
+#[inline]
+fn touch(touched: &mut [u64; pages::LINES_MAX / 64], at: u16) {
+    touched[usize::from(at) / 64] |= 1 << (at % 64);
+}
+
 /// Fills `mail` from a message. False for what came too late, an error for nonsense.
 fn unpack(
     line: &mut Line,
@@ -1461,7 +1545,7 @@ fn unpack(
     lane: Lane,
     mail: &mut Mail,
     requests: &mut HashMap<Correlation, (Peer, Nanos)>,
-    back: &Sender<(Peer, Descriptor)>,
+    back: &mut Back,
 ) -> Result<bool, String> {
     let payload = mail.message.payload();
     let word =
@@ -1497,7 +1581,7 @@ fn unpack(
             return Err(short());
         }
         line.wire.inbox.count_block(lane, block.len() as u64);
-        parcel = Some(Parcel { block, peer, back: back.clone() });
+        parcel = Some(back.parcel(block, peer));
     }
     let Some(what) = what else { return Ok(false) };
     (mail.from, mail.lane, mail.what, mail.head, mail.parcel) = (peer, lane, what, head, parcel);

@@ -144,6 +144,17 @@ impl Wire {
         sent
     }
 
+    /// Sends as many of these as there is room for, and says how many.
+    #[inline]
+    pub(super) fn send_batch(
+        &mut self,
+        lane: Lane,
+        kind: u8,
+        payloads: &[impl AsRef<[u8]>],
+    ) -> Result<usize, SendError> {
+        Ok(self.outbox.try_push_batch(lane, kind, payloads)?)
+    }
+
     /// Sends where a block lies that was published for this peer.
     pub(super) fn send_descriptor(
         &mut self,

@@ -888,6 +888,64 @@ fn what_is_not_kept_while_a_reply_is_waited_for_is_counted_as_dropped() {
 }
 
 #[test]
+fn a_batch_arrives_in_order_and_wakes_who_sleeps() {
+    const MESSAGES: usize = 20_000;
+    let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
+    let quiet = |name: &str| {
+        Attach::at(&swarm.place.socket()).as_client(name).spin(false).attach().expect("the swarm listens")
+    };
+    let mut sender = quiet("sender");
+    let mut receivers = [quiet("left"), quiet("right")];
+    let peers = ["left", "right"].map(|name| sender.connect(name).expect("attached"));
+    let payloads: Vec<[u8; 56]> =
+        (0..MESSAGES as u64).map(|number| number.to_le_bytes().repeat(7).try_into().expect("56")).collect();
+    let (mut sent, mut received, mut mail) = (0, 0, Mail::default());
+    while received < MESSAGES {
+        let size = (1 + sent % 100).min(MESSAGES - sent);
+        sent += sender.send_all(peers[0], &payloads[sent..sent + size]).expect("attached");
+        for _ in 0..1 + sent % 80 {
+            if !receivers[0].try_receive(&mut mail).expect("attached") {
+                break;
+            }
+            assert_eq!((mail.what, mail.payload()), (What::Direct, &payloads[received][..]));
+            received += 1;
+        }
+    }
+    assert!(!receivers[0].try_receive(&mut mail).expect("attached"));
+    let error = sender.send_all(peers[0], &[vec![0; 5000]]).expect_err("not in slots").to_string();
+    assert!(error.contains("5000 bytes"), "{error}");
+    let lane = normal_lane(&swarm, "sender", "left");
+    assert_eq!(lane_sum(&lane), (MESSAGES as u64, MESSAGES as u64, 0), "{lane}");
+    assert_eq!(lane["bytes_received"], json!(MESSAGES * 56), "{lane}");
+
+    // Both sleep, one after a batch and one after a single message each. A bell that was not rung is noticed after a
+    // quarter of a second only.
+    let waited = std::thread::scope(|scope| {
+        let waiting = receivers.each_mut().map(|receiver| {
+            scope.spawn(move || {
+                let (mut mail, mut waited) = (Mail::default(), Duration::ZERO);
+                for _ in 0..10 {
+                    assert!(receiver.receive(&mut mail, SOON).expect("attached"));
+                    let sent = u64::from_le_bytes(mail.payload()[..8].try_into().expect("eight bytes"));
+                    waited += Duration::from_nanos(ai_swarm::os::clock::now().0 - sent);
+                }
+                waited
+            })
+        });
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(30));
+            let now = ai_swarm::os::clock::now().0.to_le_bytes();
+            assert_eq!(sender.send_all(peers[0], &[now]).expect("attached"), 1);
+            sender.port().push(peers[1], Lane::Normal, &now).expect("room");
+            sender.flush();
+        }
+        waiting.map(|thread| thread.join().expect("no panic"))
+    });
+    assert!(waited.iter().all(|waited| *waited < Duration::from_millis(500)), "ten wake-ups: {waited:?}");
+    swarm.end();
+}
+
+#[test]
 fn every_message_is_counted_once_as_received_or_lost() {
     const MESSAGES: u64 = 3000;
     let swarm = Swarm::deploy(&json!({"channel_size": 65536}));
