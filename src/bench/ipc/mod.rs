@@ -5,6 +5,7 @@
 //! 3. `crowd` is 32 processes on the cores there are, all of them sleeping properly.
 //!
 //! 4. `handover` is blocks of 1 MiB that change hands in place.
+//! 5. `clients` is the two again, attached to a swarm: what the library adds to a ring.
 //!
 //! A repetition runs every contender once, so what else the host does falls on all alike. A repetition in which
 //! other processes kept either side from its core is done again, up to as often again as there are repetitions;
@@ -16,6 +17,7 @@
 //! [`PAUSES`], tried beforehand. The bare line is measured at many places, since a single one can be lucky or
 //! unlucky by as much. The clock is read once per round trip; what that costs is subtracted from floor and value.
 
+mod clients;
 mod crowd;
 mod handover;
 mod pair;
@@ -92,6 +94,8 @@ pub(super) fn measure(quick: bool, steps: &Steps) -> anyhow::Result<Vec<Figure>>
     figures.push(duo.asleep(extent)?);
     steps.begin("ipc: one receiver, many channels");
     figures.extend(duo.many(extent)?);
+    steps.begin("ipc: two clients of a swarm");
+    figures.extend(duo.clients(extent, &cores, &figures)?);
     drop(duo);
     steps.begin("ipc: one message to eight subscribers");
     figures.push(broadcast(extent, &cores, &figures)?);
@@ -546,6 +550,72 @@ impl Duo {
             ),
             ..Figure::default()
         })
+    }
+
+    /// Round trips and a stream through the library. The floors are those of this run.
+    fn clients(&mut self, extent: &Extent, cores: &Cores, before: &[Figure]) -> anyhow::Result<Vec<Figure>> {
+        let swarm = clients::Swarm::start(&cores.usable)?;
+        self.side.attach()?;
+        let manner = Manner { yields: self.yields, pauses: 0 };
+        self.together(Job::Attach(u64::from(std::process::id())), manner, |_, _| Ok(()))?;
+        self.side.connect()?;
+        let clock = clock_cost();
+        let manners = [
+            self.best_pause(&PAUSES, |duo, manner| {
+                Ok(block_median(&duo.trips(Trip::Client, manner, extent.trips / 8, 0)?))
+            })?,
+            self.best_pause(&STREAM_PAUSES, |duo, manner| {
+                Ok(1.0 / duo.rate(Flow::Client, manner, extent.stream / 4)?)
+            })?,
+        ];
+        let found = self.repeat(extent.repetitions, |duo, number| {
+            Ok((
+                duo.trips(Trip::Client, manners[0], extent.trips, number)?,
+                duo.rate(Flow::Client, manners[1], extent.stream)?,
+            ))
+        })?;
+        self.side.detach();
+        self.together(Job::Detach, manner, |_, _| Ok(()))?;
+        drop(swarm);
+        let trip = Summary::of_trips(&found.map(|(times, _)| times.clone()), clock);
+        let rate = Summary::of_rates(&found.map(|(_, rate)| *rate));
+        let floor = |name: &str| before.iter().find(|figure| figure.name == name);
+        let words = |found: &Summary, at: usize| {
+            format!("{} pause(s) between looks; {}", manners[at].pauses, found.range())
+        };
+        Ok(vec![
+            Figure {
+                bench: BENCH,
+                name: "round_trip_64_client".to_owned(),
+                value: trip.value,
+                unit: "ns",
+                floor: floor("round_trip_64").and_then(|figure| figure.floor),
+                p50: Some(trip.p50),
+                p99: Some(trip.p99),
+                p999: Some(trip.p999),
+                floor_p999: floor("round_trip_64").and_then(|figure| figure.floor_p999),
+                note: format!(
+                    "56 bytes from client to client and back, `send` and `try_receive`, a swarm beside them; {}; \
+                     floor: the bare line of this run",
+                    words(&trip, 0)
+                ),
+                ..Figure::default()
+            },
+            Figure {
+                bench: BENCH,
+                name: "rate_64_client".to_owned(),
+                value: rate.value,
+                unit: "M messages/s",
+                floor: floor("rate_64").and_then(|figure| figure.floor),
+                note: format!(
+                    "from client to client, `send_all` of {} at a time and `try_receive` of each; {}; floor: the bare \
+                     lines of this run",
+                    pair::BATCH,
+                    words(&rate, 1)
+                ),
+                ..Figure::default()
+            },
+        ])
     }
 
     fn many(&mut self, extent: &Extent) -> anyhow::Result<Vec<Figure>> {

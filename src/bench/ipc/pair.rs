@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::clients::{ClientTalk, FOLLOW, LEAD};
 use super::handover::{Giver, Taker};
 use super::peer::{Control, Manner, Order, Waiter, kept_waiting};
 use crate::base::prng::SplitMix64;
@@ -182,6 +183,8 @@ pub(super) struct Side {
     fan: (Vec<Producer>, Vec<Consumer>),
     many: (Vec<Producer>, Vec<Consumer>),
     handover: Handover,
+    /// While a swarm runs that it is attached to.
+    client: Option<Box<ClientTalk>>,
     message: Message,
 }
 
@@ -239,13 +242,14 @@ impl Side {
             ),
             fan: (0..SUBSCRIBERS).map(|index| ends(fan(index))).unzip(),
             many: (0..CHANNELS).map(|index| ends(many(index))).unzip(),
+            client: None,
             message: Message::default(),
         })
     }
 }
 
 /// A way to pass a number and six more words to the other side and to look for its answer.
-trait Talk {
+pub(super) trait Talk {
     fn send(&mut self, number: u64, waiter: Waiter<'_>) -> anyhow::Result<()>;
     /// The number of the next message; the whole message was read.
     fn poll(&mut self) -> anyhow::Result<Option<u64>>;
@@ -253,7 +257,7 @@ trait Talk {
 
 /// A payload of `N` bytes that begins and ends with `number`.
 #[inline]
-fn bytes<const N: usize>(number: u64) -> [u8; N] {
+pub(super) fn bytes<const N: usize>(number: u64) -> [u8; N] {
     let mut bytes = [number as u8; N];
     bytes[..8].copy_from_slice(&number.to_le_bytes());
     bytes[N - 8..].copy_from_slice(&number.to_le_bytes());
@@ -262,7 +266,7 @@ fn bytes<const N: usize>(number: u64) -> [u8; N] {
 
 /// The number of a payload that arrived. All of it was read: whoever took it out copied it.
 #[inline]
-fn number<const N: usize>(payload: &[u8]) -> anyhow::Result<u64> {
+pub(super) fn number<const N: usize>(payload: &[u8]) -> anyhow::Result<u64> {
     let Ok(payload): Result<&[u8; N], _> = payload.try_into() else {
         bail!("{} bytes arrived", payload.len())
     };
@@ -515,6 +519,8 @@ pub(super) enum Trip {
     Futex,
     /// Both sides sleep at the doorbell.
     Bell,
+    /// From client to client.
+    Client,
 }
 
 /// Streams that are measured.
@@ -528,6 +534,8 @@ pub(super) enum Flow {
     Batch,
     /// The ring that is larger than the caches.
     Deep,
+    /// From client to client, sent in batches.
+    Client,
 }
 
 /// What the peer is asked to do.
@@ -543,6 +551,10 @@ pub(super) enum Job {
     Many(u64),
     /// Take so many blocks, reading all of each or nothing.
     Blocks(bool, u64),
+    /// Attach to the swarm of the process of this number and open a line to its client.
+    Attach(u64),
+    /// Leave it.
+    Detach,
 }
 
 impl Job {
@@ -553,14 +565,16 @@ impl Job {
             Job::Fan(rings, count) => (2, rings as u64, count),
             Job::Many(rounds) => (3, 0, rounds),
             Job::Blocks(read, count) => (4, u64::from(read), count),
+            Job::Attach(lead) => (5, 0, lead),
+            Job::Detach => (6, 0, 0),
         };
         [job, what, count, manner.to_word()]
     }
 
     fn parse([job, what, count, _]: Order) -> anyhow::Result<Self> {
-        const TRIPS: [Trip; 6] =
-            [Trip::Line, Trip::Ring, Trip::Channel, Trip::Chain, Trip::Futex, Trip::Bell];
-        const FLOWS: [Flow; 4] = [Flow::Bare, Flow::Ring, Flow::Batch, Flow::Deep];
+        const TRIPS: [Trip; 7] =
+            [Trip::Line, Trip::Ring, Trip::Channel, Trip::Chain, Trip::Futex, Trip::Bell, Trip::Client];
+        const FLOWS: [Flow; 5] = [Flow::Bare, Flow::Ring, Flow::Batch, Flow::Deep, Flow::Client];
         let [what, spot] = [what as u8 as usize, (what >> 8) as usize];
         Ok(match job {
             0 if what < TRIPS.len() => Job::Trip(TRIPS[what], count, spot),
@@ -568,6 +582,8 @@ impl Job {
             2 if what <= SUBSCRIBERS => Job::Fan(what, count),
             3 => Job::Many(count),
             4 => Job::Blocks(what != 0, count),
+            5 => Job::Attach(count),
+            6 => Job::Detach,
             _ => bail!("no such order: {job} {what}"),
         })
     }
@@ -592,6 +608,12 @@ pub(super) fn follow(control: &Control, mut fds: Vec<OwnedFd>) -> anyhow::Result
                 Handover::Take(taker) => taker.take(read, count, waiter)?,
                 Handover::Give(_) => bail!("the owner takes no blocks"),
             },
+            Job::Attach(lead) => {
+                let mut client = ClientTalk::attach(lead, FOLLOW)?;
+                client.connect(LEAD)?;
+                side.client = Some(Box::new(client));
+            }
+            Job::Detach => side.client = None,
         }
         control.send([outcome, kept_waiting() - before, 0, 0])?;
     }
@@ -612,6 +634,7 @@ impl Side {
             Trip::Ring => ping(&mut self.ring, rounds, waiter),
             Trip::Channel => ping(&mut self.channel, rounds, waiter),
             Trip::Chain => ping(&mut ChainTalk(&mut self.ring), rounds, waiter),
+            Trip::Client => ping(self.client()?, rounds, waiter),
             Trip::Futex => timed(rounds, |number| {
                 self.futex.send(number as u32);
                 Ok(u64::from(self.futex.receive()))
@@ -630,6 +653,7 @@ impl Side {
             Trip::Ring => pong(&mut self.ring, rounds, waiter),
             Trip::Channel => pong(&mut self.channel, rounds, waiter),
             Trip::Chain => pong(&mut ChainTalk(&mut self.ring), rounds, waiter),
+            Trip::Client => pong(self.client()?, rounds, waiter),
             Trip::Futex => (0..rounds).try_for_each(|_| {
                 let number = self.futex.receive();
                 self.futex.send(number);
@@ -663,6 +687,10 @@ impl Side {
                     number::<SLOT_PAYLOAD>(message.payload())
                 })
             }
+            Flow::Client => {
+                let client = self.client()?;
+                first_to_last(count, |_| waiter.until(|| client.poll()))
+            }
             Flow::Batch => {
                 let (inbox, message) = (&mut self.stream.1, &mut self.message);
                 let (mut began, mut taken, mut wrong) = (clock::now(), 0, None);
@@ -695,6 +723,7 @@ impl Side {
                 .try_for_each(|number| push(&mut self.deep.0, &bytes::<SLOT_PAYLOAD>(number), waiter)),
             Flow::Ring => (0..count)
                 .try_for_each(|number| push(&mut self.stream.0, &bytes::<SLOT_PAYLOAD>(number), waiter)),
+            Flow::Client => self.client()?.send_batches::<BATCH>(count, waiter),
             Flow::Batch => {
                 let (mut number, mut payloads) = (0, [[0; SLOT_PAYLOAD]; BATCH]);
                 while number < count {
@@ -716,6 +745,30 @@ impl Side {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Attaches the bench's own client.
+    pub(super) fn attach(&mut self) -> anyhow::Result<()> {
+        let client = ClientTalk::attach(u64::from(std::process::id()), LEAD)?;
+        self.client = Some(Box::new(client));
+        Ok(())
+    }
+
+    /// Takes the line that the peer has opened.
+    pub(super) fn connect(&mut self) -> anyhow::Result<()> {
+        self.client()?.connect(FOLLOW)
+    }
+
+    /// Leaves the swarm.
+    pub(super) fn detach(&mut self) {
+        self.client = None;
+    }
+
+    fn client(&mut self) -> anyhow::Result<&mut ClientTalk> {
+        match &mut self.client {
+            Some(client) => Ok(client),
+            None => bail!("not attached to a swarm"),
         }
     }
 
