@@ -914,7 +914,7 @@ mod tests {
         let keep = |tag, to| NpyDraft::write(&path, &ones(to), tag).unwrap().publish_keeping().unwrap();
         write_npy(&path, &ones(1.0), "t").unwrap();
         // Three of them, each on the one before: taken back in the opposite order.
-        (keep("a", 2.0), keep("b", 4.0), keep("c", 8.0));
+        ["a", "b", "c"].into_iter().zip([2.0, 4.0, 8.0]).for_each(|(tag, to)| keep(tag, to));
         assert_eq!(value(&path), 8.0);
         for (tag, left) in [("c", 4.0), ("b", 2.0), ("a", 1.0)] {
             take_back(&path, tag).unwrap();

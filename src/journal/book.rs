@@ -354,7 +354,8 @@ mod tests {
         ids[..2].iter().for_each(|id| _ = ledger.on_success(*id, None, Nanos(3)));
         drop(ledger);
         let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
-        let options = Options { synced: false, retention, salvage: false, ring: RING_BYTES };
+        let options =
+            Options { synced: false, retention, salvage: false, ring: RING_BYTES, keeper_cores: None };
         let mut restored = Restored::default();
         Journal::open(folder.path(), options, Box::new(|| {}), |frame| restored.take(&frame))
             .expect("opened");

@@ -239,7 +239,7 @@ fn a_damaged_journal_is_refused_and_salvaged_when_asked() {
             let refused = open(folder.path(), OPTIONS).err()?.to_string();
             assert!(refused.contains("journal.front, offset ") && refused.contains("checksum"), "{refused}");
             assert_eq!(std::fs::read(&front).expect("there"), bytes, "nothing was touched");
-            let again = open(folder.path(), OPTIONS).err().expect("as before").to_string();
+            let again = open(folder.path(), OPTIONS).expect_err("as before").to_string();
             assert_eq!(again, refused, "nothing was lost by looking");
             let (journal, records, found) =
                 open(folder.path(), Options { salvage: true, ..OPTIONS }).expect("as asked");

@@ -63,6 +63,9 @@ impl Kept {
     }
 }
 
+/// What is worth telling: how severe, the stable word, the text.
+pub(super) type Note = (Severity, &'static str, String);
+
 /// The writer of it.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -83,10 +86,7 @@ fn write(mut snapshots: Snapshots, work: &Receiver<Kept>) {
 
 impl Memory {
     /// What an earlier life knew, and what is worth telling; starts the writer. Without a folder nothing is kept.
-    pub(super) fn open(
-        folder: Option<PathBuf>,
-        topology: &Topology,
-    ) -> (Self, Option<Kept>, Vec<(Severity, &'static str, String)>) {
+    pub(super) fn open(folder: Option<PathBuf>, topology: &Topology) -> (Self, Option<Kept>, Vec<Note>) {
         let mut told = Vec::new();
         let Some(folder) = folder else { return (Self::default(), None, told) };
         let mut snapshots = Snapshots::new(&folder, "supervisor", machine(topology));
