@@ -395,8 +395,8 @@ fn survey(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, Jou
                 Some(damaged(&paths.store, "the whole file", "it is missing, while its front is there", 0));
             return Ok(survey);
         }
-        // Files of ours are never empty, and SQLite would take one for a new one.
-        (Some(0), _) => {
+        // Files of ours are never empty, and SQLite would take one for a new one, and remove its log; so it does with a single byte.
+        (Some(0 | 1), _) => {
             survey.damage = Some(damaged(&paths.store, "offset 0", "the file is empty", 0));
             return Ok(survey);
         }

@@ -63,8 +63,8 @@ impl Kept {
     }
 }
 
-/// What is worth telling: how severe, the stable word, the text.
-pub(super) type Note = (Severity, &'static str, String);
+/// An event: how much it matters, its kind, its words.
+pub(super) type Told = (Severity, &'static str, String);
 
 /// The writer of it.
 #[derive(Debug, Default)]
@@ -86,7 +86,7 @@ fn write(mut snapshots: Snapshots, work: &Receiver<Kept>) {
 
 impl Memory {
     /// What an earlier life knew, and what is worth telling; starts the writer. Without a folder nothing is kept.
-    pub(super) fn open(folder: Option<PathBuf>, topology: &Topology) -> (Self, Option<Kept>, Vec<Note>) {
+    pub(super) fn open(folder: Option<PathBuf>, topology: &Topology) -> (Self, Option<Kept>, Vec<Told>) {
         let mut told = Vec::new();
         let Some(folder) = folder else { return (Self::default(), None, told) };
         let mut snapshots = Snapshots::new(&folder, "supervisor", machine(topology));
