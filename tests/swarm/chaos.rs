@@ -88,6 +88,9 @@ fn a_swarm_that_breaks_its_promises_is_found_out() {
 #[test]
 fn a_storm_that_did_not_take_place_is_no_success() {
     let place = Place::new();
-    let ran = place.cli(&["chaos", "--for", "1", "--count", "500", "--rate", "2", "--fault", "kill"]);
+    // In a folder of this place: what is no success is not removed.
+    let folder = place.path("storm");
+    let words = ["chaos", "--for", "1", "--count", "500", "--rate", "2", "--fault", "kill", "--folder"];
+    let ran = place.finish(place.command(&words).arg(&folder).stdin(Stdio::null()));
     ran.ends(1).says("500 were asked for");
 }
