@@ -240,7 +240,10 @@ impl Store {
     pub fn accept(&mut self) -> Result<(), StoreError> {
         self.log.0 = None;
         self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
-        let pragmas = format!("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+        // The empty transaction opens the log: later there may be no descriptor for it.
+        let pragmas = format!(
+            "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; BEGIN IMMEDIATE; COMMIT;"
+        );
         Ok(self.db.execute_batch(&pragmas)?)
     }
 
