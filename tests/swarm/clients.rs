@@ -1121,7 +1121,8 @@ fn when_no_more_files_can_be_opened_the_swarm_waits_and_works_on() {
     limit(usual);
     let mut client = first;
     let ticket = client.submit_json(&json!({"kernel": "noop"})).expect("taken");
-    assert!(client.wait(ticket, SOON).expect("ended").is_success());
+    let end = client.wait(ticket, SOON).expect("ended");
+    assert!(end.is_success(), "{end:?}: {}", running.err());
     let again = until("there is room again", || Attach::at(&socket).attach().ok(), || running.err());
     drop((client, again));
     assert!(signal(running.pid(), Signal::TERM));

@@ -106,6 +106,8 @@ impl Place {
         // No name begins with another one: leftovers are found by the beginnings of their names.
         let name = format!("t{}-{number}p", std::process::id());
         let root = Path::new("/tmp").join(format!("ais-{name}"));
+        // A test process of the same number may have been killed here.
+        let _ = fs::remove_dir_all(&root);
         for folder in ["state", "runtime", "work"] {
             fs::DirBuilder::new()
                 .recursive(true)
