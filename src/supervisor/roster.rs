@@ -5,6 +5,7 @@ use super::spawn::{FileId, Started};
 use super::switchboard::Talks;
 use super::*;
 use crate::base::words::things;
+use crate::os::affinity::pin_process;
 use crate::os::process::{ChildProcess, Exit};
 use crate::os::spawn::{Dying, dying};
 use crate::shm::board::{Host, Thermal};
@@ -296,11 +297,11 @@ impl Supervisor {
         let (slot, incarnation) = (newborn.slot, newborn.incarnation);
         let core = newborn.core.expect("agents have a place");
         // It does so itself as well, and says whether it could.
-        crate::os::affinity::pin_process(child.pid(), core);
-        let core = core as u32;
+        pin_process(child.pid(), core);
         link.set_reader(slot.0);
         link.set_shared_core(newborn.core_shared);
-        let told = link.send(Lane::Control, &ToAgent::Adopt { slot, incarnation, core, id: newborn.id });
+        let place = ToAgent::Adopt { slot, incarnation, core: core as u32, id: newborn.id };
+        let told = link.send(Lane::Control, &place);
         let data = epoll::EventData::new_u64(u64::from(slot.0));
         let watched = epoll::modify(&self.epoll, &child, data, epoll::EventFlags::IN);
         if told.is_err() || watched.is_err() {
@@ -623,6 +624,7 @@ impl Supervisor {
     fn schedule_restart(&mut self, slot: AgentSlot, doing: Doing) {
         let limits = self.restart_limits();
         let (now, tolerant) = (self.now.max(clock::now()), self.config.fault_tolerance);
+        let is_guard_ending = self.is_guard_ending();
         let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
         let id = record.id.clone();
         if !tolerant {
@@ -631,7 +633,7 @@ impl Supervisor {
             self.events.add(Severity::Warning, "agent_not_restarted", Some(&id), text);
             return;
         }
-        if self.nursery.containment.guard().is_some_and(|guard| matches!(dying(guard), Dying::As(_))) {
+        if is_guard_ending {
             // Everybody dies with the guard, which says nothing about anybody.
             record.restarts +=
                 u32::from(!matches!(record.state, AgentState::Backoff(_) | AgentState::Benched(_)));

@@ -95,6 +95,14 @@ impl Supervisor {
         if is_wanted { self.config.agents.compute.standbys } else { 0 }
     }
 
+    /// Whether channels are made beforehand: where there are never standbys, somebody waits for each start. Not on a host that is
+    /// short of anything.
+    fn wants_spare(&self) -> bool {
+        let config = &self.config;
+        let is_wanted = config.fault_tolerance && config.agents.compute.standbys == 0;
+        is_wanted && !self.closing && self.ladder.level() == Level::Full
+    }
+
     /// When the next one is to be started.
     pub(super) fn next_standby(&self) -> Option<Nanos> {
         (self.standbys.all.len() < self.wanted_standbys()).then_some(self.standbys.next_start)
@@ -106,8 +114,8 @@ impl Supervisor {
         if self.next_standby().is_some_and(|when| when <= now) {
             self.standbys.pause(now);
             self.start_standby();
-        } else if self.wanted_standbys() == 0 && self.standbys.next_start <= now && !self.closing {
-            // Without standbys somebody waits for each start.
+        } else if self.wants_spare() && self.standbys.next_start <= now {
+            self.standbys.pause(now);
             self.nursery.prepare();
         }
         let too_many = self.standbys.all.len().saturating_sub(self.wanted_standbys());
