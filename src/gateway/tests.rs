@@ -56,7 +56,9 @@ impl Paper {
     }
 
     fn happen(&self, kind: &str, text: &str) {
-        self.lock().events.add(Severity::Info, kind, Some("compute-0"), text.to_owned());
+        let events = &mut self.lock().events;
+        events.add(Severity::Info, kind, Some("compute-0"), text.to_owned());
+        events.tell(|_| {});
     }
 }
 
@@ -281,7 +283,8 @@ fn start_on(
     let (control, log_filter) = (socket.to_owned(), "info".to_owned());
     let start = GatewayStart { control, timeout, retries, log_filter, log_json: false };
     let asked = Arc::clone(&paper);
-    let hatch = Hatch::open(here, &start, move |action, answer| asked.ask(action, answer))?;
+    let cores = crate::os::affinity::CoreMask::current().expect("the kernel says");
+    let hatch = Hatch::open(here, &start, cores, move |action, answer| asked.ask(action, answer))?;
     paper.lock().events.follow_by(hatch.news());
     let serve = move || {
         let defaults = greeting(&mut there).expect("the first word").defaults();

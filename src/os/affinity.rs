@@ -6,17 +6,6 @@ pub fn pin_current_thread(core: usize) -> bool {
     core_affinity::set_for_current(core_affinity::CoreId { id: core })
 }
 
-/// Pins the main thread of process `pid` to `core`. One that sleeps wakes up there, instead of being moved when it is awake.
-pub fn pin_process(pid: u32, core: usize) -> bool {
-    let mut mask = rustix::thread::CpuSet::new();
-    let Some(pid) = rustix::process::Pid::from_raw(pid as i32) else { return false };
-    if core >= rustix::thread::CpuSet::MAX_CPU {
-        return false;
-    }
-    mask.set(core);
-    rustix::thread::sched_setaffinity(Some(pid), &mask).is_ok()
-}
-
 /// The core on which the caller runs at this moment, for reports; it may have changed by the time it is read.
 pub fn current_core() -> usize {
     rustix::thread::sched_getcpu()
@@ -47,6 +36,13 @@ impl CoreMask {
         // Refused only when none of them is there; then the thread stays where it is.
         let _ = rustix::thread::sched_setaffinity(None, &self.0);
     }
+
+    /// Has the main thread of process `pid` run on them: one that sleeps wakes up there, and one that waits for its turn
+    /// elsewhere comes over at once. False when the kernel refuses.
+    pub fn apply_to(&self, pid: u32) -> bool {
+        let pid = rustix::process::Pid::from_raw(pid as i32);
+        pid.is_some_and(|pid| rustix::thread::sched_setaffinity(Some(pid), &self.0).is_ok())
+    }
 }
 
 impl std::fmt::Debug for CoreMask {
@@ -72,7 +68,8 @@ mod tests {
             assert_eq!(CoreMask::current().map(|mask| mask.0), Some(before.0));
             // A thread is a process to the scheduler.
             let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-            assert!(pin_process(thread, core) && !pin_process(thread, 1 << 20) && !pin_process(0, core));
+            assert!(CoreMask::of([core]).apply_to(thread));
+            assert!(!CoreMask::of([1 << 20]).apply_to(thread) && !CoreMask::of([core]).apply_to(0));
             assert_eq!(CoreMask::current().map(|mask| mask.0.count()), Some(1));
         })
         .join()

@@ -100,6 +100,7 @@ impl Containment {
             silence: guard.silence,
             stderr: guard.silence,
             birthplace: Birthplace::NewNamespace,
+            cores: None,
         })?;
         // Tried at once, so that a host that allows the one and not the other is known before it matters.
         if let Err(error) = enter(&guard).and_then(|()| enter(&outside)) {

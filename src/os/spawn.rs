@@ -15,6 +15,7 @@
 //! 5. Signals are blocked from before the clone until the child has its own handlers: none of the parent's handlers
 //!    runs in the child, on the parent's memory.
 
+use super::affinity::CoreMask;
 use super::birth;
 use super::process::{ChildProcess, Exit};
 use rustix::process::Pid;
@@ -43,6 +44,8 @@ pub struct Order<'a> {
     pub stderr: BorrowedFd<'a>,
     /// In which PID namespace.
     pub birthplace: Birthplace,
+    /// Where it begins to run; `None`: where the calling thread may run.
+    pub cores: Option<CoreMask>,
 }
 
 /// In which PID namespace a child is born.
@@ -66,6 +69,7 @@ struct Prepared<'a> {
     stderr: RawFd,
     parent: i32,
     birthplace: Birthplace,
+    cores: Option<CoreMask>,
     /// Why the child did not come to exec; 0: it did.
     errno: c_int,
 }
@@ -97,6 +101,7 @@ pub fn spawn(order: &Order<'_>) -> io::Result<ChildProcess> {
         stderr: order.stderr.as_raw_fd(),
         parent: rustix::process::getpid().as_raw_nonzero().get(),
         birthplace: order.birthplace,
+        cores: order.cores,
         errno: 0,
     };
     let mut stack = Vec::<u128>::with_capacity(STACK_UNITS);
@@ -188,6 +193,8 @@ unsafe fn prepare(prepared: &Prepared<'_>) {
                 return;
             }
         }
+        // A system call and nothing else; that one more or less is known before exec, which looks for the idlest of them.
+        prepared.cores.iter().for_each(CoreMask::apply);
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
@@ -288,7 +295,16 @@ mod tests {
         let variable = Some("AI_SWARM_TEST_SPAWN=here".to_owned());
         let (program, silence) = (Path::new(program), silence.as_fd());
         let birthplace = Birthplace::Here;
-        spawn(&Order { program, arguments, variable, inherit, silence, stderr: silence, birthplace })
+        spawn(&Order {
+            program,
+            arguments,
+            variable,
+            inherit,
+            silence,
+            stderr: silence,
+            birthplace,
+            cores: None,
+        })
     }
 
     fn shell(script: &str, inherit: &[BorrowedFd<'_>]) -> ChildProcess {

@@ -65,7 +65,7 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// A log that goes on where earlier lives ended, whose events [`untold`](Self::untold) gave.
+    /// A log that goes on where earlier lives ended, whose events [`tell`](Self::tell) gave.
     pub fn after(earlier: &[Box<str>]) -> Self {
         let skipped = earlier.len().saturating_sub(REMEMBERED);
         let earlier: Vec<Event> =
@@ -79,35 +79,44 @@ impl EventLog {
         &self.earlier
     }
 
-    /// Whether there are events that were not yet given out by [`untold`](Self::untold).
+    /// Whether there are events that nobody was told of.
     pub fn has_untold(&self) -> bool {
         self.told < self.latest
     }
 
-    /// The events since the last call, for the journal.
-    pub fn untold(&mut self) -> impl Iterator<Item = String> {
+    /// Tells of the events since the last call: logs them, hands them to `keep` as the journal keeps them, and has the follower
+    /// look.
+    pub fn tell(&mut self, mut keep: impl FnMut(&str)) {
         let told = std::mem::replace(&mut self.told, self.latest);
         let at = self.events.partition_point(|event| event.seq <= told);
-        self.events.range(at..).filter_map(|event| serde_json::to_string(event).ok())
+        for event in self.events.range(at..) {
+            let Event { kind, agent, text, .. } = event;
+            if self.is_warning(event) {
+                tracing::warn!(event = kind, agent, "{text}");
+            } else {
+                tracing::info!(event = kind, agent, "{text}");
+            }
+            if let Ok(event) = serde_json::to_string(event) {
+                keep(&event);
+            }
+        }
+        if let Some(follower) = &self.follower {
+            follower.tell(self.latest);
+        }
     }
 
-    /// Adds an event, logs it and tells the follower that it is there.
+    /// Adds an event. Those who want to know are [told](Self::tell) when what it is about has been dealt with.
     pub fn add(&mut self, severity: Severity, kind: &str, agent: Option<&str>, text: String) {
         self.latest += 1;
-        let word = match severity {
+        let severity = match severity {
             Severity::Info => "info",
             Severity::Warning => "warning",
             Severity::Alert => "alert",
         };
-        if self.level_of(severity, kind) == tracing::Level::WARN {
-            tracing::warn!(event = kind, agent, "{text}");
-        } else {
-            tracing::info!(event = kind, agent, "{text}");
-        }
         let event = Event {
             seq: self.latest,
             time: wall_rfc3339(),
-            severity: word.to_owned(),
+            severity: severity.to_owned(),
             kind: kind.to_owned(),
             agent: agent.map(str::to_owned),
             text,
@@ -116,9 +125,6 @@ impl EventLog {
             self.events.pop_front();
         }
         self.events.push_back(event);
-        if let Some(follower) = &self.follower {
-            follower.tell(self.latest);
-        }
     }
 
     /// With `wanted`, a busy host is what the swarm was started for: a `performance_alert` is an event as
@@ -127,11 +133,11 @@ impl EventLog {
         self.load_is_wanted = wanted;
     }
 
-    fn level_of(&self, severity: Severity, kind: &str) -> tracing::Level {
-        match severity {
-            Severity::Info => tracing::Level::INFO,
-            Severity::Alert if self.load_is_wanted && kind == "performance_alert" => tracing::Level::INFO,
-            Severity::Warning | Severity::Alert => tracing::Level::WARN,
+    fn is_warning(&self, event: &Event) -> bool {
+        match event.severity.as_str() {
+            "info" => false,
+            "alert" => !(self.load_is_wanted && event.kind == "performance_alert"),
+            _ => true,
         }
     }
 
@@ -172,21 +178,21 @@ mod tests {
     #[test]
     fn wanted_load_is_no_warning_in_the_log() {
         let mut log = EventLog::default();
-        let levels = |log: &EventLog| {
-            [
-                (Severity::Info, "x"),
-                (Severity::Warning, "x"),
-                (Severity::Alert, "x"),
-                (Severity::Alert, "performance_alert"),
-            ]
-            .map(|(severity, kind)| log.level_of(severity, kind))
-        };
-        use tracing::Level;
-        assert_eq!(levels(&log), [Level::INFO, Level::WARN, Level::WARN, Level::WARN]);
+        let kinds = [
+            (Severity::Info, "x"),
+            (Severity::Warning, "x"),
+            (Severity::Alert, "x"),
+            (Severity::Alert, "performance_alert"),
+        ];
+        for (severity, kind) in kinds {
+            log.add(severity, kind, None, "busy".into());
+        }
+        let warns =
+            |log: &EventLog| log.since(0).iter().map(|event| log.is_warning(event)).collect::<Vec<_>>();
+        assert_eq!(warns(&log), [false, true, true, true]);
         log.expect_load(true);
-        assert_eq!(levels(&log), [Level::INFO, Level::WARN, Level::WARN, Level::INFO]);
-        log.add(Severity::Alert, "performance_alert", None, "busy".into());
-        assert_eq!(log.since(0)[0].severity, "alert", "as an event it is what it was");
+        assert_eq!(warns(&log), [false, true, true, false]);
+        assert_eq!(log.since(3)[0].severity, "alert", "as an event it is what it was");
     }
 
     #[test]
@@ -210,8 +216,9 @@ mod tests {
         for i in 0..3 {
             first.add(Severity::Info, "tick", Some("compute-0"), i.to_string());
             assert!(first.has_untold());
-            kept.extend(first.untold().map(String::into_boxed_str));
-            assert!(!first.has_untold() && first.untold().next().is_none());
+            first.tell(|event| kept.push(event.into()));
+            assert!(!first.has_untold());
+            first.tell(|event| panic!("told twice: {event}"));
         }
         let mut second = EventLog::after(&kept);
         let earlier: Vec<_> = second.earlier().iter().map(|event| (event.seq, event.text.clone())).collect();
@@ -219,6 +226,8 @@ mod tests {
         assert!(!second.has_untold() && second.since(0).is_empty(), "they are the journal's already");
         second.add(Severity::Info, "tick", None, "new".to_owned());
         assert_eq!(second.since(0)[0].seq, 4);
-        assert_eq!(second.untold().count(), 1);
+        let mut told = 0;
+        second.tell(|_| told += 1);
+        assert_eq!(told, 1);
     }
 }

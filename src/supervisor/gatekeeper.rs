@@ -36,6 +36,8 @@ pub(super) struct Gatekeeper {
     socket: PathBuf,
     listener: OwnedFd,
     start: GatewayStart,
+    /// Where it runs, and our threads that talk to it: whatever happens wakes them, and they shall not take the loop's core.
+    cores: CoreMask,
     life: Option<Life>,
     /// The next look, or while none lives the next start.
     due: Nanos,
@@ -57,11 +59,17 @@ struct Life {
 
 impl Gatekeeper {
     /// Listens on `socket`, for processes of our own user and root only. From here on clients can connect.
-    pub(super) fn listen(socket: &Path, start: GatewayStart, now: Nanos) -> io::Result<Self> {
+    pub(super) fn listen(
+        socket: &Path,
+        start: GatewayStart,
+        cores: CoreMask,
+        now: Nanos,
+    ) -> io::Result<Self> {
         Ok(Self {
             socket: socket.to_owned(),
             listener: socket::listen(socket, SocketType::STREAM)?,
             start,
+            cores,
             life: None,
             due: now,
             history: RestartRecord::new(now.0),
@@ -92,8 +100,9 @@ impl Gatekeeper {
             silence: nursery.silence.as_fd(),
             stderr: nursery.log.as_fd(),
             birthplace: Birthplace::Here,
+            cores: Some(self.cores),
         })?;
-        match Hatch::open(here, &self.start, move |action, answer| handle.ask(action, answer)) {
+        match Hatch::open(here, &self.start, self.cores, move |action, answer| handle.ask(action, answer)) {
             Ok(hatch) => Ok(Life { child, hatch, born: clock::now(), pinged: false, killed_for: None }),
             Err(error) => {
                 end_and_wait(&child);

@@ -15,6 +15,7 @@
 use super::action::{Action, Answer, Reply};
 use super::wire::{self, GatewayStart, Note};
 use crate::base::clock::Nanos;
+use crate::os::affinity::CoreMask;
 use crate::os::clock;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::io::{self, BufReader, Write as _};
@@ -61,6 +62,7 @@ impl Hatch {
     pub fn open(
         line: UnixStream,
         start: &GatewayStart,
+        cores: CoreMask,
         ask: impl Fn(Action, Answer) + Send + 'static,
     ) -> io::Result<Self> {
         let line = Arc::new(line);
@@ -72,10 +74,14 @@ impl Hatch {
         let writer = Writer { line: line.clone(), shared: shared.clone(), freed };
         let reader = Reader { line: line.clone(), shared: shared.clone(), taken, outgoing: outgoing.clone() };
         let hatch = Self { line, outgoing, shared };
-        std::thread::Builder::new()
-            .name("gateway-out".to_owned())
-            .spawn(move || writer.run(&greeting, &incoming))?;
-        std::thread::Builder::new().name("gateway-in".to_owned()).spawn(move || reader.run(&ask))?;
+        std::thread::Builder::new().name("gateway-out".to_owned()).spawn(move || {
+            cores.apply();
+            writer.run(&greeting, &incoming);
+        })?;
+        std::thread::Builder::new().name("gateway-in".to_owned()).spawn(move || {
+            cores.apply();
+            reader.run(&ask);
+        })?;
         Ok(hatch)
     }
 
@@ -249,7 +255,11 @@ mod tests {
         };
         let (asked, questions) = mpsc::channel();
         let ask = move |action, answer| _ = asked.send((action, answer));
-        (Hatch::open(here, &start, ask).expect("threads"), there, questions)
+        (
+            Hatch::open(here, &start, CoreMask::current().expect("the kernel says"), ask).expect("threads"),
+            there,
+            questions,
+        )
     }
 
     fn next(line: &mut UnixStream) -> (u64, String) {

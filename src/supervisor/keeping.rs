@@ -43,7 +43,7 @@ impl KeptBack {
 pub(super) struct Kept {
     /// What is worth telling.
     pub notes: Vec<String>,
-    /// Events, as [`EventLog::untold`] gave them.
+    /// Events, as [`EventLog::tell`] gave them.
     pub events: Vec<Box<str>>,
 }
 
@@ -61,9 +61,9 @@ pub(super) fn cores_for_threads(plan: &CorePlan, usable: &[usize]) -> CoreMask {
     CoreMask::of(if free.is_empty() { usable.to_vec() } else { free })
 }
 
-/// Where tasks wait for the disk, whatever keeps the supervisor's core from the supervisor and from the sync makes them wait
+/// All but the supervisor's, if there are others. Where tasks wait for the disk, whatever keeps the supervisor's core from the supervisor and from the sync makes them wait
 /// longer; so the keeper, which takes a millisecond at a time, goes to any other core, and compute agents give way to it.
-pub(super) fn cores_for_keeper(plan: &CorePlan, usable: &[usize]) -> CoreMask {
+pub(super) fn cores_elsewhere(plan: &CorePlan, usable: &[usize]) -> CoreMask {
     let others: Vec<usize> = usable.iter().copied().filter(|&core| core != plan.supervisor).collect();
     CoreMask::of(if others.is_empty() { usable.to_vec() } else { others })
 }
@@ -239,17 +239,19 @@ impl Supervisor {
         }
     }
 
-    /// What happened goes into the journal, too.
-    pub(super) fn keep_events(&mut self) {
-        let untold = self.events.untold();
-        if let Some(book) = self.ledger.book_mut() {
-            untold.for_each(|event| book.tell(&event));
-        }
+    /// What happened goes to whom it concerns: log, journal, gateway.
+    pub(super) fn tell_events(&mut self) {
+        let mut book = self.ledger.book_mut();
+        self.events.tell(|event| {
+            if let Some(book) = &mut book {
+                book.tell(event);
+            }
+        });
     }
 
     /// The end: what was written goes to its place.
     pub(super) fn close_journal(&mut self) {
-        self.keep_events();
+        self.tell_events();
         self.settle();
         if let Some(book) = self.ledger.book_mut() {
             book.close();

@@ -259,6 +259,8 @@ pub struct Supervisor {
     patience: Patience,
     /// What this thread may run on when the swarm has ended.
     cores_before: Option<CoreMask>,
+    /// All but ours, if there are others.
+    cores_elsewhere: CoreMask,
     /// Nobody else watches the watcher.
     watcher: roster::Watcher,
     /// When things were last looked after.
@@ -364,8 +366,8 @@ impl Supervisor {
         let cores_before = CoreMask::current();
         let beside = keeping::cores_for_threads(&plan, topology.usable());
         beside.apply();
-        let keeper = keeping::cores_for_keeper(&plan, topology.usable());
-        let kept = keeping::open(&config, &options, keeper, &home, &handle, &token, &mut ledger);
+        let elsewhere = keeping::cores_elsewhere(&plan, topology.usable());
+        let kept = keeping::open(&config, &options, elsewhere, &home, &handle, &token, &mut ledger);
         let (memory, known, told) = memory::Memory::open(home.snapshots(), &topology);
         if let Some(cores) = &cores_before {
             cores.apply();
@@ -407,15 +409,18 @@ impl Supervisor {
             log_json: options.log_json,
         };
         let gatekeeper = home.socket().map(|socket| {
-            Gatekeeper::listen(socket, gateway_start(socket), started)
+            Gatekeeper::listen(socket, gateway_start(socket), beside, started)
                 .map_err(|source| StartError::Listen { socket: socket.to_owned(), source })
         });
         let gatekeeper = gatekeeper.transpose()?;
         let nursery = Nursery {
             binary: Binary::our_own().map_err(system("find this program's own file"))?,
+            cores: CoreMask::of(topology.usable().iter().copied()),
+            supervisor_core: plan.supervisor,
             containment: spawn::contain(&config.name, silence.as_fd()),
             silence,
             spare: None,
+            spare_due: started,
             swarm: config.name.clone(),
             channel_bytes: config.channel_size,
             arena_bytes: config.messaging.arena_bytes,
@@ -487,6 +492,7 @@ impl Supervisor {
             is_guarded: false,
             patience: Patience::new(keeping::waits_for_disk(&config, private)),
             cores_before,
+            cores_elsewhere: elsewhere,
             watcher: roster::Watcher::default(),
             tidied: started,
             untold: Vec::new(),
@@ -635,7 +641,11 @@ impl Supervisor {
         }
         if self.now >= self.next_look {
             self.next_look = self.now.plus(LOOK_EVERY);
-            work += self.look_for_the_dying();
+            // Their successors come before everything else that the kernel may have to say.
+            match self.look_for_the_dying() {
+                0 => {}
+                found => work += found + self.start_due(),
+            }
             work += self.look_at_kernel(Duration::ZERO);
             self.tend_gateway();
             work += self.start_due();
@@ -661,7 +671,7 @@ impl Supervisor {
             self.on_ended();
         }
         if self.events.has_untold() {
-            self.keep_events();
+            self.tell_events();
         }
         self.ring_clients();
         self.busy_turns += u64::from(work > 0);
@@ -705,6 +715,7 @@ impl Supervisor {
             self.next_give_up(),
             self.switchboard.next_due(began),
             self.next_standby(),
+            self.dispatcher.next_burial(),
             self.next_ready_limit(),
             self.next_gateway(),
             Some(self.next_strain),
@@ -854,7 +865,7 @@ impl Supervisor {
 
     fn tidy(&mut self) {
         self.forgive_a_pause();
-        self.dispatcher.bury();
+        self.dispatcher.bury(self.now);
         self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
         self.limit = self.most_at_work();
         self.dispatcher.pass_on_experience();

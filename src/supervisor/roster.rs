@@ -5,7 +5,7 @@ use super::spawn::{FileId, Started};
 use super::switchboard::Talks;
 use super::*;
 use crate::base::words::things;
-use crate::os::affinity::pin_process;
+use crate::os::affinity::CoreMask;
 use crate::os::process::{ChildProcess, Exit};
 use crate::os::spawn::{Dying, dying};
 use crate::shm::board::{Host, Thermal};
@@ -297,7 +297,7 @@ impl Supervisor {
         let (slot, incarnation) = (newborn.slot, newborn.incarnation);
         let core = newborn.core.expect("agents have a place");
         // It does so itself as well, and says whether it could.
-        pin_process(child.pid(), core);
+        CoreMask::of([core]).apply_to(child.pid());
         link.set_reader(slot.0);
         link.set_shared_core(newborn.core_shared);
         let place = ToAgent::Adopt { slot, incarnation, core: core as u32, id: newborn.id };
@@ -482,7 +482,11 @@ impl Supervisor {
             if exit.is_some() && is_whole {
                 // Its main thread is dead, and all that it may still do without is over.
                 child.kill();
-                // Its tasks need not wait for its memory. It is waited for beside everything else.
+                // Its tasks need not wait for its memory, which is not taken apart on our core if there is another. It is waited
+                // for beside everything else.
+                if self.record(slot).is_some_and(|record| record.core == self.plan.supervisor) {
+                    self.cores_elsewhere.apply_to(child.pid());
+                }
                 let data = epoll::EventData::new_u64(WATCH_DYING);
                 let _ = epoll::modify(&self.epoll, child, data, epoll::EventFlags::IN);
             }

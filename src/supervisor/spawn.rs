@@ -5,13 +5,17 @@
 //! ([`Nursery::look_for_upgrade`]): a new file there is what agents are started from then on, unless the first of them
 //! does not get ready; then it is the old one again.
 
+use super::standby::PAUSE;
 use super::wire::GATEWAY_WORD;
 use crate::agents::{AgentStart, Settings};
+use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Incarnation};
 use crate::base::trouble;
 use crate::messaging::attach::{SupervisorTalk, VERSION};
 use crate::messaging::link::{Contact, HubObjects, LinkObjects, SupervisorLink};
 use crate::messaging::store::Store;
+use crate::os::affinity::CoreMask;
+use crate::os::clock;
 use crate::os::containment::{self, Containment};
 use crate::os::process::ChildProcess;
 use crate::os::socket;
@@ -59,11 +63,16 @@ pub(super) struct Nursery {
     pub(super) settings: Settings,
     pub(super) token: String,
     pub(super) binary: Binary,
+    /// All that the swarm may use.
+    pub(super) cores: CoreMask,
+    pub(super) supervisor_core: usize,
     /// What an agent's own children die by.
     pub(super) containment: Containment,
     pub(super) silence: OwnedFd,
     /// Made beforehand: the kernel clears its pages, half a millisecond that nobody has to wait for.
     pub(super) spare: Option<LinkObjects>,
+    /// When the next is made, after the last one was taken.
+    pub(super) spare_due: Nanos,
 }
 
 /// Device and number of a file.
@@ -152,9 +161,11 @@ pub(super) struct Newborn<'a> {
 }
 
 impl Nursery {
-    /// Makes what the next process will need, if it is not there yet. When that is not possible, the start says so.
-    pub(super) fn prepare(&mut self) {
-        if self.spare.is_none() {
+    /// Makes what the next process will need, if it is not there yet and nobody starts. When that is not possible, the start
+    /// says so.
+    pub(super) fn prepare(&mut self, now: Nanos) {
+        if self.spare.is_none() && self.spare_due <= now {
+            self.spare_due = now.plus(PAUSE);
             self.spare = LinkObjects::create(self.channel_bytes, self.arena_bytes).ok();
         }
     }
@@ -168,7 +179,10 @@ impl Nursery {
     ) -> io::Result<Started> {
         trouble::check("spawn")?;
         let objects = match self.spare.take() {
-            Some(objects) => objects,
+            Some(objects) => {
+                self.spare_due = clock::now().plus(PAUSE);
+                objects
+            }
             None => LinkObjects::create(self.channel_bytes, self.arena_bytes)?,
         };
         let link = objects.supervisor_link(store, newborn.slot.0)?;
@@ -214,8 +228,18 @@ impl Nursery {
             silence: self.silence.as_fd(),
             stderr: self.log.as_fd(),
             birthplace: Birthplace::Here,
+            cores: Some(self.first_cores(newborn)),
         })?;
         Ok(Started { child, link, talk: SupervisorTalk::new(here), contact, owner, file: self.binary.file })
+    }
+
+    /// Where a process begins. On its own core, so that its memory lies there too; one that will share ours, or has no core yet,
+    /// where there is room: we have work of our own while it starts.
+    fn first_cores(&self, newborn: &Newborn<'_>) -> CoreMask {
+        match newborn.core {
+            Some(core) if core != self.supervisor_core => CoreMask::of([core]),
+            _ => self.cores,
+        }
     }
 
     /// The guard is gone, and everybody with it: another one.

@@ -10,7 +10,7 @@ use super::*;
 use crate::os::process::Exit;
 
 /// From the start, or from the use of a standby, to the start of the next: work goes first.
-const PAUSE: Duration = Duration::from_millis(25);
+pub(super) const PAUSE: Duration = Duration::from_millis(25);
 
 /// One that waits.
 pub(super) struct Standby {
@@ -115,8 +115,7 @@ impl Supervisor {
             self.standbys.pause(now);
             self.start_standby();
         } else if self.wants_spare() && self.standbys.next_start <= now {
-            self.standbys.pause(now);
-            self.nursery.prepare();
+            self.nursery.prepare(now);
         }
         let too_many = self.standbys.all.len().saturating_sub(self.wanted_standbys());
         for standby in self.standbys.all.iter_mut().rev().take(too_many) {

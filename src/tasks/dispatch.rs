@@ -162,7 +162,8 @@ pub(super) enum Posted {
 pub struct Dispatcher {
     /// Boxed, so that a turn moves pointers and not links.
     pub(super) seats: Vec<Option<Box<Seat>>>,
-    /// Of the dead, until there is time.
+    /// Of the dead, until then.
+    pub(super) burial: Option<Nanos>,
     #[allow(clippy::vec_box, reason = "as they come from the seats")]
     pub(super) graves: Vec<Box<Seat>>,
     /// Channels found corrupt while sending.
@@ -195,6 +196,7 @@ impl Dispatcher {
     pub fn new(slots: usize, placer: Box<dyn Placer>, windows: Windows, hedge: HedgeRules) -> Self {
         Self {
             seats: (0..slots).map(|_| None).collect(),
+            burial: None,
             graves: Vec::new(),
             corrupt: Vec::new(),
             room: windows.under(&*placer),

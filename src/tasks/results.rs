@@ -13,9 +13,12 @@ use crate::messaging::{FromAgent, Lane, ToAgent};
 use crate::shm::ring::{Message, SLOT_WORDS};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Messages taken from one agent per turn, so that none can hold the loop.
 const MESSAGES_PER_TURN: usize = 512;
+/// Between a death and the unmapping of its channel.
+const WAKE: Duration = Duration::from_millis(25);
 
 /// Something an agent said that is not a result; the supervisor acts on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,12 +310,21 @@ impl Dispatcher {
             self.learning = None;
         }
         self.graves.push(seat);
+        self.burial.get_or_insert(now.plus(WAKE));
         ledger.on_agent_gone(&held, lease, running, cause, crashed, now)
     }
 
-    /// Lets go of what is left of the dead. To unmap a channel takes longer than to give its tasks to others, which comes first.
-    pub fn bury(&mut self) {
-        self.graves.clear();
+    /// Lets go of what is left of the dead, a while after. To unmap a channel takes longer than to give its tasks to others and
+    /// to start a successor, who come first.
+    pub fn bury(&mut self, now: Nanos) {
+        if self.burial.take_if(|due| *due <= now).is_some() {
+            self.graves.clear();
+        }
+    }
+
+    /// When to call [`bury`](Self::bury).
+    pub fn next_burial(&self) -> Option<Nanos> {
+        self.burial
     }
 
     /// Takes what is left in the channel of an incarnation that is gone.

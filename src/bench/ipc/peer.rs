@@ -90,6 +90,7 @@ impl Peer {
             silence: silence.as_fd(),
             stderr: stderr.as_fd(),
             birthplace: spawn::Birthplace::Here,
+            cores: None,
         };
         let child = spawn::spawn(&start)
             .with_context(|| format!("cannot start {} as the other process", binary.display()))?;
