@@ -22,7 +22,7 @@ use std::time::Duration;
 const VERSION: u32 = 2;
 /// Pages in the write-ahead log at which SQLite moves them into the file. Few, so that a move never holds a core for long:
 /// where cores are few it is one that somebody else could use.
-const CHECKPOINT_PAGES: u32 = 256;
+const CHECKPOINT_PAGES: u32 = 64;
 /// Bytes of records in a row, unless one is longer: what SQLite copies at once should be memory that it has already. What
 /// little retention leaves of neighbours becomes one row again.
 const ROW_BYTES: usize = 64 << 10;
