@@ -2,7 +2,7 @@
 //!
 //! Time that the watcher itself did not run is nobody's silence: a paused machine and a starved watcher make no agent
 //! look hung. An agent that is silent for two fifths of `hang_after` is looked at in the process file system, and again
-//! in every look after that; what it did between two looks decides.
+//! every fifth of it, unless it sleeps; what it did between two looks decides.
 //!
 //! | what the kernel says | hung after |
 //! | --- | --- |
@@ -74,9 +74,12 @@ impl Silence {
         std::mem::take(&mut self.longest).max(self.lasted)
     }
 
-    /// Whether it is worth a look at the process.
+    /// Whether it is worth a look at the process. Who was seen asleep is left alone until `hang_after`: it wakes up by itself
+    /// about then, and if it is stopped meanwhile, that is still found in time. Else the looks at those who have nothing to do
+    /// would be most of what an idle swarm costs.
     pub(super) fn is_suspicious(&self, hang_after: Duration) -> bool {
-        self.lasted >= hang_after * 2 / 5
+        let sleeps = self.last == b'S' && self.lasted < hang_after;
+        self.lasted >= hang_after * 2 / 5 && !sleeps
     }
 
     /// Judges by one more look.
@@ -179,6 +182,26 @@ mod tests {
         }
         let (failure, after) = found(IDLE, b'R', 1.0, 0.0).expect("found");
         assert!(failure == Failure::Hang && after + TICK <= HANG, "{after:?}");
+    }
+
+    #[test]
+    fn sleepers_are_looked_at_once_a_beat_and_found_in_time_when_stopped_at_any_moment() {
+        // It wakes up for its beat every 250 ms, if nobody has stopped it.
+        let beat = Duration::from_millis(250);
+        for stopped in (0..1000).map(|step| beat * 4 + Duration::from_millis(1) * step / 4) {
+            let (mut silence, mut looks) = (Silence::default(), 0);
+            let found = (1..200).map(|tick| TICK * tick).find(|&now| {
+                let beats = now.min(stopped).as_nanos() / beat.as_nanos();
+                silence.hear(beats as u64 + 1, TICK, TICK);
+                looks += u32::from(silence.is_suspicious(HANG) && now <= beat * 4);
+                let state = if now < stopped { b'S' } else { b'T' };
+                let look = Look { state, ran: Duration::ZERO, waited: Duration::ZERO };
+                silence.is_suspicious(HANG) && silence.judge(look, &IDLE, HANG).is_some()
+            });
+            let took = found.expect("found") - stopped;
+            assert!(took <= HANG, "stopped at {stopped:?}, found {took:?} later");
+            assert!(looks <= 4, "{looks} looks in four beats");
+        }
     }
 
     #[test]
