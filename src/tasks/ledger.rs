@@ -299,6 +299,7 @@ impl Ledger {
             }
             if task.state.is_final() {
                 task.earlier = true;
+                task.spec.forget_body();
                 self.remembered.push_back(id);
                 self.tasks[at] = Some(task);
                 continue;
@@ -993,6 +994,7 @@ impl Ledger {
             let (priority, due) = (task.spec.priority as usize, (task.due, id));
             task.state = state;
             task.lease = None;
+            task.spec.forget_body();
             let (leased, other) = (task.leased, task.hedge.take());
             task.finished = now;
             if let Some(error) = error {

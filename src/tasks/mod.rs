@@ -107,6 +107,13 @@ impl TaskSpec {
             && (&self.name, &self.after, &self.body, &self.output)
                 == (&other.name, &other.after, &other.body, &other.output)
     }
+
+    /// It will not be run again: what only an agent needs is let go, unless somebody may ask for the same under its key.
+    pub(super) fn forget_body(&mut self) {
+        if self.key.is_none() {
+            self.body = Box::default();
+        }
+    }
 }
 
 /// Where a task is in its life.
