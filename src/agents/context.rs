@@ -295,6 +295,11 @@ impl Context {
         let _ = self.port().refuse(mail.from, mail.lane, correlation, &why);
     }
 
+    /// Whether it listens to other members.
+    pub(super) fn listens(&self) -> bool {
+        self.port.as_ref().is_some_and(Port::listens)
+    }
+
     /// Whether a message of another member waits.
     pub(super) fn has_mail(&self) -> bool {
         self.port.as_ref().is_some_and(Port::is_ready)

@@ -60,7 +60,7 @@ pub trait Agent {
         None
     }
 
-    /// Nothing came for a quarter of a second: the time to give back what was only kept for speed.
+    /// Nothing came for a quarter of a second or longer: the time to give back what was only kept for speed.
     fn on_rest(&mut self) {}
 
     /// A cycle of self-improvement, asked for by a person.

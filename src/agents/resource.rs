@@ -162,7 +162,8 @@ impl Agent for ResourceAgent {
         if now < self.due {
             return 0;
         }
-        self.due = now.plus(self.interval);
+        // At common moments, and never so soon that rates would be noise.
+        self.due = now.plus(self.interval / 2).next(self.interval);
         self.sample(now, context);
         1
     }

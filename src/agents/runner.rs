@@ -19,8 +19,12 @@ pub const AGENT_WORD: &str = "__agent";
 
 /// Messages handled in a row before the agent shows progress and looks at its own work.
 const MESSAGES_PER_TURN: usize = 256;
-/// An idle agent shows a sign of life at least so often.
-const LONGEST_SLEEP: Duration = Duration::from_millis(250);
+/// An idle agent shows a sign of life at least so often, all of them at the same moments.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// So often one that listens to other members: their bells are believed to be lost now and then.
+const LONGEST_LISTEN: Duration = Duration::from_millis(250);
+/// A gap between messages that is at least so long is taken for so long.
+const LONG_GAP: Duration = Duration::from_millis(250);
 /// A standby is woken when it is needed; it looks by itself so often, should that be lost.
 const STANDBY_SLEEP: Duration = Duration::from_secs(1);
 
@@ -242,10 +246,11 @@ impl Patience {
         self.gap_ns += 0.1 * (waited.as_nanos() as f64 - self.gap_ns);
     }
 
-    /// Waits for a message or for `due`. Returns whether a message came.
+    /// Waits for a message or for `due`. False: nothing came, for [`LONG_GAP`] or longer.
     fn rest(&mut self, context: &mut Context, due: Option<Nanos>) -> bool {
         let began = clock::now();
         let until_due = due.map_or(LONGEST_SLEEP, |due| due.since(began));
+        let longest = if context.listens() { LONGEST_LISTEN } else { began.next(LONGEST_SLEEP).since(began) };
         let is_ready = |context: &Context| context.link.is_ready() || context.has_mail();
         if context.link.is_core_shared() {
             for _ in 0..2 {
@@ -259,13 +264,13 @@ impl Patience {
             return true;
         }
         let elapsed = clock::now().since(began);
-        let woken = context.sleep(until_due.min(LONGEST_SLEEP).saturating_sub(elapsed));
+        let woken = context.sleep(until_due.min(longest).saturating_sub(elapsed));
         woken.into_iter().for_each(|took| self.learn_wake(took));
         let came = is_ready(context);
         let waited = clock::now().since(began);
         // Nothing came in all this time: at least that long a gap.
-        self.learn(if came { waited } else { waited.max(LONGEST_SLEEP) });
-        came
+        self.learn(if came { waited } else { LONG_GAP });
+        came || waited < LONG_GAP
     }
 }
 

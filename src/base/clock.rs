@@ -16,6 +16,13 @@ impl Nanos {
     pub fn plus(self, span: Duration) -> Nanos {
         Nanos(self.0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
     }
+
+    /// The next instant that is a multiple of `period`. What processes do now and then they do at the same moments: a core that
+    /// was woken for one is awake for the others.
+    pub fn next(self, period: Duration) -> Nanos {
+        let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Nanos((self.0 / period + 1).saturating_mul(period))
+    }
 }
 
 /// Wall-clock time as RFC 3339 in UTC with microseconds. For display; durations come from the
@@ -47,6 +54,14 @@ mod tests {
         assert_eq!(Nanos(5).since(Nanos(9)), Duration::ZERO);
         assert_eq!(Nanos(9).since(Nanos(5)), Duration::from_nanos(4));
         assert_eq!(Nanos(u64::MAX).plus(Duration::from_secs(1)), Nanos(u64::MAX));
+    }
+
+    #[test]
+    fn the_next_moment_is_always_to_come() {
+        let ten = Duration::from_nanos(10);
+        assert_eq!([0, 1, 9, 10].map(|now| Nanos(now).next(ten).0), [10, 10, 10, 20]);
+        assert_eq!(Nanos(7).next(Duration::ZERO), Nanos(8));
+        assert_eq!(Nanos(u64::MAX).next(ten), Nanos(u64::MAX));
     }
 
     #[test]

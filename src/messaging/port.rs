@@ -1245,6 +1245,11 @@ impl Port {
             || !self.leaving.is_empty()
     }
 
+    /// Whether there is anybody who could send something.
+    pub fn listens(&self) -> bool {
+        self.open > 0 || !self.feeds.is_empty()
+    }
+
     /// Publishes numbers and drops requests whose deadline has passed. Before a sleep.
     pub fn tidy(&mut self) {
         let now = clock::now();

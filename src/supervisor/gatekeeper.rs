@@ -20,8 +20,6 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// Between two looks at a gateway that lives.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// After its last word it is asked for a sign of life;
 const PING_AFTER: Duration = Duration::from_secs(10);
 /// and replaced when it has not given one for so long. The largest request keeps it busy for a few seconds.
@@ -157,7 +155,7 @@ impl Supervisor {
             return;
         }
         let Some(keeper) = &mut self.gatekeeper else { return };
-        keeper.due = now.plus(LOOK_EVERY);
+        keeper.due = now.next(degradation::LOOK_EVERY);
         match &mut keeper.life {
             Some(life) if life.killed_for.is_some() => {}
             Some(life) => {

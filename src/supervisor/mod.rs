@@ -894,7 +894,7 @@ impl Supervisor {
             self.end_orphans();
         }
         if self.now >= self.next_strain {
-            self.next_strain = self.now.plus(degradation::LOOK_EVERY);
+            self.next_strain = self.now.next(degradation::LOOK_EVERY);
             self.climb();
             // Adopted orphans that have ended by themselves hold their numbers until somebody looks.
             if self.nursery.containment.adopts() {

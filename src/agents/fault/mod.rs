@@ -68,6 +68,8 @@ struct Peer {
     since: Nanos,
     stat: KeptFile,
     schedstat: KeptFile,
+    /// The last look, if it was asleep, and how many turns on a processor it had had.
+    slept: Option<(Look, u64)>,
     silence: Silence,
     monitor: Monitor,
     pace: Pace,
@@ -127,6 +129,7 @@ impl Peer {
             since: now,
             stat: file("stat"),
             schedstat: file("schedstat"),
+            slept: None,
             silence: Silence::default(),
             monitor: Monitor::new(),
             pace: Pace::new(),
@@ -137,6 +140,16 @@ impl Peer {
     }
 
     fn look(&mut self) -> Option<Look> {
+        // Ticks count all threads, but are coarse; the scheduler counts the main thread to the nanosecond, and its turns.
+        let mut times = self.schedstat.read().unwrap_or("").split_ascii_whitespace();
+        let mut number = || times.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+        let (main, waited, turns) = (number(), number(), number());
+        // To be stopped takes a turn as well, so who slept and had none still sleeps.
+        if let Some((look, seen)) = self.slept
+            && (turns, turns > 0) == (seen, true)
+        {
+            return Some(look);
+        }
         let (state, ticks) = {
             let (_, rest) = self.stat.read().ok()?.rsplit_once(')')?;
             let mut fields = rest.split_ascii_whitespace();
@@ -144,11 +157,10 @@ impl Peer {
             let ticks: u64 = fields.skip(10).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
             (state, ticks)
         };
-        // Ticks count all threads, but are coarse; the scheduler counts the main thread to the nanosecond.
-        let mut times = self.schedstat.read().unwrap_or("").split_ascii_whitespace();
-        let mut time = || Duration::from_nanos(times.next().and_then(|word| word.parse().ok()).unwrap_or(0));
-        let (main, waited) = (time(), time());
-        Some(Look { state, ran: main.max(Duration::from_millis(ticks.saturating_mul(10))), waited })
+        let ran = Duration::from_nanos(main).max(Duration::from_millis(ticks.saturating_mul(10)));
+        let look = Look { state, ran, waited: Duration::from_nanos(waited) };
+        self.slept = (state == b'S').then_some((look, turns));
+        Some(look)
     }
 
     /// What there is to know of the second that ended.
@@ -198,8 +210,10 @@ impl FaultAgent {
         }
     }
 
+    /// Between two times of listening: half as often where everybody sleeps.
     fn tick(&self) -> Duration {
-        (self.hang_after / LOOKS).max(Duration::from_millis(2))
+        let all_sleep = self.peers.values().all(|peer| peer.silence.is_asleep());
+        (self.hang_after / LOOKS * if all_sleep { 2 } else { 1 }).max(Duration::from_millis(2))
     }
 
     /// Listens to every beat.
@@ -352,10 +366,12 @@ impl Agent for FaultAgent {
         if now < self.due {
             return 0;
         }
-        self.due = now.plus(self.tick());
         self.listen(now, context);
+        // Between the moments at which others wake up: who sleeps shall be seen asleep.
+        let offset = self.hang_after / (2 * LOOKS);
+        self.due = Nanos(now.0.saturating_sub(offset.as_nanos() as u64)).next(self.tick()).plus(offset);
         if now >= self.sample_due {
-            self.sample_due = now.plus(SAMPLE_EVERY);
+            self.sample_due = now.plus(SAMPLE_EVERY / 2).next(SAMPLE_EVERY);
             self.examine(now, context);
         }
         1
@@ -408,5 +424,28 @@ mod tests {
         assert!(look.state.is_ascii_uppercase(), "{look:?}");
         let mut none = Peer::new(Path::new("/nowhere"), Incarnation(1), 1, AgentKind::Compute, Nanos(0));
         assert_eq!(none.look(), None);
+    }
+
+    #[test]
+    fn a_sleeper_that_is_stopped_is_seen_to_be() {
+        let mut sleeper = std::process::Command::new("sleep").arg("600").spawn().expect("a process");
+        let mut peer =
+            Peer::new(Path::new("/proc"), Incarnation(1), sleeper.id(), AgentKind::Compute, Nanos(0));
+        let mut wait_for = |states: &[u8]| {
+            let mut looks = (0..1000).map(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                peer.look().expect("it lives").state
+            });
+            assert!(looks.any(|state| states.contains(&state)), "never {states:?}");
+        };
+        let pid = rustix::process::Pid::from_child(&sleeper);
+        for _ in 0..20 {
+            wait_for(b"S");
+            rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("ours");
+            wait_for(b"T");
+            rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("ours");
+        }
+        sleeper.kill().expect("ours");
+        sleeper.wait().expect("ours");
     }
 }

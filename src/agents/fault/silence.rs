@@ -2,12 +2,15 @@
 //!
 //! Time that the watcher itself did not run is nobody's silence: a paused machine and a starved watcher make no agent
 //! look hung. An agent that is silent for two fifths of `hang_after` is looked at in the process file system, and again
-//! every fifth of it, unless it sleeps; what it did between two looks decides.
+//! every fifth of it; who was asleep in the last look, every two fifths, whatever it says. What it did between two looks decides.
+//!
+//! Who has nothing to do shows progress once a second, so a swarm at rest is watched by looks at sleepers, which need no
+//! wake-ups but the watcher's own.
 //!
 //! | what the kernel says | hung after |
 //! | --- | --- |
 //! | stopped, twice in a row | three fifths of `hang_after` |
-//! | a compute agent that burns its processor and has no task | `hang_after` |
+//! | a compute agent that burns its processor and has no task | `hang_after`, from when it was last asleep |
 //! | any other agent that does | `LONG` |
 //! | burns its processor in a task of known cost, for `OVERRUN` times that cost and more | `LONG` |
 //! | sleeps or is blocked all the time, with a task or past its own alarm clock | `LONG` |
@@ -50,18 +53,33 @@ pub(super) struct Silence {
     longest: Duration,
     /// The first look, and how long it had been silent then.
     first: Option<(Look, Duration)>,
+    /// The last look in which it was asleep, likewise.
+    asleep: Option<(Look, Duration)>,
     /// Its state in the last look.
     last: u8,
+    /// Since the last look.
+    unseen: Duration,
 }
 
 impl Silence {
     /// Hears the beat, `gap` after the last time; the watcher means to listen every `tick`.
     pub(super) fn hear(&mut self, beat: u64, gap: Duration, tick: Duration) {
+        let gap = gap.min(tick * 2);
+        let unseen = self.unseen + gap;
         if beat != self.beat {
-            *self = Self { beat, longest: self.longest.max(self.lasted), ..Self::default() };
+            let longest = self.longest.max(self.lasted);
+            // One sign of life between two sleeps is no reason to believe that it does not sleep any more.
+            let last = if self.is_asleep() { self.last } else { 0 };
+            *self = Self { beat, longest, last, ..Self::default() };
         } else {
-            self.lasted += gap.min(tick * 2);
+            self.lasted += gap;
         }
+        self.unseen = unseen;
+    }
+
+    /// Whether it slept in the last look.
+    pub(super) fn is_asleep(&self) -> bool {
+        self.last == b'S'
     }
 
     /// How long it has shown no progress.
@@ -74,12 +92,10 @@ impl Silence {
         std::mem::take(&mut self.longest).max(self.lasted)
     }
 
-    /// Whether it is worth a look at the process. Who was seen asleep is left alone until `hang_after`: it wakes up by itself
-    /// about then, and if it is stopped meanwhile, that is still found in time. Else the looks at those who have nothing to do
-    /// would be most of what an idle swarm costs.
+    /// Whether it is worth a look at the process.
     pub(super) fn is_suspicious(&self, hang_after: Duration) -> bool {
-        let sleeps = self.last == b'S' && self.lasted < hang_after;
-        self.lasted >= hang_after * 2 / 5 && !sleeps
+        let since = if self.is_asleep() { self.unseen } else { self.lasted };
+        since >= hang_after * 2 / 5
     }
 
     /// Judges by one more look.
@@ -90,6 +106,11 @@ impl Silence {
         hang_after: Duration,
     ) -> Option<(Failure, &'static str, Vec<Figure>)> {
         let before = std::mem::replace(&mut self.last, look.state);
+        self.unseen = Duration::ZERO;
+        let asleep = self.asleep;
+        if look.state == b'S' {
+            self.asleep = Some((look, self.lasted));
+        }
         let Some((first, since)) = self.first else {
             self.first = Some((look, self.lasted));
             return None;
@@ -99,11 +120,18 @@ impl Silence {
         let waited = look.waited.saturating_sub(first.waited);
         let both = |states: &[u8]| states.contains(&first.state) && states.contains(&look.state);
         let long = LONG.max(hang_after * 5);
-        // The beat that was heard last can be a tick older than its hearing.
-        let soon = self.lasted >= hang_after * 4 / 5;
+        // The beat that was heard last can be a tick older than its hearing; nothing is older than a sleep that was seen.
+        let soon = match asleep {
+            Some((_, then)) => self.lasted - then >= hang_after * 3 / 5,
+            None => self.lasted >= hang_after * 4 / 5,
+        };
         let late = self.lasted >= long;
         // Most of the time in which it could run, and more than waking up and going to sleep take.
-        let burns = ran * 2 > span.saturating_sub(waited) && ran >= hang_after / 4;
+        let burns = {
+            let (from, then) = asleep.unwrap_or((first, since));
+            let (ran, waited) = (look.ran.saturating_sub(from.ran), look.waited.saturating_sub(from.waited));
+            ran * 2 > (self.lasted - then).saturating_sub(waited) && ran >= hang_after / 4
+        };
         let rests = (ran + waited) * 4 < span;
         let overran = |(took, known): (Duration, Option<Duration>)| {
             known.is_some_and(|known| took > known.mul_f64(OVERRUN))
@@ -184,23 +212,36 @@ mod tests {
         assert!(failure == Failure::Hang && after + TICK <= HANG, "{after:?}");
     }
 
+    /// An idle agent that shows progress once a second, until `from`; then it is as `state` says, silent, and on the processor
+    /// all the time if that is `R`. When it is found, and how often it was looked at before.
+    fn found_from(from: Duration, state: u8) -> (Duration, u32) {
+        let (beat, end) = (Duration::from_secs(1), Duration::from_secs(10));
+        let (mut silence, mut looks, mut now) = (Silence::default(), 0, Duration::ZERO);
+        while now < end {
+            let tick = if silence.is_asleep() { TICK * 2 } else { TICK };
+            now += tick;
+            silence.hear((now.min(from).as_nanos() / beat.as_nanos()) as u64 + 1, tick, tick);
+            if !silence.is_suspicious(HANG) {
+                continue;
+            }
+            let ran = if state == b'R' { now.saturating_sub(from) } else { Duration::ZERO };
+            let look = Look { state: if now < from { b'S' } else { state }, ran, waited: Duration::ZERO };
+            looks += u32::from(now < from);
+            if silence.judge(look, &IDLE, HANG).is_some() {
+                return (now - from, looks);
+            }
+        }
+        panic!("not found within {end:?}")
+    }
+
     #[test]
-    fn sleepers_are_looked_at_once_a_beat_and_found_in_time_when_stopped_at_any_moment() {
-        // It wakes up for its beat every 250 ms, if nobody has stopped it.
-        let beat = Duration::from_millis(250);
-        for stopped in (0..1000).map(|step| beat * 4 + Duration::from_millis(1) * step / 4) {
-            let (mut silence, mut looks) = (Silence::default(), 0);
-            let found = (1..200).map(|tick| TICK * tick).find(|&now| {
-                let beats = now.min(stopped).as_nanos() / beat.as_nanos();
-                silence.hear(beats as u64 + 1, TICK, TICK);
-                looks += u32::from(silence.is_suspicious(HANG) && now <= beat * 4);
-                let state = if now < stopped { b'S' } else { b'T' };
-                let look = Look { state, ran: Duration::ZERO, waited: Duration::ZERO };
-                silence.is_suspicious(HANG) && silence.judge(look, &IDLE, HANG).is_some()
-            });
-            let took = found.expect("found") - stopped;
-            assert!(took <= HANG, "stopped at {stopped:?}, found {took:?} later");
-            assert!(looks <= 4, "{looks} looks in four beats");
+    fn sleepers_that_are_stopped_or_spin_from_any_moment_on_are_found_in_time() {
+        for from in (0..1000).map(|step| Duration::from_secs(4) + Duration::from_millis(1) * step) {
+            for state in [b'T', b'R'] {
+                let (took, looks) = found_from(from, state);
+                assert!(took <= HANG, "{} from {from:?} on, found {took:?} later", state as char);
+                assert!(looks <= 50, "{looks} looks in five seconds");
+            }
         }
     }
 
