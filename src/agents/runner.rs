@@ -19,7 +19,7 @@ pub const AGENT_WORD: &str = "__agent";
 
 /// Messages handled in a row before the agent shows progress and looks at its own work.
 const MESSAGES_PER_TURN: usize = 256;
-/// An idle agent shows a sign of life at least so often, all of them at the same moments.
+/// An idle agent shows a sign of life at least so often; those with nothing planned at the same moments.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// So often one that listens to other members: their bells are believed to be lost now and then.
 const LONGEST_LISTEN: Duration = Duration::from_millis(250);
@@ -250,7 +250,12 @@ impl Patience {
     fn rest(&mut self, context: &mut Context, due: Option<Nanos>) -> bool {
         let began = clock::now();
         let until_due = due.map_or(LONGEST_SLEEP, |due| due.since(began));
-        let longest = if context.listens() { LONGEST_LISTEN } else { began.next(LONGEST_SLEEP).since(began) };
+        let longest = match due {
+            _ if context.listens() => LONGEST_LISTEN,
+            // Who has a time of its own shows life then.
+            Some(_) => LONGEST_SLEEP,
+            None => began.next(LONGEST_SLEEP).since(began),
+        };
         let is_ready = |context: &Context| context.link.is_ready() || context.has_mail();
         if context.link.is_core_shared() {
             for _ in 0..2 {

@@ -398,6 +398,8 @@ pub struct Port {
     /// Lines whose peer is gone, while what it had sent is not yet received, and how many messages that can be.
     leaving: VecDeque<(Peer, Box<Line>, usize)>,
     open: usize,
+    /// Somebody was given our bell.
+    was_open: bool,
     cursor: usize,
     run: u32,
     /// Lines that senders hinted at.
@@ -433,6 +435,7 @@ impl Port {
             lines: Vec::new(),
             leaving: VecDeque::new(),
             open: 0,
+            was_open: false,
             cursor: 0,
             run: 0,
             hinted: [0; pages::LINES_MAX / 64],
@@ -1245,9 +1248,9 @@ impl Port {
             || !self.leaving.is_empty()
     }
 
-    /// Whether there is anybody who could send something.
+    /// Whether there is, or ever was, somebody who could send something: who was given our bell may keep it.
     pub fn listens(&self) -> bool {
-        self.open > 0 || !self.feeds.is_empty()
+        self.was_open || !self.feeds.is_empty()
     }
 
     /// Publishes numbers and drops requests whose deadline has passed. Before a sleep.
@@ -1476,6 +1479,7 @@ impl Port {
 
     fn count_lines(&mut self) {
         self.open = self.lines.iter().flatten().count();
+        self.was_open |= self.open > 0;
         self.desk.word(pages::DESK_LINES).store(self.open as u64, Ordering::Relaxed);
     }
 

@@ -290,6 +290,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_child_begins_on_the_cores_that_it_is_told() {
+        let silence = silence().expect("/dev/null");
+        let core = crate::os::topology::Topology::read().usable()[0];
+        let child = spawn(&Order {
+            program: Path::new("/bin/sleep"),
+            arguments: &["600"],
+            variable: None,
+            inherit: &[],
+            silence: silence.as_fd(),
+            stderr: silence.as_fd(),
+            birthplace: Birthplace::Here,
+            cores: Some(CoreMask::of([core])),
+        })
+        .expect("a child");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.pid())).expect("it lives");
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        assert_eq!(list.map(str::trim), Some(core.to_string().as_str()));
+        child.kill();
+        wait_for_exit(&child);
+    }
+
     fn start(program: &str, arguments: &[&str], inherit: &[BorrowedFd<'_>]) -> io::Result<ChildProcess> {
         let silence = silence().expect("/dev/null");
         let variable = Some("AI_SWARM_TEST_SPAWN=here".to_owned());

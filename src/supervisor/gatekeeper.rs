@@ -34,7 +34,7 @@ pub(super) struct Gatekeeper {
     socket: PathBuf,
     listener: OwnedFd,
     start: GatewayStart,
-    /// Where it runs, and our threads that talk to it: whatever happens wakes them, and they shall not take the loop's core.
+    /// Where it runs, and our threads that talk to it: whatever happens wakes them, and where cores are few there is more than ours.
     cores: CoreMask,
     life: Option<Life>,
     /// The next look, or while none lives the next start.

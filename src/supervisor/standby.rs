@@ -108,6 +108,12 @@ impl Supervisor {
         (self.standbys.all.len() < self.wanted_standbys()).then_some(self.standbys.next_start)
     }
 
+    /// When the next spare channel is to be made.
+    pub(super) fn next_spare(&self) -> Option<Nanos> {
+        let is_due = self.wants_spare() && self.nursery.spare.is_none();
+        is_due.then(|| self.nursery.spare_due.max(self.standbys.next_start).max(self.next_tidy))
+    }
+
     /// Starts what is missing, one per call; sends away what is too much; ends who does not get ready.
     pub(super) fn tend_standbys(&mut self) {
         let now = self.now;

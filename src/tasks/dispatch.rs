@@ -162,8 +162,9 @@ pub(super) enum Posted {
 pub struct Dispatcher {
     /// Boxed, so that a turn moves pointers and not links.
     pub(super) seats: Vec<Option<Box<Seat>>>,
-    /// Of the dead, until then.
+    /// When the graves are emptied.
     pub(super) burial: Option<Nanos>,
+    /// What is left of the dead.
     #[allow(clippy::vec_box, reason = "as they come from the seats")]
     pub(super) graves: Vec<Box<Seat>>,
     /// Channels found corrupt while sending.

@@ -1,6 +1,6 @@
 //! The fault agent: finds agents that hang, and foretells which ones will fail.
 //!
-//! Twenty times in four seconds and more it listens to every beat ([`silence`]); once a second it takes the vitals of every
+//! Twenty times a second, ten times while all sleep, it listens to every beat ([`silence`]); once a second it takes the vitals of every
 //! agent and hands them to its [`monitor`]. What it finds it tells the supervisor, with the figures; what is done then stands in
 //! the plans of [`crate::messaging::failure`]. Everything that judges is pure: the very same code runs over recorded and made-up
 //! traces in [`traces`], where its hits and false alarms are counted.
@@ -36,6 +36,8 @@ use std::time::Duration;
 
 /// Looks per `hang_after`.
 const LOOKS: u32 = 5;
+/// An agent at rest shows a sign of life every second; of one that is silent for longer nothing is taken for granted.
+const BELIEVED: Duration = Duration::from_secs(2);
 /// Vitals are taken this often.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// A fresh life that is to be drained is left alone for so long, so that it is not taken for one that came to nothing.
@@ -145,7 +147,8 @@ impl Peer {
         let mut number = || times.next().and_then(|word| word.parse().ok()).unwrap_or(0);
         let (main, waited, turns) = (number(), number(), number());
         // To be stopped takes a turn as well, so who slept and had none still sleeps.
-        if let Some((look, seen)) = self.slept
+        // Not for ever: who never gets a turn may be starved.
+        if let Some((look, seen)) = self.slept.filter(|_| self.silence.lasted() < BELIEVED)
             && (turns, turns > 0) == (seen, true)
         {
             return Some(look);
@@ -356,6 +359,8 @@ impl Agent for FaultAgent {
                 let peer = Peer::new(&self.procfs, *incarnation, *pid, kind, now);
                 tracing::trace!(slot = slot.0, kind = %kind, "watches");
                 self.peers.insert(slot.0, peer);
+                // It is not known to sleep.
+                self.due = self.due.min(now.plus(self.tick()));
             }
             _ => self.bury(slot.0, now),
         }
@@ -363,7 +368,7 @@ impl Agent for FaultAgent {
 
     fn do_work(&mut self, context: &mut Context) -> usize {
         let now = clock::now();
-        if now < self.due {
+        if now < self.due.min(self.sample_due) {
             return 0;
         }
         self.listen(now, context);
@@ -378,7 +383,7 @@ impl Agent for FaultAgent {
     }
 
     fn next_due(&self) -> Option<Nanos> {
-        Some(self.due)
+        Some(self.due.min(self.sample_due))
     }
 }
 
