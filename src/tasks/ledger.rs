@@ -920,7 +920,10 @@ impl Ledger {
             .map(|task| task.id)
             .collect();
         for id in waiting {
-            self.end(id, TaskState::Cancelled, Some(why), now);
+            // It may have gone with one that it waited for.
+            if self.get(id).is_some_and(|task| !task.state.is_final()) {
+                self.end(id, TaskState::Cancelled, Some(why), now);
+            }
         }
     }
 
@@ -1803,5 +1806,33 @@ mod tests {
             ledger.submit(spec("good", &[]), Nanos(14)),
             Err(SubmitError::DuplicateName { .. })
         ));
+    }
+
+    #[test]
+    fn who_waits_for_one_that_is_cancelled_too_ends_once() {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        for (name, after) in [("a", &[][..]), ("b", &["a"]), ("c", &["a", "b"])] {
+            ledger.submit(spec(name, after), Nanos(1)).expect("accepted");
+        }
+        ledger.cancel_waiting("the swarm ends", Nanos(2));
+        let counts = ledger.counts();
+        assert_eq!((counts.cancelled, counts.duplicated), (3, 0), "{counts:?}");
+    }
+
+    #[test]
+    fn who_has_ended_keeps_its_body_only_for_those_who_may_ask_again() {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        let with_body = |key: Option<&str>| TaskSpec {
+            key: key.map(Into::into),
+            body: b"{}".as_slice().into(),
+            ..spec("", &[])
+        };
+        let bodies = [None, Some("k")].map(|key| {
+            let id = ledger.submit(with_body(key), Nanos(1)).expect("accepted");
+            assert_eq!(&*ledger.get(id).expect("known").spec.body, b"{}");
+            ledger.end(id, TaskState::Cancelled, None, Nanos(2));
+            ledger.get(id).expect("remembered").spec.body.len()
+        });
+        assert_eq!(bodies, [0, 2]);
     }
 }
