@@ -234,8 +234,16 @@ impl Journal {
         }
         let last = store.mark().last;
         let identity = Identity { boot: boot_id(), synced: options.synced };
-        let (front, file, staging) = Front::create(&paths.front, options.ring, &identity, last)
-            .map_err(io_error("make room for the journal in", &paths.front))?;
+        let mut front = Front::create(&paths.front, options.ring, &identity, last);
+        if front.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
+            && paths.front.exists()
+        {
+            // No room for two. What the old one holds is in the store by now.
+            store.mark_closed().map_err(store_error("write", &paths.store))?;
+            std::fs::remove_file(&paths.front).map_err(io_error("replace", &paths.front))?;
+            front = Front::create(&paths.front, options.ring, &identity, last);
+        }
+        let (front, file, staging) = front.map_err(io_error("make room for the journal in", &paths.front))?;
         let shared = Arc::new(Shared::new(last, wake));
         let start = Place { position: 0, seq: last };
         let files = Files {

@@ -534,10 +534,15 @@ impl Store {
         Ok(())
     }
 
-    /// The swarm ended in order: nothing is missing from here on without a front.
+    /// All is in here: nothing is missing from here on without a front.
+    pub fn mark_closed(&self) -> Result<(), StoreError> {
+        Ok(write_mark(&self.db, Mark { closed: true, ..self.mark })?)
+    }
+
+    /// The swarm ended in order.
     pub fn close(self) -> Result<(), StoreError> {
         trouble::check("journal.close")?;
-        write_mark(&self.db, Mark { closed: true, ..self.mark })?;
+        self.mark_closed()?;
         // Here the mark is in SQLite's log and not in the file.
         trouble::check("journal.close")?;
         self.db.close().map_err(|(_, error)| error)?;

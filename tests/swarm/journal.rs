@@ -382,6 +382,38 @@ fn a_full_disk_is_said_before_acceptance_and_goes_by_itself() {
     swarm.end();
 }
 
+#[test]
+fn a_disk_with_room_for_one_front_only_is_enough_for_a_restart() {
+    let place = Place::new();
+    // The first one is killed once it has taken a task.
+    let script = "mount -t tmpfs -o size=80m,mode=0700 tmpfs \"$XDG_STATE_HOME\" && { \"$@\" & first=$!; } && \
+                  until \"$1\" --name \"$3\" submit --kernel noop --wait; do sleep 0.1; done; \
+                  kill -9 $first; wait $first; exec \"$@\"";
+    let unshare = [&["-m"][..], &["-U", "-r", "-m"]].into_iter().find(|words| {
+        let mut command = Command::new("unshare");
+        place.equip(&mut command);
+        command.args(*words).args(["sh", "-c", "mount -t tmpfs tmpfs \"$XDG_STATE_HOME\""]);
+        command.output().is_ok_and(|output| output.status.success())
+    });
+    let Some(words) = unshare else {
+        println!("skipped: no mount namespace may be made here");
+        return;
+    };
+    let mut command = Command::new("unshare");
+    place.equip(&mut command);
+    let binary = env!("CARGO_BIN_EXE_ai_swarm_deploy");
+    command.args(words).args(["sh", "-c", script, "sh", binary, "--name", place.name()]);
+    let mut swarm = Swarm::deploy_by(place, command, &json!({"agents": {"compute": {"count": 1}}}), &[]);
+    // The first one is a child of the shell, the second takes its place.
+    let line = format!("/proc/{}/cmdline", swarm.running.pid());
+    swarm.until("there is a second life", |_| {
+        fs::read_to_string(&line).expect("it lives").starts_with(binary).then_some(())
+    });
+    swarm.wait_ready();
+    assert_eq!(count(&states(&swarm), "succeeded"), 1, "the task of the first life");
+    swarm.end();
+}
+
 /// A real file system without room, with state and outputs on it: nothing that was accepted is lost, nothing is accepted for
 /// which there is no room, outputs appear whole or not at all, and all of it goes by itself.
 #[test]
