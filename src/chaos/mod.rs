@@ -135,7 +135,8 @@ fn storm(
     verdicts.extend(victim.judge(&baseline, work.accepted() + witness.handed_in())?);
     let report = victim.end()?;
     verdicts.extend(report.verdicts);
-    verdicts.extend(plan.count.map(|count| enough(done, count, began.elapsed())));
+    // Where nothing happened nothing was shown.
+    verdicts.push(enough(done, plan.count.unwrap_or(1), began.elapsed()));
 
     let kept = verdicts.iter().all(|verdict| verdict.broken.is_empty());
     print(plan, &injected, &work, calmed, &report.ready_us, &verdicts, output)?;
@@ -152,7 +153,7 @@ fn judge(work: &mut Work, witness: &mut Witness, victim: &mut Victim) -> anyhow:
     Ok(ended)
 }
 
-/// A storm that did not take place proves nothing: whoever asks for so many faults is told when there were fewer.
+/// A storm that did not take place proves nothing: whoever asks for so many faults, or for any, is told when there were fewer.
 fn enough(done: u64, count: u64, took: Duration) -> Verdict {
     let missing = (done < count).then(|| {
         format!("{done} faults in {:.0} s, {count} were asked for: give it more time", took.as_secs_f64())
