@@ -496,7 +496,7 @@ pub fn agent_optimize(client: &mut Client, id: &str, output: &OutputOptions) -> 
 /// `agent restart WHO`
 pub fn agent_restart(client: &mut Client, who: &str, rolling: bool, output: &OutputOptions) -> Result<u8> {
     let answer = client.post(&format!("{}/restart", agent_path(who)), &json!({ "rolling": rolling }))?;
-    let how = if rolling { "one after the other" } else { "now" };
+    let how = if rolling { "one after the other from now on" } else { "now" };
     show(answer, output, |_: Value| format!("{}: restarted {how}, each after what it holds", plain(who)))
 }
 

@@ -87,7 +87,7 @@ fn start_failure(error: StartError, global: &Global, config: &SwarmConfig) -> Fa
             .hint("name a folder that can be written with --state-dir"),
         StartError::Journal(JournalError::Damaged { .. }) => Failure::new(exit::CANNOT, error.to_string())
             .hint(format!(
-                "nothing was changed. Put a good copy of the file back; or go on without what is lost: `{}` sets the \
+                "nothing was changed. Put a good copy of the file back, with its log (`-wal`); or go on without what is lost: `{}` sets the \
                  damaged files aside and keeps what is readable",
                 pasted(global, config, "--salvage-journal")
             )),

@@ -52,7 +52,7 @@ pub(super) fn waits_for_disk(config: &SwarmConfig, private: bool) -> bool {
     !private && config.durability.level == Durability::Power
 }
 
-/// Where the journal's threads run: on a compute agent's core they would take what tasks could have. All cores, where all have
+/// Where the threads of the journal, the sweeper and the gateway run: on a compute agent's core they would take what tasks could have. All cores, where all have
 /// one.
 pub(super) fn cores_for_threads(plan: &CorePlan, usable: &[usize]) -> CoreMask {
     let computes =
@@ -263,6 +263,8 @@ impl Supervisor {
             }
         }
         self.ledger.close_book();
+        // What went wrong at the very end has no journal any more, but a log.
+        self.tell_events();
         self.kept.seen = 0;
     }
 

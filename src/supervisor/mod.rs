@@ -715,7 +715,8 @@ impl Supervisor {
             self.next_give_up(),
             self.switchboard.next_due(began),
             self.next_standby(),
-            self.dispatcher.next_burial(),
+            self.dispatcher.next_burial().map(|due| due.max(self.next_tidy)),
+            self.next_spare(),
             self.next_ready_limit(),
             self.next_gateway(),
             Some(self.next_strain),
@@ -1263,6 +1264,7 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
+        self.tell_events();
         // On an error path nobody called `shut_down`: no process may outlive its supervisor.
         let agents = self.roster.iter().flatten().filter_map(|record| record.child.as_ref());
         let left: Vec<&ChildProcess> =
