@@ -1,7 +1,7 @@
 //! The swarm's place on the file system: its lock, its socket, and what a killed predecessor left.
 //!
-//! The lock belongs to the kernel: it is free the moment its holder is dead, however it died. So
-//! whoever gets the lock of a home may remove what lies in it.
+//! The lock belongs to the kernel: it is free when its holder is dead, however it died, and with it a child that it was just
+//! starting, which has a copy until its exec. So whoever gets the lock of a home may remove what lies in it.
 
 use crate::os::containment;
 use crate::shm::segment;
@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LOCK: &str = "lock";
 const BOARD: &str = "board";
@@ -23,6 +23,8 @@ const PRIVATE: &str = "private";
 const FOUND_TRIES: usize = 16;
 /// Between two tries.
 const FOUND_PAUSE: Duration = Duration::from_millis(1);
+/// So long a lock whose holder is dead is waited for.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 /// Longest path of a Unix socket, with its closing zero.
 const SOCKET_PATH_BYTES: usize = 108;
 
@@ -126,12 +128,30 @@ fn lock(path: &Path) -> Result<Result<File, String>, HomeError> {
     Ok(Ok(file))
 }
 
+/// As [`lock`], but waits for a lock that is about to be free: its holder is dead, and so will be whoever has it still.
+fn lock_of_the_dead(path: &Path) -> Result<Result<File, String>, HomeError> {
+    let began = Instant::now();
+    loop {
+        match lock(path)? {
+            Err(pid) if is_dead(&pid) && began.elapsed() < LAST_BREATH => std::thread::sleep(FOUND_PAUSE),
+            outcome => return Ok(outcome),
+        }
+    }
+}
+
+/// Whether /proc shows that process no more, or as one that has ended.
+fn is_dead(pid: &str) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    // The name before the state may hold anything, so from its last parenthesis on.
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
 impl Home {
     /// The home of a named swarm. Removes what a killed predecessor left there.
     pub fn claim(name: &str, state_dir: Option<&Path>, with_socket: bool) -> Result<Self, HomeError> {
         let path = state_dir.map_or_else(|| default_state_dir(name), Path::to_path_buf);
         make_dir(&path)?;
-        let lock = lock(&path)?.map_err(|pid| HomeError::Taken {
+        let lock = lock_of_the_dead(&path)?.map_err(|pid| HomeError::Taken {
             name: name.to_owned(),
             pid,
             path: path.clone(),
@@ -274,6 +294,23 @@ mod tests {
         assert!(error.contains(&format!("already running (process {})", std::process::id())), "{error}");
         drop(home);
         Home::claim("x", Some(folder.path()), true).expect("free again");
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_holder_by_a_moment_is_waited_for() {
+        let folder = tempfile::tempdir().expect("folder");
+        let copy = lock(folder.path()).expect("a file").expect("free");
+        // No process has this number.
+        fs::write(folder.path().join(LOCK), "4194305").expect("written");
+        let (waited, free) = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(50));
+                drop(copy);
+            });
+            let began = Instant::now();
+            (lock_of_the_dead(folder.path()).expect("a file"), began.elapsed())
+        });
+        assert!(waited.is_ok() && free >= Duration::from_millis(40), "{waited:?} after {free:?}");
     }
 
     #[test]
