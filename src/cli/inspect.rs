@@ -551,6 +551,12 @@ fn status_text(status: &StatusView, output: &OutputOptions) -> String {
         }
     }
     let _ = writeln!(text, "{}{}", heading("tasks", output), parts.join(", "));
+    if let Some(earlier) = &status.earlier {
+        let lives = if earlier.lives == 1 { "life" } else { "lives" };
+        let ended = number(earlier.tasks.total);
+        let words = format!("{ended} ended in {} earlier {lives} of the swarm", number(earlier.lives));
+        line(&mut text, "", &words, output);
+    }
     let at_agents = number(status.in_flight as u64);
     let _ = writeln!(
         text,
@@ -870,7 +876,7 @@ fn is_alive(pid: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::action::TaskCounts;
+    use crate::supervisor::action::{EarlierView, TaskCounts};
     use std::collections::BTreeMap;
 
     const OUTPUT: OutputOptions = OutputOptions { json: false, quiet: true, color: false, width: 80 };
@@ -958,6 +964,11 @@ mod tests {
             ],
             incidents: Vec::new(),
             incidents_total: 0,
+            earlier: Some(EarlierView {
+                lives: 3,
+                tasks: TaskCounts { total: 7_654_321, ..TaskCounts::default() },
+                ..EarlierView::default()
+            }),
             gateway: Some(GatewayView { pid: Some(43), restarts: 2 }),
         }
     }
@@ -988,6 +999,7 @@ mod tests {
         for words in [
             "swarm default   running for 2m 05s   process 4242   placement ect",
             "tasks      1,234,567 in all, 1,234,000 succeeded, 3 failed\n",
+            "           7,654,321 ended in 3 earlier lives of the swarm\n",
             "queue      12 waiting, 4 at agents",
             "host       cpu 12 %   steal 0 %   load 0.31   hottest —\n",
             "memory     used 34 %   available 4.66 GiB\n",

@@ -178,6 +178,7 @@ impl Ask for Paper {
                 notes: Vec::new(),
                 incidents: Vec::new(),
                 incidents_total: 0,
+                earlier: None,
                 safety: SafetyView { level: "full".into(), ..SafetyView::default() },
                 gateway: None,
             })),

@@ -286,8 +286,11 @@ pub struct StatusView {
     /// What accepted tasks survive.
     #[serde(default)]
     pub durability: DurabilityView,
-    /// Numbers of tasks.
+    /// Numbers of tasks, in this life of the swarm.
     pub tasks: TaskCounts,
+    /// What was counted in earlier lives; absent in the first.
+    #[serde(default)]
+    pub earlier: Option<EarlierView>,
     /// Tasks waiting for an agent, and at agents.
     pub queued: usize,
     /// Tasks at agents.
@@ -400,6 +403,30 @@ pub struct TaskCounts {
     pub lost: u64,
     /// Ended more than once.
     pub duplicated: u64,
+}
+
+/// What was counted in earlier lives of the swarm.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EarlierView {
+    /// How many there were.
+    pub lives: u64,
+    /// Tasks that ended in them. What had not ended goes on in this life and counts there.
+    pub tasks: TaskCounts,
+    /// What each agent did, by its id.
+    pub agents: BTreeMap<String, AgentCounters>,
+}
+
+/// What an agent did in earlier lives of the swarm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AgentCounters {
+    /// Tasks it ended well.
+    pub tasks: u64,
+    /// Tasks that failed on it.
+    pub failures: u64,
+    /// Times it was replaced.
+    pub restarts: u64,
+    /// Time spent on tasks, s.
+    pub busy_s: f64,
 }
 
 /// Percentiles of a latency, microseconds.

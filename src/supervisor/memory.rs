@@ -1,21 +1,23 @@
 //! What the supervisor itself knows and a later life goes on with: what the balancer has learned, who decides there, how many
-//! incidents there were. Tasks and events are the journal's.
+//! incidents there were, and, in a snapshot of their own, what was counted. Tasks and events are the journal's.
 //!
-//! It is a snapshot like those of agents, and advice like them. A thread writes it: at once when somebody decided something or an
-//! incident was opened, else some time after something was learned.
+//! They are snapshots like those of agents, and advice like them. A thread writes them: at once when somebody decided something or
+//! an incident was opened, else some time after something was learned or counted.
 //!
 //! Not kept, on purpose: the speed of single agents (another life sits in each slot), the guard's twin and its alarms (they are
-//! about queues that are gone), latencies, rates and other counters (they are those of this life; what became of tasks and
-//! agents is in the journal).
+//! about queues that are gone), latencies and rates (they are those of this life).
 
 use super::Supervisor;
+use super::action::EarlierView;
 use crate::base::clock::Nanos;
 use crate::journal::snapshot::{Snapshots, machine};
 use crate::kernels::KernelId;
 use crate::messaging::envelope::Severity;
 use crate::os::topology::Topology;
 use crate::tasks::{LearnedCost, Learning, Mode};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -66,52 +68,89 @@ impl Kept {
 /// An event: how much it matters, its kind, its words.
 pub(super) type Told = (Severity, &'static str, String);
 
+/// What is known of earlier lives.
+#[derive(Debug, Default)]
+pub(super) struct Recalled {
+    pub(super) known: Option<Kept>,
+    pub(super) counted: Option<EarlierView>,
+    pub(super) told: Vec<Told>,
+}
+
 /// The writer of it.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    work: Option<(Sender<Kept>, JoinHandle<()>)>,
+    work: Option<(Sender<(Kept, EarlierView)>, JoinHandle<()>)>,
     written: Kept,
+    /// Tasks of this life that had ended when it was written.
+    ended: u64,
     due: Nanos,
 }
 
-fn write(mut snapshots: Snapshots, work: &Receiver<Kept>) {
-    while let Ok(kept) = work.recv() {
+/// `before` is what the files say.
+fn write(
+    mut known: Snapshots,
+    mut counted: Snapshots,
+    mut before: (Kept, EarlierView),
+    work: &Receiver<(Kept, EarlierView)>,
+) {
+    while let Ok(news) = work.recv() {
         // The newest of what gathered.
-        let kept = work.try_iter().last().unwrap_or(kept);
-        if let Err(error) = snapshots.save(&kept) {
-            tracing::warn!("what the balancer learned is not kept: {error}");
+        let news = work.try_iter().last().unwrap_or(news);
+        let saved = |snapshots: &mut Snapshots, outcome: io::Result<()>| {
+            if let Err(error) = outcome {
+                tracing::warn!("{} is not kept: {error}", snapshots.name());
+            }
+        };
+        if news.0 != before.0 {
+            let outcome = known.save(&news.0);
+            saved(&mut known, outcome);
+        }
+        if news.1 != before.1 {
+            let outcome = counted.save(&news.1);
+            saved(&mut counted, outcome);
+        }
+        before = news;
+    }
+}
+
+/// The newest sound state under this name, and what is worth telling.
+fn restore<T: DeserializeOwned>(snapshots: &mut Snapshots, told: &mut Vec<Told>) -> Option<T> {
+    let name = snapshots.name();
+    match snapshots.restore::<T>() {
+        Ok(restored) => {
+            for (path, why) in restored.damaged {
+                let text = format!("{name}: {why}; set aside as {}", path.display());
+                told.push((Severity::Warning, "snapshot_damaged", text));
+            }
+            let (state, generation, _) = restored.state?;
+            told.push((Severity::Info, "snapshot_restored", format!("{name}, generation {generation}")));
+            Some(state)
+        }
+        Err(error) => {
+            let text = format!("{name}: {}: {error}", snapshots.folder().display());
+            told.push((Severity::Warning, "snapshot_unreadable", text));
+            None
         }
     }
 }
 
 impl Memory {
-    /// What an earlier life knew, and what is worth telling; starts the writer. Without a folder nothing is kept.
-    pub(super) fn open(folder: Option<PathBuf>, topology: &Topology) -> (Self, Option<Kept>, Vec<Told>) {
-        let mut told = Vec::new();
-        let Some(folder) = folder else { return (Self::default(), None, told) };
-        let mut snapshots = Snapshots::new(&folder, "supervisor", machine(topology));
-        let mut kept = None;
-        match snapshots.restore::<Kept>() {
-            Ok(restored) => {
-                for (path, why) in restored.damaged {
-                    let text = format!("supervisor: {why}; set aside as {}", path.display());
-                    told.push((Severity::Warning, "snapshot_damaged", text));
-                }
-                if let Some((state, generation, _)) = restored.state {
-                    let text = format!("supervisor, generation {generation}");
-                    told.push((Severity::Info, "snapshot_restored", text));
-                    kept = Some(state);
-                }
-            }
-            Err(error) => {
-                let text = format!("supervisor: {}: {error}", folder.display());
-                told.push((Severity::Warning, "snapshot_unreadable", text));
-            }
-        }
+    /// What earlier lives knew and counted, and what is worth telling; starts the writer. Without a folder nothing is kept.
+    pub(super) fn open(folder: Option<PathBuf>, topology: &Topology) -> (Self, Recalled) {
+        let mut recalled = Recalled::default();
+        let Some(folder) = folder else { return (Self::default(), recalled) };
+        let mut known = Snapshots::new(&folder, "supervisor", machine(topology));
+        // What was counted is so on any machine.
+        let mut counted = Snapshots::new(&folder, "counters", String::new());
+        recalled.known = restore(&mut known, &mut recalled.told);
+        recalled.counted = restore(&mut counted, &mut recalled.told);
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new().name("memory".to_owned());
-        let work = thread.spawn(move || write(snapshots, &receiver)).ok().map(|thread| (sender, thread));
-        (Self { work, written: kept.clone().unwrap_or_default(), due: Nanos(0) }, kept, told)
+        let written = recalled.known.clone().unwrap_or_default();
+        let before = (written.clone(), recalled.counted.clone().unwrap_or_default());
+        let work = thread.spawn(move || write(known, counted, before, &receiver)).ok();
+        let work = work.map(|thread| (sender, thread));
+        (Self { work, written, ended: 0, due: Nanos(0) }, recalled)
     }
 }
 
@@ -156,18 +195,22 @@ impl Supervisor {
         let known = written.mode.as_ref().map_or(self.config.balancer.mode, |(mode, _)| mode.as_str());
         let is_told = self.incidents.last() == written.incidents
             && standing.is_none_or(|standing| standing.mode.name() == known);
-        let is_current = standing.is_none_or(|standing| standing.samples == written.samples);
+        let counts = self.ledger.counts();
+        let ended = counts.total - counts.open();
+        let is_current =
+            standing.is_none_or(|standing| standing.samples == written.samples) && ended == self.memory.ended;
         if is_told && (is_current || self.now < self.memory.due) {
             return;
         }
         let kept = self.kept();
-        let _ = sender.send(kept.clone());
-        (self.memory.written, self.memory.due) = (kept, self.now.plus(KEEP_AFTER));
+        let _ = sender.send((kept.clone(), self.counted()));
+        (self.memory.written, self.memory.ended) = (kept, ended);
+        self.memory.due = self.now.plus(KEEP_AFTER);
     }
 
-    /// The end: what is known is written.
+    /// The end: what is known is written, and that there was this life.
     pub(super) fn close_memory(&mut self) {
-        self.memory.due = Nanos(0);
+        (self.memory.ended, self.memory.due) = (u64::MAX, Nanos(0));
         self.remember();
         if let Some((sender, thread)) = self.memory.work.take() {
             drop(sender);

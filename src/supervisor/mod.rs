@@ -17,6 +17,7 @@
 //!    what goes over that line.
 
 pub mod action;
+mod counters;
 pub mod degradation;
 mod dump;
 pub mod events;
@@ -245,6 +246,8 @@ pub struct Supervisor {
     kept: keeping::KeptBack,
     /// Keeps what this process knows for a later life.
     memory: memory::Memory,
+    /// What was counted in earlier lives.
+    earlier: action::EarlierView,
     giving_up: Vec<GivingUp>,
     heard: Vec<Signal>,
     /// Room for what epoll finds, kept so that a look allocates nothing.
@@ -368,7 +371,7 @@ impl Supervisor {
         beside.apply();
         let elsewhere = keeping::cores_elsewhere(&plan, topology.usable());
         let kept = keeping::open(&config, &options, elsewhere, &home, &handle, &token, &mut ledger);
-        let (memory, known, told) = memory::Memory::open(home.snapshots(), &topology);
+        let (memory, recalled) = memory::Memory::open(home.snapshots(), &topology);
         if let Some(cores) = &cores_before {
             cores.apply();
         }
@@ -483,6 +486,7 @@ impl Supervisor {
             waiters: HashMap::new(),
             kept: keeping::KeptBack::new(),
             memory,
+            earlier: recalled.counted.unwrap_or_default(),
             giving_up: Vec::new(),
             heard: Vec::new(),
             found: Vec::with_capacity(64),
@@ -532,10 +536,10 @@ impl Supervisor {
         for note in kept.notes {
             supervisor.events.add(Severity::Info, "journal", None, note);
         }
-        for (severity, kind, text) in told {
+        for (severity, kind, text) in recalled.told {
             supervisor.events.add(severity, kind, None, text);
         }
-        if let Some(known) = known {
+        if let Some(known) = recalled.known {
             supervisor.recall(&known);
         }
         supervisor.enrol_planned();
@@ -981,7 +985,8 @@ impl Supervisor {
         let children = agents.map(|(_, child)| child).chain(&self.dying);
         let children = children.chain(self.standbys.iter().map(|started| &started.child));
         let gateway = self.gatekeeper.as_ref().and_then(Gatekeeper::pid);
-        let children: Vec<u32> = children.map(ChildProcess::pid).chain(gateway).collect();
+        let children: Vec<u32> =
+            children.map(ChildProcess::pid).chain(gateway).collect();
         let ended = self.nursery.containment.end_orphans(lives, |pid| children.contains(&pid));
         if ended > 0 {
             self.sweeps_left = SWEEPS;

@@ -165,6 +165,7 @@ impl Supervisor {
             balancer: self.balancer_view(),
             durability: self.durability_view(),
             tasks: self.task_counts(),
+            earlier: (self.earlier.lives > 0).then(|| self.earlier.clone()),
             queued: self.ledger.queued(),
             in_flight: self.dispatcher.in_flight(),
             agents: self.agent_views(),

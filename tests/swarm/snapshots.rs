@@ -151,3 +151,51 @@ fn what_was_chosen_learned_and_decided_outlives_a_kill_of_the_supervisor() {
     assert_eq!(swarm.status()["balancer"]["mode"], "frozen");
     swarm.end();
 }
+
+#[test]
+fn what_was_counted_is_known_to_later_lives() {
+    let place = Place::new();
+    let config = config(&place);
+    let swarm = Swarm::deploy_in(place, &config, &[]);
+    assert!(swarm.status()["earlier"].is_null());
+    let tasks: Vec<Value> = (0..20).map(|_| json!({"kernel": "noop"})).collect();
+    swarm.submit(&json!(tasks));
+    let late =
+        json!({"id": "bad", "kernel": "sleep", "params": {"seconds": 60}, "timeout_s": 0.05, "retries": 1});
+    swarm.submit(&json!([late]));
+    swarm.until_task("bad", "failed");
+    swarm.until("all are done", |swarm| (swarm.status()["tasks"]["succeeded"] == 20).then_some(()));
+    let place = end(swarm);
+
+    let swarm = Swarm::deploy_in(place, &config, &[]);
+    let earlier = swarm.status()["earlier"].clone();
+    let tasks = &earlier["tasks"];
+    assert_eq!((&earlier["lives"], &tasks["total"]), (&json!(1), &json!(21)), "{earlier:#}");
+    assert_eq!(
+        (&tasks["succeeded"], &tasks["failed"], &tasks["retried"]),
+        (&json!(20), &json!(1), &json!(1))
+    );
+    let agents = earlier["agents"].as_object().expect("agents");
+    let by_agents = |what: &str| agents.values().filter_map(|agent| agent[what].as_u64()).sum::<u64>();
+    assert_eq!(by_agents("tasks"), 20, "{earlier:#}");
+    assert_eq!(swarm.status()["tasks"]["total"], 0, "this life has its own");
+    swarm.place.cli(&["status"]).ends(0).says("21 ended in 1 earlier life of the swarm");
+    swarm.submit(&json!([{"kernel": "noop"}]));
+    swarm.until("it is written", |swarm| {
+        newest(&swarm.place, "counters-").filter(|kept| kept["tasks"]["succeeded"] == 21)
+    });
+    // Nobody has time to say good-bye.
+    let place = swarm.kill();
+
+    let swarm = Swarm::deploy_in(place, &config, &[]);
+    assert_eq!(swarm.status()["earlier"]["tasks"]["succeeded"], 21);
+    let place = end(swarm);
+    for path in snapshots(&place, "counters-") {
+        let text = fs::read_to_string(&path).expect("readable");
+        fs::write(&path, text.replace("21", "99")).expect("damaged");
+    }
+    let swarm = Swarm::deploy_in(place, &config, &[]);
+    assert!(texts_of(&swarm, "snapshot_damaged").iter().any(|text| text.contains("counters")));
+    assert!(swarm.status()["earlier"].is_null(), "nothing is guessed");
+    swarm.end();
+}

@@ -1,0 +1,124 @@
+//! What was counted in earlier lives of the swarm: tasks by what became of them, and what each agent did.
+//!
+//! The numbers of this life stand beside them and not among them, so that a rate or a difference over two looks means what it
+//! says. They are kept by [`memory`](super::memory), some seconds after they changed and at the end: who was killed may miss the
+//! last of them. What became of every single task is in the journal, whole.
+
+use super::Supervisor;
+use super::action::{AgentCounters, EarlierView, TaskCounts};
+
+/// Agents of earlier lives that are kept apart; the tasks of further ones are in the sums only.
+const AGENTS_KEPT: usize = 1024;
+
+impl TaskCounts {
+    fn plus(mut self, other: &TaskCounts) -> TaskCounts {
+        let sums = [
+            (&mut self.total, other.total),
+            (&mut self.succeeded, other.succeeded),
+            (&mut self.failed, other.failed),
+            (&mut self.cancelled, other.cancelled),
+            (&mut self.retried, other.retried),
+            (&mut self.hedged, other.hedged),
+            (&mut self.hedges_won, other.hedges_won),
+            (&mut self.hedges_lost, other.hedges_lost),
+            (&mut self.lost, other.lost),
+            (&mut self.duplicated, other.duplicated),
+        ];
+        // They come from a file, which may say anything.
+        for (sum, more) in sums {
+            *sum = sum.saturating_add(more);
+        }
+        self
+    }
+
+    /// Of those that ended. The others come again, in the next life.
+    fn ended(self) -> TaskCounts {
+        let total = self.succeeded.saturating_add(self.failed).saturating_add(self.cancelled);
+        TaskCounts { total, lost: 0, ..self }
+    }
+}
+
+impl AgentCounters {
+    fn add(&mut self, other: &AgentCounters) {
+        self.tasks = self.tasks.saturating_add(other.tasks);
+        self.failures = self.failures.saturating_add(other.failures);
+        self.restarts = self.restarts.saturating_add(other.restarts);
+        self.busy_s += if other.busy_s.is_finite() { other.busy_s.max(0.0) } else { 0.0 };
+    }
+}
+
+impl EarlierView {
+    /// With one more life.
+    fn and<'a>(
+        &self,
+        tasks: &TaskCounts,
+        agents: impl Iterator<Item = (&'a str, AgentCounters)>,
+    ) -> EarlierView {
+        let mut sum = EarlierView {
+            lives: self.lives.saturating_add(1),
+            tasks: self.tasks.plus(&tasks.ended()),
+            agents: self.agents.clone(),
+        };
+        for (id, counted) in agents {
+            if sum.agents.len() < AGENTS_KEPT || sum.agents.contains_key(id) {
+                sum.agents.entry(id.to_owned()).or_default().add(&counted);
+            }
+        }
+        sum
+    }
+}
+
+impl Supervisor {
+    /// What the next life shall know of this one and of those before.
+    pub(super) fn counted(&self) -> EarlierView {
+        let agents = self.agent_views();
+        let agents = agents.iter().map(|agent| {
+            let counted = AgentCounters {
+                tasks: agent.tasks,
+                failures: agent.failures,
+                restarts: u64::from(agent.restarts),
+                busy_s: agent.busy_s,
+            };
+            (agent.id.as_str(), counted)
+        });
+        self.earlier.and(&self.task_counts(), agents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(succeeded: u64, failed: u64) -> TaskCounts {
+        TaskCounts { total: succeeded + failed + 5, succeeded, failed, retried: 1, ..TaskCounts::default() }
+    }
+
+    #[test]
+    fn lives_add_up_and_what_had_not_ended_is_counted_by_the_next() {
+        let agent = |tasks, busy_s| AgentCounters { tasks, failures: 1, restarts: 2, busy_s };
+        let first = EarlierView::default().and(&counts(10, 2), [("compute-0", agent(10, 0.5))].into_iter());
+        assert_eq!((first.lives, first.tasks.total, first.tasks.succeeded), (1, 12, 10));
+        let agents = [("compute-0", agent(1, 0.25)), ("compute-1", agent(2, f64::NAN))];
+        let second = first.and(&counts(3, 0), agents.into_iter());
+        assert_eq!((second.lives, second.tasks.total, second.tasks.retried), (2, 15, 2));
+        assert_eq!(
+            second.agents["compute-0"],
+            AgentCounters { tasks: 11, failures: 2, restarts: 4, busy_s: 0.75 }
+        );
+        assert_eq!(second.agents["compute-1"].busy_s, 0.0, "no number is no time");
+    }
+
+    #[test]
+    fn what_a_file_says_overflows_nothing() {
+        let most = EarlierView { lives: u64::MAX, tasks: counts(u64::MAX - 5, 0), ..EarlierView::default() };
+        let sum = most.and(&counts(9, 9), std::iter::empty());
+        assert_eq!((sum.lives, sum.tasks.succeeded), (u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn agents_without_number_take_no_room_without_end() {
+        let names: Vec<String> = (0..AGENTS_KEPT + 9).map(|at| format!("compute-{at}")).collect();
+        let all = names.iter().map(|name| (name.as_str(), AgentCounters::default()));
+        assert_eq!(EarlierView::default().and(&counts(1, 0), all).agents.len(), AGENTS_KEPT);
+    }
+}
