@@ -1,5 +1,5 @@
 //! The binary `ai_swarm_deploy`: words in, exit code out. With its first word it is an agent of a swarm, the guard of
-//! its agents, or its gateway.
+//! its agents, its gateway or its reaper.
 
 use std::process::ExitCode;
 
@@ -13,6 +13,9 @@ fn main() -> ExitCode {
     }
     if first.as_deref() == Some(ai_swarm::supervisor::GUARD_WORD) {
         ai_swarm::os::containment::guard_main();
+    }
+    if first.as_deref() == Some(ai_swarm::supervisor::REAPER_WORD) {
+        return ExitCode::from(ai_swarm::supervisor::reaper_main(words));
     }
     if first.as_deref() == Some(ai_swarm::supervisor::wire::GATEWAY_WORD) {
         return ExitCode::from(ai_swarm::gateway::main(words) as u8);

@@ -14,6 +14,7 @@
 use super::process::ChildProcess;
 use super::spawn::{self, Birthplace, EXITING, Order};
 use rustix::process::{Pid, PidfdFlags};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -229,7 +230,21 @@ impl Containment {
 /// Ends what the agents of a dead swarm left behind, wherever it is by now. Looks at every process of the host, so only
 /// where there was such a swarm. Returns how many there were.
 pub fn end_strays(is_theirs: impl Fn(&str) -> bool) -> usize {
-    let Ok(entries) = fs::read_dir("/proc") else { return 0 };
+    let mut ended = BTreeSet::new();
+    // One that was killed may have started another just before, behind this look's back.
+    for _ in 0..ENDINGS {
+        let found = kill_strays(&is_theirs);
+        if found.is_empty() {
+            break;
+        }
+        ended.extend(found);
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    ended.len()
+}
+
+fn kill_strays(is_theirs: &impl Fn(&str) -> bool) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let is_stray = |pid: &i32| {
         // The descriptor first, as for orphans.
@@ -238,7 +253,7 @@ pub fn end_strays(is_theirs: impl Fn(&str) -> bool) -> usize {
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
         is_theirs(life_in(&environment)?).then(|| ChildProcess::new(raw, pidfd).kill())
     };
-    pids.filter(|pid| is_stray(pid).is_some()).count()
+    pids.filter(|pid| is_stray(pid).is_some()).collect()
 }
 
 /// Short: agents were waited for, and orphans are nobody's memory of any size.

@@ -13,6 +13,19 @@ pub struct ChildProcess {
     pidfd: OwnedFd,
 }
 
+/// From here on the calling process outlives its parent, the process `parent`; returns when that one has ended.
+pub fn outlive_parent(parent: u32) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(None)?;
+    let pid = i32::try_from(parent).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+        return Ok(());
+    };
+    // Whoever has its number by now is not the parent any more.
+    while rustix::process::getppid() == Some(pid) && !super::socket::wait(&pidfd, Duration::from_secs(3600)) {
+    }
+    Ok(())
+}
+
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

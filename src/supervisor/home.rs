@@ -139,6 +139,42 @@ fn lock_of_the_dead(path: &Path) -> Result<Result<File, String>, HomeError> {
     }
 }
 
+/// What the next start in a home would have done, before there is one: its supervisor, the process `dead`, was killed.
+pub(super) fn tidy_after(path: &Path, sockets: Option<&Path>, is_private: bool, dead: u32) {
+    let began = Instant::now();
+    // The file of a private home may be gone already.
+    let Ok(mut file) = OpenOptions::new().read(true).open(path.join(LOCK)) else { return };
+    let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    while rustix::fs::flock(&file, lock).is_err() {
+        // Somebody has a copy still, or a successor was quicker.
+        if began.elapsed() > LAST_BREATH {
+            return;
+        }
+        std::thread::sleep(FOUND_PAUSE);
+    }
+    let mut pid = String::new();
+    let is_of_the_dead = file.read_to_string(&mut pid).is_ok() && pid.trim() == dead.to_string();
+    if !is_of_the_dead {
+        // There was a successor, which has tidied up and has ended, too.
+        return;
+    }
+    clean(path);
+    for socket in sockets.into_iter().flat_map(|folder| [SOCKET, ATTACH].map(|name| folder.join(name))) {
+        let _ = fs::remove_file(socket);
+    }
+    if is_private {
+        remove_private(path);
+    }
+}
+
+/// Removes a private home, and the folder of all when it was the last one; while others are there, that does nothing.
+fn remove_private(path: &Path) {
+    let _ = fs::remove_dir_all(path);
+    if let Some(root) = path.parent() {
+        let _ = fs::remove_dir(root);
+    }
+}
+
 /// Whether /proc shows that process no more, or as one that has ended.
 fn is_dead(pid: &str) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
@@ -216,6 +252,11 @@ impl Home {
         &self.path
     }
 
+    /// Whether nobody else talks to this swarm, so that nothing of it is of use to anybody afterwards.
+    pub(super) fn is_private(&self) -> bool {
+        self.private
+    }
+
     /// Where channels that carried nonsense are kept; nowhere in a private swarm.
     pub fn crashes(&self) -> Option<PathBuf> {
         (!self.private).then(|| self.path.join(CRASHES))
@@ -273,11 +314,7 @@ impl Drop for Home {
         }
         let _ = fs::remove_file(self.path.join(BOARD));
         if self.private {
-            let _ = fs::remove_dir_all(&self.path);
-            // The last one out also removes the folder of all; while others are there, this does nothing.
-            if let Some(root) = self.path.parent() {
-                let _ = fs::remove_dir(root);
-            }
+            remove_private(&self.path);
         }
     }
 }

@@ -29,6 +29,7 @@ mod keeping;
 mod leftovers;
 mod memory;
 mod placement;
+mod reaper;
 mod report;
 pub mod restart;
 mod rolling;
@@ -42,6 +43,7 @@ pub mod wire;
 
 pub use action::{Action, Handle, Refused, RefusedTask, Reply};
 pub use home::Home;
+pub use reaper::{REAPER_WORD, main as reaper_main};
 pub use roster::AgentState;
 pub use spawn::{GUARD_WORD, is_agent, is_gateway};
 pub use stop::{Ending, OnEnd};
@@ -287,6 +289,8 @@ pub struct Supervisor {
     closing: bool,
     /// Processes of agents that are dead and still being taken apart.
     dying: Vec<ChildProcess>,
+    /// Removes what has a name when this process is killed.
+    reaper: reaper::Reaper,
     /// Removes what is of no more use.
     sweeper: leftovers::Sweeper,
     standbys: Standbys,
@@ -437,6 +441,7 @@ impl Supervisor {
             settings,
             token,
         };
+        let reaper = reaper::Reaper::start(&home, &nursery, beside);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|errno| system("create an epoll")(errno.into()))?;
         let watch = |fd: BorrowedFd<'_>, data| {
@@ -513,6 +518,7 @@ impl Supervisor {
             stop_asked: false,
             closing: false,
             dying: Vec::new(),
+            reaper,
             sweeper: leftovers::Sweeper::new(beside),
             standbys: Standbys::new(started),
             standby_message: Message::default(),
@@ -901,6 +907,7 @@ impl Supervisor {
         if self.now >= self.next_strain {
             self.next_strain = self.now.next(degradation::LOOK_EVERY);
             self.climb();
+            self.tend_reaper();
             // Adopted orphans that have ended by themselves hold their numbers until somebody looks.
             if self.nursery.containment.adopts() {
                 self.sweeps_left = self.sweeps_left.max(1);
@@ -986,7 +993,7 @@ impl Supervisor {
         let children = children.chain(self.standbys.iter().map(|started| &started.child));
         let gateway = self.gatekeeper.as_ref().and_then(Gatekeeper::pid);
         let children: Vec<u32> =
-            children.map(ChildProcess::pid).chain(gateway).collect();
+            children.map(ChildProcess::pid).chain(gateway).chain(self.reaper.pid()).collect();
         let ended = self.nursery.containment.end_orphans(lives, |pid| children.contains(&pid));
         if ended > 0 {
             self.sweeps_left = SWEEPS;

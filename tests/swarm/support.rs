@@ -361,6 +361,11 @@ pub fn gateway(parent: u32) -> Option<u32> {
     children_with(parent, b"__gateway").into_iter().find(|&pid| lives(pid))
 }
 
+/// The process that puts away what a supervisor leaves when it is killed.
+pub fn reaper(parent: u32) -> Option<u32> {
+    children_with(parent, b"__reaper").into_iter().find(|&pid| lives(pid))
+}
+
 fn children_with(parent: u32, word: &[u8]) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     let children = text.split_whitespace().filter_map(|pid| pid.parse().ok());

@@ -1,7 +1,7 @@
 //! Standbys take over, what agents leave behind goes with them, the swarm gives up what it can do without, and whole kinds
 //! are replaced while work goes on.
 
-use crate::support::{Place, Swarm, children, is_guard, lives, signal, until};
+use crate::support::{Place, Swarm, children, is_guard, lives, reaper, signal, until};
 use ai_swarm::base::prng::SplitMix64;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
@@ -155,7 +155,6 @@ fn a_killed_supervisor_takes_everybody_along_also_the_stopped_and_the_detached()
     for round in 0..4 {
         let swarm = littered(&json!({"agents": {"compute": {"count": 2}}}));
         standby(&swarm);
-        let has_namespace = swarm.status()["safety"]["containment"] == "pid_namespace";
         let agents = swarm.agents();
         if round % 2 == 0 {
             for agent in &agents {
@@ -167,25 +166,18 @@ fn a_killed_supervisor_takes_everybody_along_also_the_stopped_and_the_detached()
         assert!(left >= 2 * agents.len(), "{everybody:#?}");
         // The guard has ended everybody by then; its own end waits until the host's init has looked at the dead agents,
         // which some do once in a second or two.
-        let counted = everybody
-            .iter()
-            .filter(|(pid, line)| !is_guard(*pid) && (has_namespace || !line.starts_with("sleep")));
+        let counted = everybody.iter().filter(|(pid, _)| !is_guard(*pid));
         let open = |(pid, _): &(u32, String)| {
             pidfd_open(Pid::from_raw(*pid as i32).expect("a number"), PidfdFlags::empty()).ok()
         };
         let all: Vec<OwnedFd> = counted.filter_map(open).collect();
         times.push(time_to_die(&swarm, &all));
-        if has_namespace {
-            // What is left by name the next start removes.
-            let place = swarm.kill();
-            place.cli(&["--monitor-duration", "0.1", "--quiet"]).ends(0);
-        } else {
-            // Only adopted: the detached stay, and `status` has said so.
-            let Swarm { place, .. } = swarm;
-            for (pid, _) in place.processes() {
-                signal(pid, Signal::KILL);
-            }
-        }
+        let place = swarm.kill();
+        until(
+            "nothing is left by name",
+            || place.left_over().is_empty().then_some(()),
+            || format!("{:?}", place.left_over()),
+        );
     }
     times.sort();
     println!("all gone after a kill of the supervisor: {times:?}");
@@ -668,11 +660,89 @@ fn without_the_right_to_a_namespace_orphans_are_adopted_and_ended() {
         (left.len() == 2 * agents && lives.len() == agents).then_some(())
     };
     until("each has its own", is_as_before, || format!("{:?}", left_behind(&swarm.place)));
-    // A killed supervisor cannot end them; the next start of the same swarm does.
+    // A killed supervisor cannot end them: its reaper does.
+    let place = swarm.kill();
+    until(
+        "nothing is left by name",
+        || place.left_over().is_empty().then_some(()),
+        || format!("{:?}", place.left_over()),
+    );
+    // Without one, the next start of the same swarm does.
+    let mut command = Command::new("setpriv");
+    place.equip(&mut command);
+    command.args(words).arg(env!("CARGO_BIN_EXE_ai_swarm_deploy")).args(["--name", place.name()]);
+    command.env(LITTER.0, LITTER.1);
+    let swarm = Swarm::deploy_by(place, command, &config, &[]);
+    let has_left = || (left_behind(&swarm.place).len() == 2 * agents).then_some(());
+    until("all have left two", has_left, || format!("{:?}", swarm.place.processes()));
+    let reaper = reaper(swarm.running.pid()).expect("a reaper");
+    assert!(signal(reaper, Signal::STOP));
     swarm.signal(Signal::KILL);
     let Swarm { place, running, .. } = swarm;
     running.finish();
+    assert!(signal(reaper, Signal::KILL));
+    assert!(!left_behind(&place).is_empty(), "what detached itself outlives them all");
     place.cli(&["--monitor-duration", "0.1", "--quiet"]).ends(0);
-    let gone = || place.processes().is_empty().then_some(());
-    until("the strays are gone", gone, || format!("{:?}", place.processes()));
+    until(
+        "the strays are gone",
+        || place.processes().is_empty().then_some(()),
+        || format!("{:?}", place.processes()),
+    );
+}
+
+#[test]
+fn a_killed_swarm_leaves_nothing_that_has_a_name() {
+    let nothing = |place: &Place| {
+        until(
+            "nothing is left",
+            || place.left_over().is_empty().then_some(()),
+            || format!("{:#?}", place.left_over()),
+        );
+    };
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 1}}}));
+    let first = reaper(swarm.running.pid()).expect("a reaper");
+    // Nothing of it depends on one process that nobody may kill.
+    assert!(signal(first, Signal::KILL));
+    let second =
+        swarm.until("there is another", |swarm| reaper(swarm.running.pid()).filter(|&pid| pid != first));
+    let told = swarm.until("it is told", |swarm| swarm.events_of("reaper_died").first().cloned());
+    assert!(told["text"].to_string().contains(&format!("process {second} took its place")), "{told}");
+    assert_eq!(swarm.place.segments().len(), 1, "the board");
+    swarm.submit(&json!([{"id": "kept", "kernel": "sleep", "params": {"seconds": 0.2}}]));
+    let place = swarm.kill();
+    nothing(&place);
+    let place = {
+        // What has to outlive it does.
+        let swarm = Swarm::deploy_in(place, &json!({"agents": {"compute": {"count": 1}}}), &[]);
+        swarm.until_task("kept", "succeeded");
+        swarm.kill()
+    };
+    nothing(&place);
+
+    // A private swarm is gone as a whole.
+    let mut command = place.command(&["run", "--kernel", "sleep", "--param", "seconds=60"]);
+    let mut running = place.start(&mut command);
+    let is_up = || (place.segments().len() == 1 && !children(running.pid()).is_empty()).then_some(());
+    until("it is up", is_up, || running.err());
+    assert!(signal(running.pid(), Signal::KILL));
+    until("it is dead", || running.ended(), String::new);
+    nothing(&place);
+}
+
+#[test]
+fn a_reaper_that_comes_late_touches_nothing_of_a_successor() {
+    let place = Place::new();
+    let config = json!({"agents": {"compute": {"count": 1}}});
+    let swarm = Swarm::deploy_in(place, &config, &[]);
+    let reaper = reaper(swarm.running.pid()).expect("a reaper");
+    assert!(signal(reaper, Signal::STOP));
+    swarm.signal(Signal::KILL);
+    let Swarm { place, running, .. } = swarm;
+    running.finish();
+    let swarm = Swarm::deploy_in(place, &config, &[]);
+    assert!(signal(reaper, Signal::CONT));
+    until("it is gone", || (!lives(reaper)).then_some(()), || format!("{:?}", swarm.place.processes()));
+    assert_eq!(swarm.place.segments().len(), 1, "the successor's board");
+    swarm.place.cli(&["submit", "--kernel", "noop", "--wait"]).ends(0);
+    swarm.end();
 }

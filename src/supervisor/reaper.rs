@@ -1,0 +1,112 @@
+//! The reaper: a process that outlives a killed supervisor by a moment and puts away what has a name.
+//!
+//! Memory, descriptors and agents of a dead supervisor go with it. Names do not: the board's in shared memory, the sockets, the
+//! folder of a private swarm; nor, without a PID namespace, what agents had detached from themselves. The next start of the same
+//! swarm would remove them, but there may never be one.
+//!
+//! It sleeps on the supervisor's pidfd, then takes the lock of the state directory, which is free once its holder is dead, and
+//! does what the next start would have done. Whoever was quicker with the lock has done it, so nothing is ever removed from
+//! under a successor's feet. When everybody is killed at once, the reaper too, it stays the next start's work.
+
+use super::home;
+use super::*;
+use crate::os::process::outlive_parent;
+use crate::os::spawn::{Birthplace, Order};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+/// The word that makes the binary a reaper.
+pub const REAPER_WORD: &str = "__reaper";
+/// Says that the home goes as a whole.
+const PRIVATE: &str = "private";
+/// Told to end, it has so long.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct Reaper {
+    life: Option<ChildProcess>,
+    /// Where it runs: it is in nobody's way, and wakes when nobody is left.
+    cores: CoreMask,
+}
+
+impl Reaper {
+    /// Starts it. Without one the next start of the swarm tidies up.
+    pub(super) fn start(home: &Home, nursery: &Nursery, cores: CoreMask) -> Self {
+        let life = Self::spawn(home, nursery, cores);
+        if let Err(error) = &life {
+            tracing::warn!("what a killed supervisor leaves will be there until the next start: {error}");
+        }
+        Self { life: life.ok(), cores }
+    }
+
+    fn spawn(home: &Home, nursery: &Nursery, cores: CoreMask) -> io::Result<ChildProcess> {
+        // Folders go by descriptor: their names need not be text.
+        let folder = std::fs::File::open(home.path())?;
+        let sockets = home.socket().and_then(Path::parent).map(std::fs::File::open).transpose()?;
+        let inherit: Vec<BorrowedFd<'_>> =
+            [Some(&folder), sockets.as_ref()].into_iter().flatten().map(|file| file.as_fd()).collect();
+        let parent = std::process::id().to_string();
+        let numbers: Vec<String> = inherit.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+        // The name is for `ps`.
+        let whose = if home.is_private() { PRIVATE } else { "shared" };
+        let mut arguments = vec![REAPER_WORD, &nursery.swarm, &parent, whose];
+        arguments.extend(numbers.iter().map(String::as_str));
+        crate::os::spawn::spawn(&Order {
+            program: Path::new("/proc/self/exe"),
+            arguments: &arguments,
+            variable: None,
+            inherit: &inherit,
+            silence: nursery.silence.as_fd(),
+            stderr: nursery.silence.as_fd(),
+            birthplace: Birthplace::Here,
+            cores: Some(cores),
+        })
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.life.as_ref().map(ChildProcess::pid)
+    }
+}
+
+impl Drop for Reaper {
+    /// The supervisor ends by itself and has put everything away.
+    fn drop(&mut self) {
+        if let Some(child) = &self.life {
+            child.kill();
+            child.ends_within(END_LIMIT);
+        }
+    }
+}
+
+impl Supervisor {
+    /// Looks whether the reaper is still there. Who kills it gets another one.
+    pub(super) fn tend_reaper(&mut self) {
+        let Some(exit) = self.reaper.life.as_ref().and_then(ChildProcess::try_reap) else { return };
+        self.reaper.life = None;
+        if self.closing {
+            return;
+        }
+        let next = match Reaper::spawn(&self.home, &self.nursery, self.reaper.cores) {
+            Ok(child) => format!("process {} took its place", self.reaper.life.insert(child).pid()),
+            Err(error) => format!("there is no other, and the next start tidies up: {error}"),
+        };
+        let text = format!("the reaper ended: {}; {next}", exit.describe());
+        self.events.add(Severity::Warning, "reaper_died", None, text);
+    }
+}
+
+/// The reaper's main. `words`: its swarm's name, its supervisor's process number, whose the home is, descriptors of the state
+/// directory and, if there are sockets, of their folder.
+pub fn main(mut words: impl Iterator<Item = String>) -> u8 {
+    let _name = words.next();
+    let Some(parent) = words.next().and_then(|word| word.parse().ok()) else { return 1 };
+    let is_private = words.next().is_some_and(|word| word == PRIVATE);
+    let folders = words.map(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")));
+    let Ok(folders) = folders.collect::<io::Result<Vec<PathBuf>>>() else { return 1 };
+    let Some(folder) = folders.first() else { return 1 };
+    if outlive_parent(parent).is_err() {
+        return 1;
+    }
+    home::tidy_after(folder, folders.get(1).map(PathBuf::as_path), is_private, parent);
+    0
+}
