@@ -1,7 +1,8 @@
 //! How swarms begin, live side by side, and end: in order, by signals, and by the kernel's hand.
 
 use crate::support::{
-    KINDS, Place, Swarm, children, fixture, has_fields, is_report, lives, request, send, signal, until,
+    KINDS, Place, Swarm, children, fixture, has_fields, is_report, kill_with_reaper, lives, request, send,
+    signal, until,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -185,7 +186,7 @@ fn when_the_supervisor_is_killed_its_agents_go_and_the_next_start_cleans_up() {
     swarm.until("both run", |swarm| (swarm.status()["in_flight"] == 2).then_some(()));
     let agents = children(swarm.running.pid());
     assert!(agents.len() >= 6, "{agents:?}");
-    let place = swarm.kill();
+    let place = swarm.kill_with_reaper();
     let gone = || agents.iter().all(|pid| !lives(*pid)).then_some(());
     until("every agent is gone", gone, || format!("{agents:?}"));
     let old = place.segments();
@@ -212,7 +213,7 @@ fn a_killed_run_leaves_nothing_that_the_next_does_not_remove() {
         place.command(&["run", "--kernel", "sleep", "--param", "seconds=3600", "--log-level", "info"]);
     let running = place.start(command.stdin(Stdio::null()));
     until("an agent is ready", || running.err().contains("agent_ready").then_some(()), || running.err());
-    assert!(signal(running.pid(), Signal::KILL));
+    kill_with_reaper(running.pid());
     running.finish();
     until(
         "its agents are gone",

@@ -337,6 +337,13 @@ impl Drop for Running {
     }
 }
 
+/// Kills a supervisor and, at the same moment, whoever would put away what it leaves.
+pub fn kill_with_reaper(supervisor: u32) {
+    let reaper = reaper(supervisor).expect("a reaper");
+    // Stopped, it is not replaced and does nothing.
+    assert!(signal(reaper, Signal::STOP) && signal(supervisor, Signal::KILL) && signal(reaper, Signal::KILL));
+}
+
 /// Sends a signal to a process, if it lives.
 pub fn signal(pid: u32, signal: Signal) -> bool {
     let Some(pid) = Pid::from_raw(pid as i32) else { return false };
@@ -647,8 +654,20 @@ impl Swarm {
     /// Kills the supervisor as the kernel would, and waits until all its processes are gone.
     #[track_caller]
     pub fn kill(self) -> Place {
+        assert!(signal(self.running.pid(), Signal::KILL));
+        self.is_killed()
+    }
+
+    /// As [`kill`](Self::kill), and nobody puts away what it leaves.
+    #[track_caller]
+    pub fn kill_with_reaper(self) -> Place {
+        kill_with_reaper(self.running.pid());
+        self.is_killed()
+    }
+
+    #[track_caller]
+    fn is_killed(self) -> Place {
         let Swarm { place, running, .. } = self;
-        assert!(signal(running.pid(), Signal::KILL));
         let ran = running.finish();
         assert_eq!(ran.status.signal(), Some(9), "{}", ran.story());
         let gone = || place.processes().is_empty().then_some(());

@@ -1,7 +1,7 @@
 //! Standbys take over, what agents leave behind goes with them, the swarm gives up what it can do without, and whole kinds
 //! are replaced while work goes on.
 
-use crate::support::{Place, Swarm, children, is_guard, lives, reaper, signal, until};
+use crate::support::{Place, Swarm, children, is_guard, kill_with_reaper, lives, reaper, signal, until};
 use ai_swarm::base::prng::SplitMix64;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
@@ -675,12 +675,9 @@ fn without_the_right_to_a_namespace_orphans_are_adopted_and_ended() {
     let swarm = Swarm::deploy_by(place, command, &config, &[]);
     let has_left = || (left_behind(&swarm.place).len() == 2 * agents).then_some(());
     until("all have left two", has_left, || format!("{:?}", swarm.place.processes()));
-    let reaper = reaper(swarm.running.pid()).expect("a reaper");
-    assert!(signal(reaper, Signal::STOP));
-    swarm.signal(Signal::KILL);
+    kill_with_reaper(swarm.running.pid());
     let Swarm { place, running, .. } = swarm;
     running.finish();
-    assert!(signal(reaper, Signal::KILL));
     assert!(!left_behind(&place).is_empty(), "what detached itself outlives them all");
     place.cli(&["--monitor-duration", "0.1", "--quiet"]).ends(0);
     until(
