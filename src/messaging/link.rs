@@ -329,6 +329,12 @@ impl SupervisorLink {
 pub struct LifeWord(Arc<Words>);
 
 impl LifeWord {
+    /// The word on this desk, whoever else has it.
+    #[cfg(test)]
+    pub(crate) fn on(desk: Arc<Words>) -> Self {
+        Self(desk)
+    }
+
     /// What it holds, to wait for a change of it; `None` when nobody holds it.
     pub fn held(&self) -> Option<(&AtomicU32, u32)> {
         let word = self.0.word(pages::DESK_LIFE).load(Ordering::Acquire) as u32;

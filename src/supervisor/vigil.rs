@@ -97,3 +97,35 @@ fn keep(shared: &Shared) {
         in_vain = if slept < SHORT { in_vain + 1 } else { 0 };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::memory::Access;
+    use crate::shm::{SharedObject, pages};
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+    #[test]
+    fn the_bell_rings_when_a_word_is_let_go_and_not_before() {
+        let page =
+            || SharedObject::create("page", pages::PAGE_BYTES).and_then(|page| page.map(Access::Write));
+        let (hub, desk) = (page().expect("memory"), page().expect("memory"));
+        let event = eventfd(0, EventfdFlags::NONBLOCK).expect("a descriptor");
+        let bell = HubBell::new((hub.clone(), pages::HUB_ASLEEP), event.try_clone().expect("a descriptor"));
+        // The supervisor sleeps all the time.
+        hub.word(pages::HUB_ASLEEP).store(1, Ordering::Release);
+        let rings_within = |span: Duration| {
+            let span = rustix::time::Timespec { tv_sec: 0, tv_nsec: span.as_nanos() as i64 };
+            poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&span)).expect("a look") > 0
+        };
+        const HELD: u64 = 77;
+        desk.word(pages::DESK_LIFE).store(HELD, Ordering::Release);
+        let vigil = Vigil::begin(bell).expect("a thread");
+        vigil.watch(vec![LifeWord::on(desk.clone())]);
+        assert!(!rings_within(Duration::from_millis(50)), "it lives");
+        // As the kernel does it when the thread that holds the word dies.
+        desk.word(pages::DESK_LIFE).store(HELD | 1 << 30, Ordering::Release);
+        futex::wake(desk.half(pages::DESK_LIFE));
+        assert!((0..40).any(|_| rings_within(Duration::from_millis(500))), "nobody heard of it");
+    }
+}
