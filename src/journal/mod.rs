@@ -213,7 +213,7 @@ impl Journal {
             Store::create(&paths.store, before).map_err(store_error("create", &paths.store))?;
             survey.store = Some(open_store(&paths.store)?);
             let mut store = survey.store.take().expect("just opened");
-            store.load(|_| {}).map_err(|bad| damaged(&paths.store, bad.place, bad.what, 0))?;
+            store.load(|_| {}).map_err(|bad| store_damaged(&paths, bad.place, bad.what, 0))?;
             (survey.store, survey.fresh, survey.fresh_after) = (Some(store), saved, before);
             let names: Vec<String> = aside.iter().map(|path| path.display().to_string()).collect();
             survey.found.notes.push(format!("{damage}; set aside as {}", names.join(", ")));
@@ -352,6 +352,16 @@ fn store_error(verb: &'static str, path: &Path) -> impl FnOnce(StoreError) -> Jo
     move |source| JournalError::Store { verb, path, source }
 }
 
+/// What was wrong with the store: in the file itself or, while there is one, in its log, which holds the newest of it.
+fn store_damaged(paths: &Paths, place: String, what: String, readable: u64) -> JournalError {
+    let log = with_suffix(&paths.store, "-wal");
+    let place = match std::fs::metadata(&log) {
+        Ok(log_file) if log_file.len() > 0 => format!("{place}, there or in its log {}", log.display()),
+        _ => place,
+    };
+    damaged(&paths.store, place, what, readable)
+}
+
 fn damaged(path: &Path, place: impl Into<String>, what: impl Into<String>, readable: u64) -> JournalError {
     JournalError::Damaged { path: path.to_owned(), place: place.into(), what: what.into(), readable }
 }
@@ -427,7 +437,7 @@ fn survey(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, Jou
         visit(frame);
     });
     if let Err(bad) = outcome {
-        survey.damage = Some(damaged(&paths.store, bad.place, bad.what, records));
+        survey.damage = Some(store_damaged(paths, bad.place, bad.what, records));
         (survey.before, survey.last) = (store.mark().before, last);
         return Ok(survey);
     }
@@ -476,7 +486,7 @@ fn survey_front(
     if reading.head.seq > stored {
         let what = format!("records {} to {} are gone", stored + 1, reading.head.seq);
         if !restarted || reading.identity.synced {
-            return Ok(Some(damaged(&paths.store, format!("behind record {stored}"), what, *records)));
+            return Ok(Some(store_damaged(paths, format!("behind record {stored}"), what, *records)));
         }
         survey.found.notes.push(lost_with_the_host(what));
     }

@@ -6,7 +6,7 @@ use crate::base::words::things;
 use crate::config::Durability;
 use crate::journal::book::{Recorder, Restored};
 use crate::journal::{self, Journal, JournalError};
-use crate::tasks::attempt_tag;
+use crate::tasks::{Task, attempt_tag};
 use action::DurabilityView;
 use std::collections::VecDeque;
 
@@ -43,6 +43,8 @@ impl KeptBack {
 pub(super) struct Kept {
     /// What is worth telling.
     pub notes: Vec<String>,
+    /// What is not there any more.
+    pub losses: Vec<String>,
     /// Events, as [`EventLog::tell`] gave them.
     pub events: Vec<Box<str>>,
 }
@@ -127,7 +129,7 @@ pub(super) fn open(
     for (id, words) in spoiled {
         ledger.spoil(id, &words, clock::now());
     }
-    let mut notes = found.notes;
+    let mut notes = Vec::new();
     let open = ledger.counts().open();
     if found.records > 0 {
         notes.push(format!(
@@ -136,7 +138,7 @@ pub(super) fn open(
             things(open as usize, "task")
         ));
     }
-    Ok(Kept { notes, events: restored.events })
+    Ok(Kept { notes, losses: found.notes, events: restored.events })
 }
 
 impl Supervisor {
@@ -190,6 +192,13 @@ impl Supervisor {
             self.kept.ended.pop_front();
             ended.push((task, batch));
         }
+    }
+
+    /// Whether how a task ended may be told: a later life, too, will know. After a failure nothing becomes safe any more, and what
+    /// was cancelled on request is no promise.
+    pub(super) fn may_be_told(&self, task: &Task) -> bool {
+        let is_safe = || self.ledger.book().is_none_or(|book| task.end_record <= book.safe());
+        self.kept.failure.is_some() || task.state == TaskState::Cancelled || is_safe()
     }
 
     /// Whether somebody waits for the journal.

@@ -542,6 +542,11 @@ impl Supervisor {
         for note in kept.notes {
             supervisor.events.add(Severity::Info, "journal", None, note);
         }
+        for loss in kept.losses {
+            supervisor.events.add(Severity::Warning, "journal", None, loss);
+        }
+        // What goes on was accepted long ago, and waits from now on.
+        supervisor.first_accepted = (supervisor.ledger.counts().open() > 0).then_some(started);
         for (severity, kind, text) in recalled.told {
             supervisor.events.add(severity, kind, None, text);
         }

@@ -48,11 +48,21 @@ fn known(value: f64, why_not: &str) -> Known {
 }
 
 impl Supervisor {
+    /// Where a task is, as far as anybody may know.
+    fn told_state(&self, task: &Task) -> TaskState {
+        if self.may_be_told(task) { task.state } else { TaskState::Dispatched }
+    }
+
     pub(super) fn task_view(&self, task: &Task) -> TaskView {
         let runs = task.lease.is_some_and(|lease| {
             self.dispatcher.get(lease.slot).is_some_and(|seat| seat.link.running() == Some(task.id))
         });
-        let state = if runs && task.state == TaskState::Dispatched { "running" } else { task.state.name() };
+        let told = self.told_state(task);
+        let state = if runs && told == TaskState::Dispatched { "running" } else { told.name() };
+        let is_told = told == task.state;
+        let (result, error) =
+            if is_told { (task.result.as_deref(), task.error.as_deref()) } else { (None, None) };
+        let finished = if is_told { task.finished } else { Nanos(0) };
         TaskView {
             id: task.label(),
             number: task.id.0,
@@ -65,13 +75,13 @@ impl Supervisor {
             agent: task.agent.and_then(|slot| self.id_of(slot)),
             hedged_on: task.hedged_on.and_then(|slot| self.id_of(slot)),
             backend: task.ran_level.map(backend_word),
-            result: task.result.as_deref().and_then(|text| serde_json::from_str(text).ok()),
-            error: task.error.as_deref().map(str::to_owned),
+            result: result.and_then(|text| serde_json::from_str(text).ok()),
+            error: error.map(str::to_owned),
             queue_us: micros(task.submitted, task.dispatched),
             dispatch_us: micros(task.dispatched, task.started),
             service_us: task.service_ns as f64 / 1000.0,
-            total_us: micros(task.submitted, task.finished),
-            finished_ns: task.finished.0,
+            total_us: micros(task.submitted, finished),
+            finished_ns: finished.0,
         }
     }
 
@@ -87,8 +97,8 @@ impl Supervisor {
     pub(super) fn task_list(&self, state: Option<&str>, limit: usize) -> Reply {
         let wanted = |task: &&Task| match state {
             None => true,
-            Some("running") => task.state == TaskState::Dispatched,
-            Some(state) => task.state.name() == state,
+            Some("running") => self.told_state(task) == TaskState::Dispatched,
+            Some(state) => self.told_state(task).name() == state,
         };
         let mut views: Vec<TaskView> =
             self.ledger.tasks().rev().filter(wanted).take(limit).map(|task| self.task_view(task)).collect();

@@ -277,8 +277,11 @@ impl Ledger {
     fn note(&mut self, event: Event, id: TaskId) {
         let Some(book) = &mut self.book else { return };
         let at = id.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        if let Some(task) = at.and_then(|at| self.tasks.get(at)).and_then(Option::as_deref) {
+        if let Some(task) = at.and_then(|at| self.tasks.get_mut(at)).and_then(Option::as_deref_mut) {
             book.note(event, task);
+            if event == Event::Ended {
+                task.end_record = book.written();
+            }
         }
     }
 

@@ -230,6 +230,8 @@ pub struct Task {
     pub error: Option<Box<str>>,
     /// The supervisor asked its agent to give it up: on request (`true`) or because of its time limit.
     pub cancelling: Option<bool>,
+    /// The record that says how it ended, by the book's count: until that is safe nobody is told.
+    pub end_record: u64,
     /// It ended in an earlier life of the swarm, and is known from its journal.
     pub earlier: bool,
 }
@@ -264,6 +266,7 @@ impl Task {
             result: None,
             error: None,
             cancelling: None,
+            end_record: 0,
             earlier: false,
         }
     }

@@ -550,6 +550,35 @@ fn a_slow_disk_delays_acknowledgements_at_level_power_and_nothing_else() {
     }
 }
 
+/// Until a record has reached the disk nobody sees what it says, not even who merely looks.
+#[test]
+fn an_end_that_somebody_saw_is_the_end_in_every_life() {
+    let slow = [("AI_SWARM_FAIL_AT", "journal.sync:1-=slow:150ms")];
+    let swarm = Swarm::deploy_with(Place::new(), &config("power"), &[], &slow);
+    let job = json!({"tasks": [{"id": "seen", "kernel": "noop"}]});
+    let submission = request("POST", "/api/v1/tasks/submit", Some(&job));
+    let socket = swarm.place.socket();
+    // Its answer comes when the disk has the task; by then it has ended.
+    let submitter = std::thread::spawn(move || send(&socket, &submission));
+    let seen = swarm.until("an end is shown", |swarm| {
+        let task = states(swarm).remove("seen")?;
+        assert!(
+            task["state"] == "succeeded" || task["finished_ns"] == 0 && task["result"].is_null(),
+            "{task}"
+        );
+        (task["state"] == "succeeded").then_some(task)
+    });
+    let place = swarm.kill();
+    let _ = submitter.join().expect("no panic");
+    let swarm = Swarm::deploy_in(place, &config("power"), &[]);
+    let now = swarm.task("seen");
+    assert_eq!(
+        [&now["state"], &now["attempts"], &now["finished_ns"]],
+        [&seen["state"], &seen["attempts"], &seen["finished_ns"]]
+    );
+    swarm.end();
+}
+
 /// What became of agents is known after a death of the supervisor, and in the order in which it happened.
 #[test]
 fn the_life_of_agents_is_known_to_later_lives() {
@@ -637,7 +666,7 @@ fn a_damaged_journal_stops_the_start_and_is_named() {
                 let mut bytes = fs::read(path(damaged)).expect("a log");
                 bytes[32 + 24 + 100] ^= 4;
                 fs::write(path(damaged), &bytes).expect("written");
-                "journal.db, behind record "
+                "journal.db-wal: "
             }
         };
         let bytes = || FILES.map(|name| fs::read(path(name)).expect("there"));
