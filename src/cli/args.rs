@@ -276,7 +276,8 @@ pub struct Work {
 pub enum TaskCommand {
     /// List tasks, newest last
     List {
-        /// Only those in this state: waiting, queued, running, retrying, succeeded, failed, cancelled
+        /// Only those in this state: waiting, queued, dispatched (also those that wait at their agent), running,
+        /// retrying, succeeded, failed, cancelled
         #[arg(long, value_name = "STATE")]
         state: Option<String>,
         /// At most so many, the newest
@@ -336,7 +337,7 @@ pub enum AgentCommand {
 /// Placement in the running swarm.
 #[derive(Debug, Subcommand)]
 pub enum BalancerCommand {
-    /// Have somebody else decide from the next task on; until the swarm ends
+    /// Have somebody else decide from the next task on, and after a restart, until the configuration says something new
     Mode {
         /// The model under its guards, one that learns no more, the published costs alone, or the safe rule
         #[arg(value_parser = ["learned", "frozen", "static", "safe"])]

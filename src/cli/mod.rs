@@ -19,6 +19,7 @@ mod statistics;
 use crate::base::words::things;
 use crate::config::{self, FlagValue, SwarmConfig};
 use crate::gateway::client::{Client, ClientError};
+use crate::kernels::Level;
 use crate::supervisor::home;
 use args::{
     AgentCommand, BalancerCommand, Cli, Color, Command, ConfigCommand, Global, LogFormat, TaskCommand, Work,
@@ -121,6 +122,7 @@ fn report_error(error: &anyhow::Error) -> u8 {
 
 fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
     let global = &cli.global;
+    Level::forced().map_err(|words| Failure::new(exit::WRONG, words))?;
     if cli.command.is_some() && (global.demo || global.monitor_duration.is_some()) {
         let flag = if global.demo { "--demo" } else { "--monitor-duration" };
         return Err(

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The environment variable that forces a level; a level this processor lacks is ignored.
+/// The environment variable that forces a level. Who starts a program asks [`Level::forced`] whether it can be had; later it is
+/// too late to say so, and what cannot be had is ignored.
 pub const LEVEL_VARIABLE: &str = "AI_SWARM_SIMD";
 
 /// One instruction-set level. The codes are stable: they travel in messages and stand in files.
@@ -84,23 +85,26 @@ impl Level {
         Level::ALL.into_iter().filter(|level| level.is_available()).collect()
     }
 
+    /// The level that [`LEVEL_VARIABLE`] forces, if any; in words, why it cannot be had.
+    pub fn forced() -> Result<Option<Level>, String> {
+        std::env::var_os(LEVEL_VARIABLE).map(|value| parse(&value.to_string_lossy())).transpose()
+    }
+
     /// The level to use: the widest one, or the one [`LEVEL_VARIABLE`] forces. Detected once per process.
     pub fn best() -> Level {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let forced = std::env::var(LEVEL_VARIABLE).ok().and_then(|name| Level::from_name(name.trim()));
-            choose(forced)
+            let widest = || Level::available().last().copied().unwrap_or(Level::Scalar);
+            Level::forced().ok().flatten().unwrap_or_else(widest)
         })
     }
 }
 
-/// The level to use when `forced` was asked for.
-fn choose(forced: Option<Level>) -> Level {
-    let available = Level::available();
-    match forced {
-        Some(level) if available.contains(&level) => level,
-        _ => available.last().copied().unwrap_or(Level::Scalar),
-    }
+fn parse(name: &str) -> Result<Level, String> {
+    Level::from_name(name.trim()).filter(|level| level.is_available()).ok_or_else(|| {
+        let levels: Vec<&str> = Level::available().into_iter().map(Level::name).collect();
+        format!("{LEVEL_VARIABLE} is {name:?}; this processor has {}", levels.join(", "))
+    })
 }
 
 impl fmt::Display for Level {
@@ -125,11 +129,11 @@ mod tests {
 
     #[test]
     fn a_forced_level_wins_only_when_the_processor_has_it() {
-        assert_eq!(choose(Some(Level::Scalar)), Level::Scalar);
-        let widest = choose(None);
-        assert!(widest.is_available());
-        for level in Level::ALL.into_iter().filter(|level| !level.is_available()) {
-            assert_eq!(choose(Some(level)), widest);
+        assert_eq!(parse(" scalar\n"), Ok(Level::Scalar));
+        for level in Level::ALL {
+            assert_eq!(parse(level.name()).is_ok(), level.is_available());
         }
+        let refused = parse("mmx").expect_err("it is none of ours");
+        assert!(refused.starts_with("AI_SWARM_SIMD is \"mmx\"; this processor has scalar"), "{refused}");
     }
 }

@@ -30,9 +30,6 @@ impl Supervisor {
         if self.closing || self.is_stop_asked() {
             return refuse("the swarm is stopping".to_owned());
         }
-        if self.rolling.is_some() {
-            return refuse("a rolling restart is under way".to_owned());
-        }
         let kind = AgentKind::from_name(who);
         let meant = |record: &Record| record.id == who || kind == Some(record.kind);
         let runs = |record: &Record| matches!(record.state, AgentState::Ready | AgentState::Starting);
@@ -50,6 +47,9 @@ impl Supervisor {
                     "no agent has the id {who:?}, and no kind is called so"
                 ))),
             };
+        }
+        if self.rolling.is_some() {
+            return refuse("a rolling restart is under way".to_owned());
         }
         match self.nursery.binary.look_for_upgrade() {
             Ok(false) => {}
