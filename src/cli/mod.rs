@@ -113,11 +113,18 @@ fn report_error(error: &anyhow::Error) -> u8 {
     {
         return exit::DONE;
     }
-    complain(&format!("{error:#}"));
+    complain(&with_causes(error));
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::NotRunning { .. }) => exit::NOT_RUNNING,
         _ => exit::FAILED,
     }
+}
+
+/// An error and what it came from, each once: most errors name their cause themselves.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |words, cause| {
+        if words.contains(&cause) { words } else { format!("{words}: {cause}") }
+    })
 }
 
 fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
@@ -444,6 +451,16 @@ fn files(work: &Work) -> anyhow::Result<Vec<std::path::PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let known = ClientError::Socket { socket: "x".into(), source: refused() };
+        let words = with_causes(&anyhow::Error::from(known));
+        assert_eq!(words.matches("refused").count(), 1, "{words}");
+        let words = with_causes(&anyhow::Error::from(refused()).context("no answer"));
+        assert_eq!(words, "no answer: connection refused");
+    }
 
     #[test]
     fn a_path_becomes_one_word_of_a_shell() {

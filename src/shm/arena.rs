@@ -1029,6 +1029,32 @@ mod tests {
     }
 
     #[test]
+    fn a_block_of_a_gibibyte_goes_through_and_comes_back() {
+        const BYTES: usize = (1 << 30) + 5;
+        let (mut arena, mut view) = pair(BYTES + (64 << 20));
+        for round in 0..2u64 {
+            let mut loan = match arena.loan(BYTES) {
+                Err(ArenaError::System(error)) => return println!("not run: no memory for it here: {error}"),
+                loan => loan.expect("room"),
+            };
+            arena.stream(&mut loan, |line| [line as u64 ^ round << 40; 8]);
+            let descriptor = arena.publish(loan, &[1]);
+            let (mut lines, mut strange) = (0, 0u64);
+            let block = view.open(&descriptor).expect("whole");
+            block.for_each_line(|line| {
+                // The last line is cut to the block's length.
+                let is_whole = lines < BYTES as u64 / 64;
+                strange += u64::from(is_whole && line.iter().any(|word| *word != lines ^ round << 40));
+                lines += 1;
+            });
+            assert_eq!((block.len(), lines, strange), (BYTES, BYTES.div_ceil(64) as u64, 0));
+            assert!(matches!(arena.loan(BYTES), Err(ArenaError::Full { .. })), "one has room");
+            assert_eq!(arena.release(1, descriptor.block, descriptor.generation), Ok(true));
+        }
+        assert_eq!(arena.usage().in_use, 0);
+    }
+
+    #[test]
     fn big_blocks_begin_at_a_page() {
         let mut arena = Arena::private(8 << 20);
         for len in [blocks::BIG, 65_536, 100_000, 1 << 20] {

@@ -14,9 +14,14 @@ pub mod sync {
 
     /// A fence, unless the calling modelled thread is to run [`without_fences`].
     pub fn fence(order: Ordering) {
-        if !FENCELESS.with(Cell::get) {
+        if !is_fenceless() {
             loom::sync::atomic::fence(order);
         }
+    }
+
+    /// Whether the calling modelled thread is to do without fences.
+    pub(crate) fn is_fenceless() -> bool {
+        FENCELESS.with(Cell::get)
     }
 
     /// Runs `act` with every fence of this modelled thread left out.

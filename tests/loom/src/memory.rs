@@ -1,14 +1,24 @@
 //! Words in private memory of loom's, with the face of `src/shm/memory.rs`.
 
+use crate::base::sync::is_fenceless;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
+use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
+
+/// A line that was streamed: into which words, from which on, and what.
+type Streamed = (Arc<Vec<AtomicU64>>, usize, [u64; 8]);
+
+loom::thread_local! {
+    /// Lines that the modelled thread has streamed and that nobody sees yet. They are lost when it dies.
+    static ON_THEIR_WAY: RefCell<Vec<Streamed>> = RefCell::new(Vec::new());
+}
 
 /// 64-bit words, each with a queue of sleepers of its own where somebody sleeps.
 #[derive(Debug)]
 pub struct Words {
-    words: Vec<AtomicU64>,
+    words: Arc<Vec<AtomicU64>>,
     sleepers: Sleepers,
 }
 
@@ -30,7 +40,7 @@ impl Words {
     /// So many zeros. Call inside a model.
     pub fn private(words: usize) -> Arc<Self> {
         let sleepers = Sleepers { bucket: Mutex::new(()), woken: Condvar::new() };
-        Arc::new(Self { words: (0..words).map(|_| AtomicU64::new(0)).collect(), sleepers })
+        Arc::new(Self { words: Arc::new((0..words).map(|_| AtomicU64::new(0)).collect()), sleepers })
     }
 
     /// Number of words.
@@ -49,9 +59,15 @@ impl Words {
         self.words[index..].first_chunk().expect("a line inside the memory")
     }
 
-    /// Eight words from `index` on, in any order as far as others see.
+    /// Eight words from `index` on. Every other line is there as soon as loom lets others see it, the rest only when the stream
+    /// [ends](end_stream), whatever was stored in between: both are what a processor may do.
     pub fn stream_line(&self, index: usize, words: [u64; 8]) {
-        self.line(index).iter().zip(words).for_each(|(to, word)| to.store(word, Ordering::Relaxed));
+        let line = (self.words.clone(), index, words);
+        if index / words.len() % 2 == 0 {
+            arrive(line);
+        } else {
+            ON_THEIR_WAY.with(|lines| lines.borrow_mut().push(line));
+        }
     }
 
     /// The word at `index`, to be named in futex calls. One sleeper per memory.
@@ -60,8 +76,16 @@ impl Words {
     }
 }
 
-/// Nothing: loom has no stores that later ones could overtake unless they are relaxed, and those it has.
-pub fn end_stream() {}
+fn arrive((words, index, line): Streamed) {
+    words[index..].iter().zip(line).for_each(|(to, word)| to.store(word, Ordering::Relaxed));
+}
+
+/// All that was streamed before goes before what is stored after; not in a thread that does without fences.
+pub fn end_stream() {
+    if !is_fenceless() {
+        ON_THEIR_WAY.with(|lines| lines.take().into_iter().for_each(arrive));
+    }
+}
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;

@@ -1,6 +1,7 @@
 //! The ring: what is taken is what was sent, whole and in order, whoever is faster and whoever dies.
 
 use ai_swarm_loom::base::crash::dying_after;
+use ai_swarm_loom::base::sync::without_fences;
 use ai_swarm_loom::shm::Words;
 use ai_swarm_loom::shm::ring::{Consumer, Message, Producer, PushError, RingMemory, SLOT_WORDS};
 use ai_swarm_loom::{Bound, explore};
@@ -190,6 +191,31 @@ fn a_writer_that_dies_in_a_batch_shows_all_of_it_or_nothing() {
                 break;
             }
         }
+    }
+}
+
+#[test]
+fn a_stream_that_is_shown_before_it_has_ended_has_holes() {
+    for is_fenced in [true, false] {
+        let whole = Arc::new(AtomicBool::new(true));
+        let seen = whole.clone();
+        explore(&format!("ring, a streamed batch, fenced {is_fenced}"), Bound::Preemptions(2), move || {
+            let (mut producer, mut consumer) = ring(32);
+            let payloads: Vec<Vec<u8>> = (0..17).map(|number| vec![number]).collect();
+            let sent = payloads.clone();
+            let writer = thread::spawn(move || {
+                let mut push = || producer.try_push_batch(1, sent.iter().map(|payload| &payload[..]));
+                if is_fenced { push() } else { without_fences(push) }.expect("a sound reader")
+            });
+            let pushed = writer.join().expect("no panic");
+            assert_eq!(pushed, payloads.len(), "there was room");
+            let (mut message, mut taken) = (Message::default(), Vec::new());
+            while matches!(consumer.try_pop(&mut message), Ok(true)) {
+                taken.push(message.payload().to_vec());
+            }
+            seen.fetch_and(taken == payloads, Ordering::Relaxed);
+        });
+        assert_eq!(whole.load(Ordering::Relaxed), is_fenced);
     }
 }
 
