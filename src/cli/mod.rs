@@ -129,7 +129,13 @@ fn with_causes(error: &anyhow::Error) -> String {
 
 fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
     let global = &cli.global;
-    Level::forced().map_err(|words| Failure::new(exit::WRONG, words))?;
+    // Only where kernels run: nobody shall be unable to stop a swarm because of it.
+    if matches!(
+        cli.command,
+        None | Some(Command::Run(_) | Command::Bench { .. } | Command::Chaos { .. } | Command::Doctor)
+    ) {
+        Level::forced().map_err(|words| Failure::new(exit::WRONG, words))?;
+    }
     if cli.command.is_some() && (global.demo || global.monitor_duration.is_some()) {
         let flag = if global.demo { "--demo" } else { "--monitor-duration" };
         return Err(

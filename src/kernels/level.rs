@@ -87,7 +87,8 @@ impl Level {
 
     /// The level that [`LEVEL_VARIABLE`] forces, if any; in words, why it cannot be had.
     pub fn forced() -> Result<Option<Level>, String> {
-        std::env::var_os(LEVEL_VARIABLE).map(|value| parse(&value.to_string_lossy())).transpose()
+        let value = std::env::var_os(LEVEL_VARIABLE).filter(|value| !value.is_empty());
+        value.map(|value| parse(&value.to_string_lossy())).transpose()
     }
 
     /// The level to use: the widest one, or the one [`LEVEL_VARIABLE`] forces. Detected once per process.

@@ -6,8 +6,8 @@
 //!   sleep and die with us; agents are born into its namespace. When the guard goes, the kernel kills everybody inside,
 //!   stopped or detached, before anything else runs. Orphans become the guard's children, and that is how they are found.
 //! - **Adoption**, everywhere else: this process becomes the subreaper of its descendants, finds orphans among its own
-//!   children and kills them. When this process itself is killed, agents still die, but what they had started stays until
-//!   the next start of the same swarm finds it ([`end_strays`]).
+//!   children and kills them. When this process itself is killed, agents still die; what they had started is found by the
+//!   supervisor's reaper, or else by the next start of the same swarm ([`end_strays`]).
 //!
 //! Which orphan belonged to whom is read in its environment: [`VARIABLE`] names a life and is inherited.
 
@@ -19,13 +19,15 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Names the life of an agent in its environment and in that of all that it starts.
 pub const VARIABLE: &str = "AI_SWARM_LIFE";
 
 /// Looks for orphans at the end, at most.
 const ENDINGS: u32 = 400;
+/// Longest hunt for what the agents of a dead swarm left behind.
+const STRAYS: Duration = Duration::from_millis(500);
 
 /// See the module. Used by the thread that starts processes, and by no other.
 #[derive(Debug)]
@@ -230,14 +232,18 @@ impl Containment {
 /// Ends what the agents of a dead swarm left behind, wherever it is by now. Looks at every process of the host, so only
 /// where there was such a swarm. Returns how many there were.
 pub fn end_strays(is_theirs: impl Fn(&str) -> bool) -> usize {
-    let mut ended = BTreeSet::new();
+    // Where /proc shows the numbers of another namespace, a number there is somebody else here.
+    if super::process::own_number() != std::process::id() {
+        return 0;
+    }
+    let (mut ended, began) = (BTreeSet::new(), Instant::now());
     // One that was killed may have started another just before, behind this look's back.
-    for _ in 0..ENDINGS {
-        let found = kill_strays(&is_theirs);
-        if found.is_empty() {
+    while began.elapsed() < STRAYS {
+        let before = ended.len();
+        ended.extend(kill_strays(&is_theirs));
+        if ended.len() == before {
             break;
         }
-        ended.extend(found);
         std::thread::sleep(Duration::from_micros(500));
     }
     ended.len()

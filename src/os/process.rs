@@ -13,9 +13,15 @@ pub struct ChildProcess {
     pidfd: OwnedFd,
 }
 
-/// From here on the calling process outlives its parent, the process `parent`; returns when that one has ended.
+/// From here on the calling process outlives its parent, the process `parent`; returns when that one has ended. What is sent to
+/// the parent's whole group or session does not concern it, nor does a polite request to end.
 pub fn outlive_parent(parent: u32) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(None)?;
+    rustix::process::setsid()?;
+    for signal in [libc::SIGTERM, libc::SIGQUIT, libc::SIGTSTP] {
+        // SAFETY: ignores a signal; no handler, no memory.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     let pid = i32::try_from(parent).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
         return Ok(());

@@ -5,7 +5,9 @@
 //! last of them. What became of every single task is in the journal, whole.
 
 use super::Supervisor;
-use super::action::{AgentCounters, EarlierView, TaskCounts};
+use super::action::{AgentCounters, AgentView, EarlierView, TaskCounts};
+use crate::base::ids::AgentSlot;
+use crate::tasks::ledger::Counts;
 
 /// Agents of earlier lives that are kept apart; the tasks of further ones are in the sums only.
 const AGENTS_KEPT: usize = 1024;
@@ -68,20 +70,49 @@ impl EarlierView {
     }
 }
 
+impl From<Counts> for TaskCounts {
+    /// Nobody has looked whether any is lost.
+    fn from(counts: Counts) -> Self {
+        TaskCounts {
+            total: counts.total,
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+            cancelled: counts.cancelled,
+            retried: counts.retried,
+            hedged: counts.hedged,
+            hedges_won: counts.hedges_won,
+            hedges_lost: counts.hedges_lost,
+            lost: 0,
+            duplicated: counts.duplicated,
+        }
+    }
+}
+
+impl From<&AgentView> for AgentCounters {
+    fn from(agent: &AgentView) -> Self {
+        let restarts = u64::from(agent.restarts);
+        AgentCounters { tasks: agent.tasks, failures: agent.failures, restarts, busy_s: agent.busy_s }
+    }
+}
+
 impl Supervisor {
     /// What the next life shall know of this one and of those before.
     pub(super) fn counted(&self) -> EarlierView {
         let agents = self.agent_views();
-        let agents = agents.iter().map(|agent| {
-            let counted = AgentCounters {
-                tasks: agent.tasks,
-                failures: agent.failures,
-                restarts: u64::from(agent.restarts),
-                busy_s: agent.busy_s,
-            };
-            (agent.id.as_str(), counted)
-        });
-        self.earlier.and(&self.task_counts(), agents)
+        let agents = agents.iter().map(|agent| (agent.id.as_str(), agent.into()));
+        let destroyed = self.destroyed.iter().map(|(id, counted)| (id.as_str(), *counted));
+        self.earlier.and(&self.ledger.counts().into(), agents.chain(destroyed))
+    }
+
+    /// The agent in this slot is about to be forgotten.
+    pub(super) fn count_destroyed(&mut self, slot: AgentSlot) {
+        let Some(agent) = self.agent_view(slot) else { return };
+        let counted = AgentCounters::from(&agent);
+        match self.destroyed.iter().position(|(id, _)| *id == agent.id) {
+            Some(at) => self.destroyed[at].1.add(&counted),
+            None if self.destroyed.len() < AGENTS_KEPT => self.destroyed.push((agent.id, counted)),
+            None => {}
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::shm::segment;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ const FOUND_TRIES: usize = 16;
 const FOUND_PAUSE: Duration = Duration::from_millis(1);
 /// So long a lock whose holder is dead is waited for.
 const LAST_BREATH: Duration = Duration::from_secs(1);
+/// So long any.
+const REAPING: Duration = Duration::from_millis(20);
 /// Longest path of a Unix socket, with its closing zero.
 const SOCKET_PATH_BYTES: usize = 108;
 
@@ -128,12 +131,15 @@ fn lock(path: &Path) -> Result<Result<File, String>, HomeError> {
     Ok(Ok(file))
 }
 
-/// As [`lock`], but waits for a lock that is about to be free: its holder is dead, and so will be whoever has it still.
+/// As [`lock`], but waits for a lock that is about to be free: its holder is dead, and so will be whoever has it still. Also for a
+/// reaper, which is through at once, where nobody can tell that the holder is dead.
 fn lock_of_the_dead(path: &Path) -> Result<Result<File, String>, HomeError> {
     let began = Instant::now();
     loop {
         match lock(path)? {
-            Err(pid) if is_dead(&pid) && began.elapsed() < LAST_BREATH => std::thread::sleep(FOUND_PAUSE),
+            Err(pid) if began.elapsed() < if is_dead(&pid) { LAST_BREATH } else { REAPING } => {
+                std::thread::sleep(FOUND_PAUSE);
+            }
             outcome => return Ok(outcome),
         }
     }
@@ -141,29 +147,50 @@ fn lock_of_the_dead(path: &Path) -> Result<Result<File, String>, HomeError> {
 
 /// What the next start in a home would have done, before there is one: its supervisor, the process `dead`, was killed.
 pub(super) fn tidy_after(path: &Path, sockets: Option<&Path>, is_private: bool, dead: u32) {
+    let Some(lock) = lock_after(path, dead) else { return };
+    let token = remove_board(path);
+    sockets.into_iter().for_each(remove_sockets);
+    if is_private {
+        remove_private(path);
+    }
+    // From here on nothing depends on the place, and whoever waits for it can have it.
+    drop(lock);
+    if let Some(token) = token {
+        end_strays_of(&token);
+    }
+}
+
+/// The lock of a home whose supervisor, the process `dead`, was killed; `None` when somebody else was quicker.
+fn lock_after(path: &Path, dead: u32) -> Option<File> {
     let began = Instant::now();
-    // The file of a private home may be gone already.
-    let Ok(mut file) = OpenOptions::new().read(true).open(path.join(LOCK)) else { return };
-    let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    while rustix::fs::flock(&file, lock).is_err() {
-        // Somebody has a copy still, or a successor was quicker.
+    // That of a private home may be gone already.
+    let mut file = OpenOptions::new().read(true).open(path.join(LOCK)).ok()?;
+    while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        // Somebody who dies as well has a copy still, or there is a successor.
         if began.elapsed() > LAST_BREATH {
-            return;
+            return None;
         }
         std::thread::sleep(FOUND_PAUSE);
     }
     let mut pid = String::new();
-    let is_of_the_dead = file.read_to_string(&mut pid).is_ok() && pid.trim() == dead.to_string();
-    if !is_of_the_dead {
-        // There was a successor, which has tidied up and has ended, too.
-        return;
-    }
-    clean(path);
-    for socket in sockets.into_iter().flat_map(|folder| [SOCKET, ATTACH].map(|name| folder.join(name))) {
-        let _ = fs::remove_file(socket);
-    }
-    if is_private {
-        remove_private(path);
+    // Of another one: there was a successor, which has tidied up and has ended, too.
+    (file.read_to_string(&mut pid).is_ok() && pid.trim() == dead.to_string()).then_some(file)
+}
+
+/// Removes the sockets that nobody listens on. The dead one's gateway may take a moment to die.
+fn remove_sockets(folder: &Path) {
+    for path in [SOCKET, ATTACH].map(|name| folder.join(name)) {
+        let began = Instant::now();
+        while began.elapsed() < LAST_BREATH {
+            match UnixStream::connect(&path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    let _ = fs::remove_file(&path);
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                _ => std::thread::sleep(FOUND_PAUSE),
+            }
+        }
     }
 }
 
@@ -284,27 +311,34 @@ impl Home {
     }
 }
 
-/// Removes a dead swarm's board. The name is checked: it came from a file that others may have written.
+/// Removes what a dead swarm left in its home, and whom.
 fn clean(path: &Path) {
-    if let Ok(name) = fs::read_to_string(path.join(BOARD)) {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if name.starts_with("ai_swarm-")
-            && name.len() < 200
-            && name.chars().all(plain)
-            && segment::remove_leftover(&name)
-        {
-            tracing::info!(segment = name, "removed what a killed swarm left");
+    if let Some(token) = remove_board(path) {
+        let ended = end_strays_of(&token);
+        if ended > 0 {
+            tracing::info!(ended, "ended what agents of a killed swarm had left behind");
         }
-        // Its agents died with it; what they had started may not have.
-        if let Some((_, token)) = name.rsplit_once('-').filter(|(_, token)| token.len() == 16) {
-            let is_theirs = |life: &str| life.strip_prefix(token).is_some_and(|rest| rest.starts_with('.'));
-            let ended = containment::end_strays(is_theirs);
-            if ended > 0 {
-                tracing::info!(ended, "ended what agents of a killed swarm had left behind");
-            }
-        }
-        let _ = fs::remove_file(path.join(BOARD));
     }
+}
+
+/// Removes a dead swarm's board; the token of that life. The name is checked: it came from a file that others may have written.
+fn remove_board(path: &Path) -> Option<String> {
+    let name = fs::read_to_string(path.join(BOARD)).ok()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.starts_with("ai_swarm-")
+        && name.len() < 200
+        && name.chars().all(plain)
+        && segment::remove_leftover(&name)
+    {
+        tracing::info!(segment = name, "removed what a killed swarm left");
+    }
+    let _ = fs::remove_file(path.join(BOARD));
+    name.rsplit_once('-').filter(|(_, token)| token.len() == 16).map(|(_, token)| token.to_owned())
+}
+
+/// A dead swarm's agents died with it; what they had started may not have. No other life has its token.
+fn end_strays_of(token: &str) -> usize {
+    containment::end_strays(|life| life.strip_prefix(token).is_some_and(|rest| rest.starts_with('.')))
 }
 
 impl Drop for Home {

@@ -18,10 +18,19 @@ struct Unanswered {
     answer: Answer,
 }
 
+/// An answer to somebody who wanted a task cancelled that has ended.
+struct Cancel {
+    task: TaskId,
+    name: String,
+    is_new: bool,
+    answer: Answer,
+}
+
 /// What waits for the journal, oldest first.
 #[derive(Default)]
 pub(super) struct KeptBack {
     accepted: VecDeque<Unanswered>,
+    cancels: VecDeque<Cancel>,
     /// Ends of tasks and their batches, with the record that has to be safe.
     ended: VecDeque<(u64, TaskId, u64)>,
     /// What was known to be safe in the last turn.
@@ -194,16 +203,37 @@ impl Supervisor {
         }
     }
 
-    /// Whether how a task ended may be told: a later life, too, will know. After a failure nothing becomes safe any more, and what
-    /// was cancelled on request is no promise.
+    /// Whether how a task ended may be told: a later life, too, will know. After a failure nothing becomes safe any more.
     pub(super) fn may_be_told(&self, task: &Task) -> bool {
         let is_safe = || self.ledger.book().is_none_or(|book| task.end_record <= book.safe());
-        self.kept.failure.is_some() || task.state == TaskState::Cancelled || is_safe()
+        self.kept.failure.is_some() || is_safe()
+    }
+
+    /// Answers who wanted this task cancelled, once its end is safe: it is cancelled now, or had ended before.
+    pub(super) fn answer_when_safe(&mut self, task: TaskId, name: String, is_new: bool, answer: Answer) {
+        self.kept.cancels.push_back(Cancel { task, name, is_new, answer });
+        self.answer_cancels();
+    }
+
+    fn answer_cancels(&mut self) {
+        while let Some(first) = self.kept.cancels.front()
+            && self.ledger.get(first.task).is_none_or(|task| self.may_be_told(task))
+        {
+            let Cancel { task, name, is_new, answer } = self.kept.cancels.pop_front().expect("just seen");
+            answer(match self.ledger.get(task) {
+                Some(task) if is_new => Reply::Task(Box::new(self.task_view(task))),
+                Some(task) => Reply::Refused(Refused::Conflict(format!(
+                    "task {name} has ended already: {}",
+                    task.state.name()
+                ))),
+                None => super::no_task(&name),
+            });
+        }
     }
 
     /// Whether somebody waits for the journal.
     pub(super) fn keeps_back(&self) -> bool {
-        !self.kept.ended.is_empty() || !self.kept.accepted.is_empty()
+        !self.kept.ended.is_empty() || !self.kept.accepted.is_empty() || !self.kept.cancels.is_empty()
     }
 
     /// What became safe is acknowledged.
@@ -215,6 +245,7 @@ impl Supervisor {
         if !is_fine || !self.kept.was_fine {
             self.on_trouble();
         }
+        self.answer_cancels();
         while let Some(first) = self.kept.accepted.front()
             && (first.record <= safe || self.kept.failure.is_some())
         {

@@ -17,7 +17,6 @@ use crate::os::topology::Topology;
 use crate::tasks::{LearnedCost, Learning, Mode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -96,20 +95,19 @@ fn write(
     while let Ok(news) = work.recv() {
         // The newest of what gathered.
         let news = work.try_iter().last().unwrap_or(news);
-        let saved = |snapshots: &mut Snapshots, outcome: io::Result<()>| {
-            if let Err(error) = outcome {
-                tracing::warn!("{} is not kept: {error}", snapshots.name());
-            }
-        };
-        if news.0 != before.0 {
-            let outcome = known.save(&news.0);
-            saved(&mut known, outcome);
-        }
-        if news.1 != before.1 {
-            let outcome = counted.save(&news.1);
-            saved(&mut counted, outcome);
-        }
-        before = news;
+        // What could not be written is tried again with the next news, and at the end.
+        save(&mut known, &mut before.0, news.0);
+        save(&mut counted, &mut before.1, news.1);
+    }
+}
+
+fn save<T: Serialize + PartialEq>(snapshots: &mut Snapshots, before: &mut T, news: T) {
+    if news == *before {
+        return;
+    }
+    match snapshots.save(&news) {
+        Ok(()) => *before = news,
+        Err(error) => tracing::warn!("{} is not kept: {error}", snapshots.name()),
     }
 }
 

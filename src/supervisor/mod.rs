@@ -248,8 +248,9 @@ pub struct Supervisor {
     kept: keeping::KeptBack,
     /// Keeps what this process knows for a later life.
     memory: memory::Memory,
-    /// What was counted in earlier lives.
+    /// What was counted in earlier lives, and in this one by agents that were destroyed.
     earlier: action::EarlierView,
+    destroyed: Vec<(String, action::AgentCounters)>,
     giving_up: Vec<GivingUp>,
     heard: Vec<Signal>,
     /// Room for what epoll finds, kept so that a look allocates nothing.
@@ -349,6 +350,10 @@ impl Supervisor {
         let slots = config.max_agents + HOUSEKEEPING_SLOTS;
         let standbys = config.agents.compute.standbys;
         let clients = room_for_clients(open_files, plan.assignments.len(), slots + standbys)?;
+        let silence = crate::os::spawn::silence().map_err(system("open /dev/null"))?;
+        let beside = keeping::cores_for_threads(&plan, topology.usable());
+        // Before there is anything to put away.
+        let reaper = reaper::Reaper::start(&home, &config.name, silence.as_fd(), beside, started);
         let board_name = format!("ai_swarm-{}-{token}", config.name);
         home.note_board(&board_name)?;
         let board = Board::create(&board_name, slots)?;
@@ -371,7 +376,6 @@ impl Supervisor {
         let mut ledger = Ledger::new(limits);
         // Threads begin where this one may run: the journal's away from the cores of compute agents, if there is room.
         let cores_before = CoreMask::current();
-        let beside = keeping::cores_for_threads(&plan, topology.usable());
         beside.apply();
         let elsewhere = keeping::cores_elsewhere(&plan, topology.usable());
         let kept = keeping::open(&config, &options, elsewhere, &home, &handle, &token, &mut ledger);
@@ -407,7 +411,6 @@ impl Supervisor {
         };
         let bell = HubBell::new((hub_words.clone(), pages::HUB_ASLEEP), copy(&event)?);
         let vigil = Vigil::begin(bell).map_err(system("start a thread"))?;
-        let silence = crate::os::spawn::silence().map_err(system("open /dev/null"))?;
         let gateway_start = |control: &std::path::Path| wire::GatewayStart {
             control: control.to_owned(),
             timeout: config.tasks.default_timeout,
@@ -441,7 +444,6 @@ impl Supervisor {
             settings,
             token,
         };
-        let reaper = reaper::Reaper::start(&home, &nursery, beside);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|errno| system("create an epoll")(errno.into()))?;
         let watch = |fd: BorrowedFd<'_>, data| {
@@ -492,6 +494,7 @@ impl Supervisor {
             kept: keeping::KeptBack::new(),
             memory,
             earlier: recalled.counted.unwrap_or_default(),
+            destroyed: Vec::new(),
             giving_up: Vec::new(),
             heard: Vec::new(),
             found: Vec::with_capacity(64),
@@ -1125,15 +1128,14 @@ impl Supervisor {
             Err(refused) => refused.clone(),
             Ok(id) => {
                 let task = self.ledger.get(*id);
-                let error = task
+                let ended = task.filter(|task| task.state.is_final() && self.may_be_told(task));
+                let error = ended
                     .filter(|task| task.state == TaskState::Failed)
                     .and_then(|task| task.error.as_deref());
                 Submitted {
                     id: task.map_or_else(|| id.to_string(), crate::tasks::Task::label),
                     error: error.map(str::to_owned),
-                    task: task
-                        .filter(|task| task.state.is_final())
-                        .map(|task| Box::new(self.task_view(task))),
+                    task: ended.map(|task| Box::new(self.task_view(task))),
                 }
             }
         }
@@ -1211,7 +1213,7 @@ impl Supervisor {
                 Some(task) => Reply::Task(Box::new(self.task_view(task))),
                 None => no_task(&name),
             },
-            Action::CancelTask(name) => self.cancel_task(&name),
+            Action::CancelTask(name) => return self.cancel_task(name, answer),
             Action::Agents => Reply::Agents(self.agent_views()),
             Action::Agent(id) => match self.slot_of(&id).and_then(|slot| self.agent_view(slot)) {
                 Some(view) => Reply::Agent(Box::new(view)),
@@ -1263,19 +1265,19 @@ impl Supervisor {
         ids.iter().filter(|id| hears(id)).count()
     }
 
-    fn cancel_task(&mut self, name: &str) -> Reply {
-        let Some(id) = self.ledger.find(name).map(|task| task.id) else { return no_task(name) };
-        match self.ledger.cancel(id, self.now).expect("just found") {
-            CancelOutcome::Cancelled => {}
-            CancelOutcome::AskAgent(lease, attempt) => self.ask_to_give_up(id, lease, attempt),
-            CancelOutcome::AlreadyEnded(state) => {
-                return Reply::Refused(Refused::Conflict(format!(
-                    "task {name} has ended already: {}",
-                    state.name()
+    fn cancel_task(&mut self, name: String, answer: Answer) {
+        let Some(id) = self.ledger.find(&name).map(|task| task.id) else { return answer(no_task(&name)) };
+        let is_new = match self.ledger.cancel(id, self.now).expect("just found") {
+            CancelOutcome::AskAgent(lease, attempt) => {
+                self.ask_to_give_up(id, lease, attempt);
+                return answer(Reply::Task(Box::new(
+                    self.task_view(self.ledger.get(id).expect("just found")),
                 )));
             }
-        }
-        Reply::Task(Box::new(self.task_view(self.ledger.get(id).expect("just found"))))
+            CancelOutcome::Cancelled => true,
+            CancelOutcome::AlreadyEnded(_) => false,
+        };
+        self.answer_when_safe(id, name, is_new, answer);
     }
 }
 

@@ -22,50 +22,66 @@ const PRIVATE: &str = "private";
 /// Told to end, it has so long.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
+/// Between two starts, when one after the other dies young: at first, and at most.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// See the module.
 pub(super) struct Reaper {
     life: Option<ChildProcess>,
     /// Where it runs: it is in nobody's way, and wakes when nobody is left.
     cores: CoreMask,
+    /// When the last one was started, when the next one may be, and the pause before the one after that.
+    born: Nanos,
+    due: Nanos,
+    pause: Duration,
+    /// What is the matter, until there is another: it was told.
+    is_missed: bool,
 }
 
 impl Reaper {
     /// Starts it. Without one the next start of the swarm tidies up.
-    pub(super) fn start(home: &Home, nursery: &Nursery, cores: CoreMask) -> Self {
-        let life = Self::spawn(home, nursery, cores);
+    pub(super) fn start(
+        home: &Home,
+        swarm: &str,
+        silence: BorrowedFd<'_>,
+        cores: CoreMask,
+        now: Nanos,
+    ) -> Self {
+        let life = spawn(home, swarm, silence, cores);
         if let Err(error) = &life {
             tracing::warn!("what a killed supervisor leaves will be there until the next start: {error}");
         }
-        Self { life: life.ok(), cores }
-    }
-
-    fn spawn(home: &Home, nursery: &Nursery, cores: CoreMask) -> io::Result<ChildProcess> {
-        // Folders go by descriptor: their names need not be text.
-        let folder = std::fs::File::open(home.path())?;
-        let sockets = home.socket().and_then(Path::parent).map(std::fs::File::open).transpose()?;
-        let inherit: Vec<BorrowedFd<'_>> =
-            [Some(&folder), sockets.as_ref()].into_iter().flatten().map(|file| file.as_fd()).collect();
-        let parent = std::process::id().to_string();
-        let numbers: Vec<String> = inherit.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-        // The name is for `ps`.
-        let whose = if home.is_private() { PRIVATE } else { "shared" };
-        let mut arguments = vec![REAPER_WORD, &nursery.swarm, &parent, whose];
-        arguments.extend(numbers.iter().map(String::as_str));
-        crate::os::spawn::spawn(&Order {
-            program: Path::new("/proc/self/exe"),
-            arguments: &arguments,
-            variable: None,
-            inherit: &inherit,
-            silence: nursery.silence.as_fd(),
-            stderr: nursery.silence.as_fd(),
-            birthplace: Birthplace::Here,
-            cores: Some(cores),
-        })
+        Self { is_missed: life.is_err(), life: life.ok(), cores, born: now, due: now, pause: PAUSE }
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
         self.life.as_ref().map(ChildProcess::pid)
     }
+}
+
+fn spawn(home: &Home, swarm: &str, silence: BorrowedFd<'_>, cores: CoreMask) -> io::Result<ChildProcess> {
+    // Folders go by descriptor: their names need not be text.
+    let folder = std::fs::File::open(home.path())?;
+    let sockets = home.socket().and_then(Path::parent).map(std::fs::File::open).transpose()?;
+    let inherit: Vec<BorrowedFd<'_>> =
+        [Some(&folder), sockets.as_ref()].into_iter().flatten().map(|file| file.as_fd()).collect();
+    let parent = std::process::id().to_string();
+    let numbers: Vec<String> = inherit.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+    // The name is for `ps`.
+    let whose = if home.is_private() { PRIVATE } else { "shared" };
+    let mut arguments = vec![REAPER_WORD, swarm, &parent, whose];
+    arguments.extend(numbers.iter().map(String::as_str));
+    crate::os::spawn::spawn(&Order {
+        program: Path::new("/proc/self/exe"),
+        arguments: &arguments,
+        variable: None,
+        inherit: &inherit,
+        silence,
+        stderr: silence,
+        birthplace: Birthplace::Here,
+        cores: Some(cores),
+    })
 }
 
 impl Drop for Reaper {
@@ -79,19 +95,37 @@ impl Drop for Reaper {
 }
 
 impl Supervisor {
-    /// Looks whether the reaper is still there. Who kills it gets another one.
+    /// Looks whether the reaper is still there. Who kills it gets another one; one that cannot live is tried less and less often.
     pub(super) fn tend_reaper(&mut self) {
-        let Some(exit) = self.reaper.life.as_ref().and_then(ChildProcess::try_reap) else { return };
-        self.reaper.life = None;
-        if self.closing {
+        let (reaper, now) = (&mut self.reaper, self.now);
+        let exit = reaper.life.as_ref().and_then(ChildProcess::try_reap);
+        if self.closing || reaper.life.is_some() && exit.is_none() {
             return;
         }
-        let next = match Reaper::spawn(&self.home, &self.nursery, self.reaper.cores) {
-            Ok(child) => format!("process {} took its place", self.reaper.life.insert(child).pid()),
-            Err(error) => format!("there is no other, and the next start tidies up: {error}"),
-        };
-        let text = format!("the reaper ended: {}; {next}", exit.describe());
-        self.events.add(Severity::Warning, "reaper_died", None, text);
+        if let Some(exit) = exit {
+            reaper.life = None;
+            if now.since(reaper.born) > PAUSE_MAX {
+                (reaper.due, reaper.pause) = (now, PAUSE);
+            }
+            if !std::mem::replace(&mut reaper.is_missed, true) {
+                let text = format!("the reaper ended: {}", exit.describe());
+                self.events.add(Severity::Warning, "reaper_died", None, text);
+            }
+        }
+        if now < reaper.due {
+            return;
+        }
+        (reaper.born, reaper.due) = (now, now.plus(reaper.pause));
+        reaper.pause = (reaper.pause * 2).min(PAUSE_MAX);
+        match spawn(&self.home, &self.nursery.swarm, self.nursery.silence.as_fd(), reaper.cores) {
+            Ok(child) => {
+                reaper.is_missed = false;
+                let text = format!("there is a reaper again, process {}", child.pid());
+                reaper.life = Some(child);
+                self.events.add(Severity::Info, "reaper_started", None, text);
+            }
+            Err(error) => tracing::debug!("no reaper: {error}"),
+        }
     }
 }
 

@@ -50,7 +50,11 @@ fn known(value: f64, why_not: &str) -> Known {
 impl Supervisor {
     /// Where a task is, as far as anybody may know.
     fn told_state(&self, task: &Task) -> TaskState {
-        if self.may_be_told(task) { task.state } else { TaskState::Dispatched }
+        match task.attempt {
+            _ if self.may_be_told(task) => task.state,
+            Attempt(0) => TaskState::Queued,
+            _ => TaskState::Dispatched,
+        }
     }
 
     pub(super) fn task_view(&self, task: &Task) -> TaskView {
@@ -152,16 +156,8 @@ impl Supervisor {
             state => !state.is_final() && self.state == "stopped",
         };
         TaskCounts {
-            total: counts.total,
-            succeeded: counts.succeeded,
-            failed: counts.failed,
-            cancelled: counts.cancelled,
-            retried: counts.retried,
-            hedged: counts.hedged,
-            hedges_won: counts.hedges_won,
-            hedges_lost: counts.hedges_lost,
             lost: if counts.open() == 0 { 0 } else { self.ledger.tasks().filter(is_lost).count() as u64 },
-            duplicated: counts.duplicated,
+            ..counts.into()
         }
     }
 

@@ -567,6 +567,7 @@ impl Supervisor {
         self.note_death(slot, exit, born, tasks, detect_us, &moved);
         let text = format!("{cause} in life {incarnation}; {} moved to others", things(moved.len(), "task"));
         if unwanted {
+            self.count_destroyed(slot);
             self.roster[slot.index()] = None;
             self.close_incidents(&id, now);
             self.recompute_sharing();
@@ -937,6 +938,7 @@ impl Supervisor {
         let record = self.record_mut(slot).expect("just found");
         record.unwanted = true;
         if record.child.is_none() {
+            self.count_destroyed(slot);
             self.roster[slot.index()] = None;
             return Reply::Done;
         }

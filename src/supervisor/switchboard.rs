@@ -1038,6 +1038,10 @@ impl Supervisor {
         work: &mut usize,
     ) -> Result<(), String> {
         while let Some(&(ticket, task)) = client.unsent.front() {
+            // One that had ended before it was asked for again may not be safe yet.
+            if self.ledger.get(task).is_some_and(|task| !self.may_be_told(task)) {
+                break;
+            }
             if !self.tell_end(client, ticket, task)? {
                 break;
             }

@@ -579,6 +579,28 @@ fn an_end_that_somebody_saw_is_the_end_in_every_life() {
     swarm.end();
 }
 
+/// Who is told that a task is cancelled need not fear that it runs in a later life.
+#[test]
+fn a_task_that_was_cancelled_is_so_in_every_life() {
+    let slow = [("AI_SWARM_FAIL_AT", "journal.sync:1-=slow:150ms")];
+    let swarm = Swarm::deploy_with(Place::new(), &config("power"), &[], &slow);
+    swarm.submit(&json!([
+        {"id": "long", "kernel": "sleep", "params": {"seconds": 60}},
+        {"id": "late", "kernel": "noop", "after": ["long"]},
+    ]));
+    let began = std::time::Instant::now();
+    let answer = swarm.ask("POST", "/api/v1/tasks/late/cancel", None).is(200).json();
+    let waited = began.elapsed();
+    let place = swarm.kill();
+    assert_eq!(answer["state"], "cancelled", "{answer}");
+    assert!(waited >= Duration::from_millis(100), "told before the disk had it: {waited:?}");
+    let swarm = Swarm::deploy_in(place, &config("power"), &[]);
+    assert_eq!(swarm.task("late")["state"], "cancelled");
+    swarm.ask("POST", "/api/v1/tasks/late/cancel", None).refuses(409, "has ended already: cancelled");
+    swarm.ask("POST", "/api/v1/tasks/long/cancel", None).is(200);
+    swarm.end();
+}
+
 /// What became of agents is known after a death of the supervisor, and in the order in which it happened.
 #[test]
 fn the_life_of_agents_is_known_to_later_lives() {

@@ -165,6 +165,11 @@ fn what_was_counted_is_known_to_later_lives() {
     swarm.submit(&json!([late]));
     swarm.until_task("bad", "failed");
     swarm.until("all are done", |swarm| (swarm.status()["tasks"]["succeeded"] == 20).then_some(()));
+    // Who is gone for good has been there.
+    swarm.place.cli(&["agent", "create", "compute", "--id", "extra"]).ends(0);
+    swarm.place.cli(&["agent", "destroy", "extra"]).ends(0);
+    swarm
+        .until("it is gone", |swarm| swarm.agents().iter().all(|agent| agent["id"] != "extra").then_some(()));
     let place = end(swarm);
 
     let swarm = Swarm::deploy_in(place, &config, &[]);
@@ -178,6 +183,7 @@ fn what_was_counted_is_known_to_later_lives() {
     let agents = earlier["agents"].as_object().expect("agents");
     let by_agents = |what: &str| agents.values().filter_map(|agent| agent[what].as_u64()).sum::<u64>();
     assert_eq!(by_agents("tasks"), 20, "{earlier:#}");
+    assert!(agents.contains_key("extra"), "{earlier:#}");
     assert_eq!(swarm.status()["tasks"]["total"], 0, "this life has its own");
     swarm.place.cli(&["status"]).ends(0).says("21 ended in 1 earlier life of the swarm");
     swarm.submit(&json!([{"kernel": "noop"}]));

@@ -702,8 +702,9 @@ fn a_killed_swarm_leaves_nothing_that_has_a_name() {
     assert!(signal(first, Signal::KILL));
     let second =
         swarm.until("there is another", |swarm| reaper(swarm.running.pid()).filter(|&pid| pid != first));
-    let told = swarm.until("it is told", |swarm| swarm.events_of("reaper_died").first().cloned());
-    assert!(told["text"].to_string().contains(&format!("process {second} took its place")), "{told}");
+    assert_eq!(swarm.events_of("reaper_died").len(), 1);
+    let told = swarm.until("it is told", |swarm| swarm.events_of("reaper_started").first().cloned());
+    assert!(told["text"].to_string().contains(&format!("process {second}")), "{told}");
     assert_eq!(swarm.place.segments().len(), 1, "the board");
     swarm.submit(&json!([{"id": "kept", "kernel": "sleep", "params": {"seconds": 0.2}}]));
     let place = swarm.kill();
