@@ -256,6 +256,15 @@ def more_kernels(expected):
         save(f"out_rfft_{name}", np.fft.rfft(np.load(HERE / f"in_x_{name}.npy").astype("<f8")).astype(descr))
         cube = np.load(HERE / f"in_cube_{name}.npy").astype("<f8")
         save(f"out_rfft_2d_{name}", np.fft.rfft2(cube).astype(descr))
+    for name, descr in [("c64", "<f4"), ("c128", "<f8")]:
+        z = np.load(HERE / f"in_fft_{name}.npy").astype("<c16")
+        for word, n in [("all", None), ("cut", 51), ("padded", 150)]:
+            save(f"out_irfft_{word}_{name}", np.fft.irfft(z, n).astype(descr))
+            lengths = None if n is None else (len(z), n)
+            save(f"out_irfft_2d_{word}_{name}", np.fft.irfft2(z, lengths).astype(descr))
+    for name in ["f32", "f64"]:
+        x = np.load(HERE / f"in_x_{name}.npy").astype("<f8")
+        save(f"out_irfft_real_{name}", np.fft.irfft(x).astype("<" + DTYPES[name]))
     for name in ["f32", "i64", "c128"]:
         array = np.load(HERE / f"read_{name}_3d_c.npy")
         expected[f"sha256_{name}"] = hashlib.sha256(array.tobytes()).hexdigest()

@@ -776,6 +776,99 @@ fn transforms_of_two_axes_and_of_real_input_match_reference() {
 }
 
 #[test]
+fn inverse_real_transforms_match_reference_and_undo_rfft() {
+    /// By its definition: the columns, then every row made whole from its first half.
+    fn back(z: &[Complex<f64>], [rows, found]: [usize; 2], n: usize) -> Vec<f64> {
+        let mut matrix = z.to_vec();
+        for column in 0..found {
+            let line: Vec<_> = (0..rows).map(|row| z[row * found + column]).collect();
+            let mut out = line.clone();
+            reference::dft(&line, &mut out, Direction::Inverse);
+            (0..rows).for_each(|row| matrix[row * found + column] = out[row]);
+        }
+        let mut answer = Vec::new();
+        for row in matrix.chunks(found) {
+            let half = |at: usize| row.get(at).copied().unwrap_or_default();
+            let whole: Vec<_> = (0..n)
+                .map(|at| match at {
+                    // Its own mirror, so what is imaginary there is not looked at.
+                    _ if at == n - at || at == 0 => Complex::new(half(at).re, 0.0),
+                    _ if at < n - at => half(at),
+                    _ => half(n - at).conj(),
+                })
+                .collect();
+            let mut out = whole.clone();
+            reference::dft(&whole, &mut out, Direction::Inverse);
+            assert!(out.iter().all(|value| value.im.abs() < 1e-12));
+            answer.extend(out.iter().map(|value| value.re));
+        }
+        answer
+    }
+    let apart = |got: &[f64], want: &[f64]| {
+        assert_eq!(got.len(), want.len());
+        got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    };
+    let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+    for [rows, found] in [[1, 1], [1, 2], [2, 1], [3, 2], [5, 7], [16, 17], [40, 8], [3, 51], [1, 129]] {
+        // A batch of two.
+        let count = 2 * rows * found;
+        let z: Vec<Complex<f64>> =
+            values::<f64>(27, 2 * count).chunks(2).map(|part| Complex::new(part[0], part[1])).collect();
+        let small: Vec<Complex<f32>> = z.iter().map(|z| Complex::new(z.re as f32, z.im as f32)).collect();
+        let real: Vec<f64> = z.iter().map(|z| z.re).collect();
+        let promoted: Vec<_> = real.iter().map(|&re| Complex::new(re, 0.0)).collect();
+        let lengths = [None, Some(1), Some(2), Some(2 * found - 1), Some(found + 3), Some(4 * found + 2)];
+        for (n, axes) in lengths.into_iter().flat_map(|n| [(n, 1), (n, 2)]) {
+            let given = json!({"axes": axes, "n": n});
+            let Some(n) = n.or((found > 1).then(|| 2 * (found - 1))) else {
+                let error = by_default(KernelId::Irfft, given, &[array(&[2, rows, found], &z)]).unwrap_err();
+                assert!(error.to_string().contains("two elements or more, or a parameter `n`"), "{error}");
+                continue;
+            };
+            let high = if axes == 2 { rows } else { 1 };
+            let of = |z: &[Complex<f64>]| -> Vec<f64> {
+                z.chunks(high * found).flat_map(|z| back(z, [high, found], n)).collect()
+            };
+            let (want, want_real) = (of(&z), of(&promoted));
+            for variant in all_variants(KernelId::Irfft) {
+                let what = format!("{variant:?} {rows} x {found}, {axes} axes, n {n}");
+                let run = |input| call(KernelId::Irfft, given.clone(), &[input], variant).unwrap();
+                let outcome = run(array(&[2, rows, found], &z));
+                assert!(apart(elements(&outcome), &want) < 1e-14, "{what}");
+                assert_eq!(outcome.array.unwrap().shape(), [2, rows, n], "{what}");
+                let outcome = run(array(&[2, rows, found], &real));
+                assert!(apart(elements(&outcome), &want_real) < 1e-14, "{what} real");
+                let outcome = run(array(&[2, rows, found], &small));
+                assert!(apart(&wide(elements(&outcome)), &want) < 2e-6, "{what} c64");
+            }
+        }
+    }
+    for (rows, n) in [(1, 1), (1, 2), (3, 9), (7, 100), (20, 257), (300, 1024)] {
+        let x = values::<f64>(28, rows * n);
+        for variant in all_variants(KernelId::Irfft) {
+            for axes in [1, 2] {
+                let there =
+                    call(KernelId::Rfft, json!({"axes": axes}), &[array(&[rows, n], &x)], variant).unwrap();
+                let again = json!({"axes": axes, "n": n});
+                let outcome = call(KernelId::Irfft, again, &[there.array.unwrap().into()], variant).unwrap();
+                assert!(apart(elements(&outcome), &x) < 1e-14, "{variant:?} {rows} x {n}, {axes} axes");
+            }
+        }
+    }
+    // More lines than are at work together, each to be filled up with zeros: the last is as it is alone.
+    let z: Vec<Complex<f64>> =
+        values::<f64>(29, 2 * 300 * 400).chunks(2).map(|part| Complex::new(part[0], part[1])).collect();
+    for variant in all_variants(KernelId::Irfft) {
+        let run = |z: &[Complex<f64>]| {
+            let input = [array(&[z.len() / 400, 400], z)];
+            call(KernelId::Irfft, json!({"n": 1000}), &input, variant).unwrap()
+        };
+        let (all, last) = (run(&z), run(&z[299 * 400..]));
+        assert_eq!(elements::<f64>(&all)[299 * 1000..], *elements::<f64>(&last), "{variant:?}");
+    }
+}
+
+#[test]
 fn heat_steps_match_reference_and_blocking_changes_no_bit() {
     fn check<T: Float>() {
         let shapes =
@@ -1153,6 +1246,12 @@ fn mistakes_name_the_kernel_the_input_and_what_is_allowed() {
         ),
         (KernelId::Fft, json!({}), vec![f32s(&[2, 0])], "needs a last axis of one element or more"),
         (
+            KernelId::Irfft,
+            json!({"axes": 2}),
+            vec![f32s(&[5, 1])],
+            "irfft: inputs[0] \"x\" has shape (5, 1), needs a last axis of two elements or more, or a parameter `n`",
+        ),
+        (
             KernelId::Stencil5,
             json!({}),
             vec![f32s(&[5])],
@@ -1219,6 +1318,7 @@ fn long_work_beats_again_and_again() {
     assert!(beats(KernelId::Fft, json!({}), std::slice::from_ref(&grid)) >= 16);
     assert!(beats(KernelId::Fft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 48);
     assert!(beats(KernelId::Rfft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 40);
+    assert!(beats(KernelId::Irfft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 96);
     assert!(beats(KernelId::MonteCarlo, json!({"paths": 1_000_000}), &[]) >= 15);
     assert!(beats(KernelId::Sleep, json!({"seconds": 0.1}), &[]) >= 5);
 }
@@ -1536,6 +1636,25 @@ fn transforms_are_what_numpy_computes() {
             assert!(apart <= tolerance, "{output} {variant:?}: {apart:e} apart");
         }
     }
+    fn check_real<T: Float>(input: &str, output: &str, given: Value, tolerance: f64) {
+        let want = load(output);
+        for variant in all_variants(KernelId::Irfft) {
+            let outcome = call(KernelId::Irfft, given.clone(), &[load(input)], variant).unwrap();
+            let got = outcome.array.as_ref().unwrap();
+            assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{output}");
+            all_close(elements::<T>(&outcome), want.as_slice().unwrap(), tolerance, output);
+        }
+    }
+    for (word, n) in [("all", None), ("cut", Some(51)), ("padded", Some(150))] {
+        for (axes, mark) in [(1, ""), (2, "2d_")] {
+            let given = json!({"axes": axes, "n": n});
+            let output = |dtype: &str| format!("out_irfft_{mark}{word}_{dtype}");
+            check_real::<f32>("in_fft_c64", &output("c64"), given.clone(), 5e-7);
+            check_real::<f64>("in_fft_c128", &output("c128"), given, 1e-15);
+        }
+    }
+    check_real::<f32>("in_x_f32", "out_irfft_real_f32", json!({}), 2e-7);
+    check_real::<f64>("in_x_f64", "out_irfft_real_f64", json!({}), 4e-16);
     // Values are about 8 times a standard normal number, forward, and a tenth of one, backward.
     check::<f32>(KernelId::Fft, "in_fft_c64", "out_fft_c64", 1e-5);
     check::<f64>(KernelId::Fft, "in_fft_c128", "out_fft_c128", 2e-14);

@@ -28,7 +28,8 @@ use std::path::{Path, PathBuf};
 const NO_LEVEL: u8 = u8::MAX;
 /// Whether the level asked for is the level that runs. The transforms' library plans by itself.
 fn has_levels(kernel: KernelId) -> bool {
-    kernels::spec(kernel).levels && !matches!(kernel, KernelId::Fft | KernelId::Ifft | KernelId::Rfft)
+    let by_library = matches!(kernel, KernelId::Fft | KernelId::Ifft | KernelId::Rfft | KernelId::Irfft);
+    kernels::spec(kernel).levels && !by_library
 }
 
 /// Longest result that travels back; the supervisor keeps it as long as the task.

@@ -1,8 +1,9 @@
-//! `fft`, `ifft` and `rfft`: Fourier transforms along the last axis or the last two, by the `rustfft` and
+//! `fft`, `ifft`, `rfft` and `irfft`: Fourier transforms along the last axis or the last two, by the `rustfft` and
 //! `realfft` crates.
 //!
 //! NumPy's conventions: forward is `sum x[j] exp(-2 pi i j k / n)`, inverse has the other sign and is divided
-//! by `n`; of real input `rfft` gives the first half, `n / 2 + 1`, of which the rest is a mirror. Error: about
+//! by `n`; of real input `rfft` gives the first half, `n / 2 + 1`, of which the rest is a mirror, and `irfft` goes
+//! back from there. Error: about
 //! `log2(n) * u` of the root of the mean square of the answer, `u` being 2^-24 or 2^-53; unlike NumPy 1, `f32` and
 //! `c64` are transformed in 32 bits.
 //!
@@ -13,7 +14,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use num_complex::Complex;
-use realfft::{RealFftPlanner, RealToComplex};
+use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use rustfft::{Fft, FftDirection, FftPlanner, FftPlannerScalar};
 
 use super::{Call, KernelError, Level, Outcome, Pace, elements_mut};
@@ -35,6 +36,7 @@ struct Plans<T: rustfft::FftNum> {
     scalar: FftPlannerScalar<T>,
     made: Vec<Plan<T>>,
     made_real: Vec<Arc<dyn RealToComplex<T>>>,
+    made_back: Vec<Arc<dyn ComplexToReal<T>>>,
 }
 
 struct Plan<T: rustfft::FftNum> {
@@ -49,6 +51,7 @@ impl<T: rustfft::FftNum> Plans<T> {
             scalar: FftPlannerScalar::new(),
             made: Vec::new(),
             made_real: Vec::new(),
+            made_back: Vec::new(),
         }
     }
 
@@ -63,6 +66,19 @@ impl<T: rustfft::FftNum> Plans<T> {
         // A planner keeps what it planned, so each is forgotten with its plan.
         let plan = RealFftPlanner::new().plan_fft_forward(length);
         self.made_real.push(plan.clone());
+        plan
+    }
+
+    /// A real line from the first half of its transform.
+    fn back_plan(&mut self, length: usize) -> Arc<dyn ComplexToReal<T>> {
+        if let Some(plan) = self.made_back.iter().find(|plan| plan.len() == length) {
+            return plan.clone();
+        }
+        if self.made_back.len() == PLANS_MAX {
+            self.made_back.clear();
+        }
+        let plan = RealFftPlanner::new().plan_fft_inverse(length);
+        self.made_back.push(plan.clone());
         plan
     }
 
@@ -101,6 +117,7 @@ trait Precision: rustfft::FftNum + Element + Default {
     const COMPLEX: DType;
     fn plan(level: Level, length: usize, direction: FftDirection) -> Arc<dyn Fft<Self>>;
     fn real_plan(length: usize) -> Arc<dyn RealToComplex<Self>>;
+    fn back_plan(length: usize) -> Arc<dyn ComplexToReal<Self>>;
     fn inverse_of(length: usize) -> Self;
 }
 
@@ -117,6 +134,12 @@ impl Precision for f32 {
             return Plans::new().real_plan(length);
         }
         SINGLE.with_borrow_mut(|plans| plans.real_plan(length))
+    }
+    fn back_plan(length: usize) -> Arc<dyn ComplexToReal<f32>> {
+        if length > KEPT_LENGTH_MAX {
+            return Plans::new().back_plan(length);
+        }
+        SINGLE.with_borrow_mut(|plans| plans.back_plan(length))
     }
     fn inverse_of(length: usize) -> f32 {
         (1.0 / length as f64) as f32
@@ -137,6 +160,12 @@ impl Precision for f64 {
         }
         DOUBLE.with_borrow_mut(|plans| plans.real_plan(length))
     }
+    fn back_plan(length: usize) -> Arc<dyn ComplexToReal<f64>> {
+        if length > KEPT_LENGTH_MAX {
+            return Plans::new().back_plan(length);
+        }
+        DOUBLE.with_borrow_mut(|plans| plans.back_plan(length))
+    }
     fn inverse_of(length: usize) -> f64 {
         1.0 / length as f64
     }
@@ -155,6 +184,14 @@ pub(super) fn real_transform(call: &Call<'_>) -> Result<Outcome, KernelError> {
     match call.inputs[0].dtype() {
         DType::F32 => real_transform_of::<f32>(call),
         _ => real_transform_of::<f64>(call),
+    }
+}
+
+/// `irfft`: the answer has the input's shape but for its last axis, which is `n` long.
+pub(super) fn real_inverse(call: &Call<'_>) -> Result<Outcome, KernelError> {
+    match call.inputs[0].dtype() {
+        DType::F32 | DType::C64 => real_inverse_of::<f32>(call),
+        _ => real_inverse_of::<f64>(call),
     }
 }
 
@@ -247,6 +284,116 @@ where
     Ok(Outcome { array: Some(answer), flops: flops(x.len(), [rows, length]) / 2.0, ..Outcome::default() })
 }
 
+fn real_inverse_of<T: Precision>(call: &Call<'_>) -> Result<Outcome, KernelError>
+where
+    Complex<T>: Element,
+{
+    let input = &call.inputs[0];
+    let [rows, found] = lengths(call)?;
+    let length = call
+        .params
+        .int("n")
+        .map_or((found - 1).saturating_mul(2), |n| usize::try_from(n).unwrap_or(usize::MAX));
+    if length == 0 {
+        return Err(call.wrong_shape(0, "a last axis of two elements or more, or a parameter `n`"));
+    }
+    let half = length / 2 + 1;
+    let mut shape = input.shape().to_vec();
+    *shape.last_mut().expect("an axis, by its length") = length;
+    let mut answer = call.answer(T::DTYPE, &shape)?;
+    let count = answer.len();
+    let out = elements_mut::<T>(&mut answer);
+    if !out.is_empty() {
+        // What is at hand of each line; the rest of its half stays 0.
+        let given = found.min(half);
+        let matrix = half.checked_mul(rows).ok_or_else(|| call.out_of_memory(usize::MAX))?;
+        let together = (LINES / matrix).clamp(1, out.len() / (rows * length));
+        let mut spectra: Vec<Complex<T>> = call.space(together * matrix)?;
+        let mut back = Back::<T>::new(call, length)?;
+        let mut pace = Pace::new(call);
+        for (number, out) in out.chunks_mut(together * rows * length).enumerate() {
+            let lines = out.len() / length;
+            let spectra = &mut spectra[..lines * half];
+            for (line, spectrum) in spectra.chunks_exact_mut(half).enumerate() {
+                pace.step(8 * half)?;
+                let start = (number * together * rows + line) * found;
+                if let Some(real) = input.as_slice::<T>() {
+                    promote(&real[start..start + given], spectrum);
+                } else {
+                    let complex = call.slice::<Complex<T>>(0)?;
+                    spectrum[..given].copy_from_slice(&complex[start..start + given]);
+                }
+                spectrum[given..].fill(Complex::default());
+            }
+            if rows > 1 {
+                columns(call, spectra, [rows, half], FftDirection::Inverse)?;
+            }
+            for (spectrum, out) in spectra.chunks_exact_mut(half).zip(out.chunks_exact_mut(length)) {
+                pace.step(8 * length)?;
+                back.transform(call, spectrum, out)?;
+            }
+        }
+    }
+    Ok(Outcome { array: Some(answer), flops: flops(count, [rows, length]) / 2.0, ..Outcome::default() })
+}
+
+/// Makes real lines of the first halves of their transforms.
+enum Back<T: Precision> {
+    Library {
+        plan: Arc<dyn ComplexToReal<T>>,
+        scratch: Vec<Complex<T>>,
+        scale: T,
+    },
+    /// There is no scalar form of the other way.
+    Whole {
+        line: Line<T>,
+        whole: Vec<Complex<T>>,
+    },
+}
+
+impl<T: Precision> Back<T> {
+    fn new(call: &Call<'_>, length: usize) -> Result<Back<T>, KernelError> {
+        if is_scalar(call.level()) {
+            let line = Line::<T>::new(call, length, FftDirection::Inverse)?;
+            return Ok(Back::Whole { line, whole: call.space(length)? });
+        }
+        room_for_plan::<T>(call, length)?;
+        let plan = T::back_plan(length);
+        let scratch = call.space(plan.get_scratch_len())?;
+        Ok(Back::Library { plan, scratch, scale: T::inverse_of(length) })
+    }
+
+    /// One line; the half is garbage afterwards.
+    fn transform(
+        &mut self,
+        call: &Call<'_>,
+        half: &mut [Complex<T>],
+        out: &mut [T],
+    ) -> Result<(), KernelError> {
+        // These two are their own mirrors, so a real line has nothing imaginary there; NumPy looks away, too.
+        half[0].im = T::zero();
+        if out.len().is_multiple_of(2) {
+            half[out.len() / 2].im = T::zero();
+        }
+        match self {
+            Back::Library { plan, scratch, scale } => {
+                let done = plan.process_with_scratch(half, out, scratch);
+                done.map_err(|error| call.wrong_value(error.to_string()))?;
+                out.iter_mut().for_each(|value| *value = *value * *scale);
+            }
+            Back::Whole { line, whole } => {
+                whole[..half.len()].copy_from_slice(half);
+                for (at, value) in whole.iter_mut().enumerate().skip(half.len()) {
+                    *value = half[out.len() - at].conj();
+                }
+                line.transform(whole);
+                out.iter_mut().zip(whole).for_each(|(out, value)| *out = value.re);
+            }
+        }
+        Ok(())
+    }
+}
+
 fn promote<T: Precision>(real: &[T], out: &mut [Complex<T>]) {
     out.iter_mut().zip(real).for_each(|(out, &re)| *out = Complex::new(re, T::zero()));
 }
@@ -333,8 +480,12 @@ mod tests {
             assert!(plans.made.len() <= PLANS_MAX);
             assert_eq!(plans.real_plan(length).len(), length);
             assert!(plans.made_real.len() <= PLANS_MAX);
+            assert_eq!(plans.back_plan(length).len(), length);
+            assert!(plans.made_back.len() <= PLANS_MAX);
         }
         let first = plans.real_plan(7);
         assert!(Arc::ptr_eq(&first, &plans.real_plan(7)));
+        let first = plans.back_plan(7);
+        assert!(Arc::ptr_eq(&first, &plans.back_plan(7)));
     }
 }

@@ -255,6 +255,7 @@ pub fn run(call: &Call<'_>) -> Result<Outcome, KernelError> {
         KernelId::Spmv => sparse::spmv(call),
         KernelId::Rfft => fourier::real_transform(call),
         KernelId::Convolve2d => convolution::convolve2d(call),
+        KernelId::Irfft => fourier::real_inverse(call),
     }?;
     let read: usize = call.inputs.iter().map(|input| input.bytes().len()).sum();
     let written: usize = outcome

@@ -56,11 +56,13 @@ pub enum KernelId {
     Rfft = 21,
     /// Convolution of a grid with a small one.
     Convolve2d = 22,
+    /// The real array that `rfft` has the transform of.
+    Irfft = 23,
 }
 
 impl KernelId {
     /// Every kernel, in the order of their codes.
-    pub const ALL: [KernelId; 22] = [
+    pub const ALL: [KernelId; 23] = [
         KernelId::Matmul,
         KernelId::Dot,
         KernelId::Axpy,
@@ -83,6 +85,7 @@ impl KernelId {
         KernelId::Spmv,
         KernelId::Rfft,
         KernelId::Convolve2d,
+        KernelId::Irfft,
     ];
 
     /// The name in job files.
@@ -110,6 +113,7 @@ impl KernelId {
             KernelId::Spmv => "spmv",
             KernelId::Rfft => "rfft",
             KernelId::Convolve2d => "convolve2d",
+            KernelId::Irfft => "irfft",
         }
     }
 
@@ -571,7 +575,7 @@ pub fn spec(kernel: KernelId) -> &'static KernelSpec {
     &SPECS[usize::from(kernel.code()) - 1]
 }
 
-static SPECS: [KernelSpec; 22] = [
+static SPECS: [KernelSpec; 23] = [
     KernelSpec {
         id: KernelId::Matmul,
         about: "matrix products of a (m, k) and b (k, n), one or a batch",
@@ -1014,6 +1018,27 @@ static SPECS: [KernelSpec; 22] = [
         choices: ONE,
         levels: true,
     },
+    KernelSpec {
+        id: KernelId::Irfft,
+        about: "real array of which the input is what rfft gives, along the last axis or the last two",
+        inputs: &[input("x", "array of one axis or more, the last of m elements; real input is promoted")],
+        repeats: 1,
+        dtypes: SPECTRA,
+        output: OutputKind::Array,
+        result: false,
+        params: &[
+            AXES,
+            ParamSpec {
+                name: "n",
+                kind: ParamKind::Int { min: 1, max: i64::MAX },
+                default: ParamValue::Null,
+                about: "last length of the answer, of n / 2 + 1 elements: more are cut off, missing ones are 0; \
+                        null for 2 (m - 1)",
+            },
+        ],
+        choices: ONE,
+        levels: true,
+    },
 ];
 
 #[cfg(test)]
@@ -1042,7 +1067,7 @@ mod tests {
             }
             assert!(describe(kernel)["about"].is_string());
         }
-        assert_eq!((KernelId::from_code(0), KernelId::from_code(23)), (None, None));
+        assert_eq!((KernelId::from_code(0), KernelId::from_code(24)), (None, None));
         assert_eq!(KernelId::nearest_name("matmull"), Some("matmul"));
         assert_eq!(KernelId::nearest_name("frobnicate"), None);
     }

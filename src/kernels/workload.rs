@@ -17,7 +17,7 @@ pub fn size_class(work: u64) -> u8 {
 
 /// The work of a call, in a unit of its kernel's own that running time grows about linearly with.
 ///
-/// Elements of all inputs, times `steps` for `stencil5`; 1,024 multiply-adds for `matmul`, `convolve2d` and `knn`; paths
+/// Elements of all inputs, of `irfft` those it looks at, times `steps` for `stencil5`; 1,024 multiply-adds for `matmul`, `convolve2d` and `knn`; paths
 /// for `monte_carlo`; microseconds for `sleep`; 1 for `noop`. Shapes that the kernel will refuse give some
 /// number.
 pub fn work_elements(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> u64 {
@@ -42,6 +42,10 @@ pub fn work_elements(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> 
             _ => elements,
         },
         KernelId::Stencil5 => elements.saturating_mul(params.count("steps").max(1) as u64),
+        KernelId::Irfft => match (shapes, params.int("n")) {
+            ([[batch @ .., _]], Some(n)) => product(batch).saturating_mul(n as u64 / 2 + 1),
+            _ => elements,
+        },
         KernelId::MonteCarlo => params.count("paths") as u64,
         KernelId::Sleep => (params.float("seconds").unwrap_or(0.0) * 1e6) as u64,
         KernelId::Noop => 1,
@@ -73,6 +77,7 @@ pub fn synthetic_inputs(
         KernelId::Stencil5 => vec![vec![side(size); 2]],
         KernelId::Convolve2d => vec![vec![side(size); 2], vec![5; 2]],
         KernelId::Fft | KernelId::Ifft | KernelId::Rfft => vec![vec![1 << size.max(1).ilog2()]],
+        KernelId::Irfft => vec![vec![(1 << size.max(2).ilog2()) / 2 + 1]],
         KernelId::Knn => {
             let d = 64.min(size.max(1));
             let rows = (size / d).max(2);

@@ -83,6 +83,7 @@ fn cases() -> Vec<Case> {
             Some(("out_convolve2d_full", 40.0)),
         );
         add("rfft", "rfft", json!({"axes": 2}), &["in_cube"], Some(("out_rfft_2d", 90.0)));
+        add("irfft", "irfft", json!({"axes": 2}), &["out_rfft_2d"], Some(("in_cube", 16.0)));
         add("histogram", "histogram", json!({"bins": 64}), &["in_histogram"], Some(("out_histogram", 0.0)));
         let params = json!({"steps": 7, "alpha": 0.2});
         add("stencil5", "stencil5", params, &["in_grid"], Some(("out_stencil5", 50.0)));
