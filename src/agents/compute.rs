@@ -12,7 +12,7 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{Attempt, TaskId};
 use crate::jobs::{Body, level_wished};
 use crate::kernels::{
-    self, Call, Cancelled, Input, KernelError, KernelId, Level, Outcome, Pulse, SCORES_SUFFIX, Variant,
+    self, Call, Cancelled, EXTRA_SUFFIXES, Input, KernelError, KernelId, Level, Outcome, Pulse, Variant,
     check_params, extra_path,
 };
 use crate::messaging::ToAgent;
@@ -141,9 +141,9 @@ fn replaces_input(output: &Path, inputs: &[PathBuf]) -> bool {
 
 fn is_in_place(body: &Body) -> bool {
     let replaces = |output: &Path| replaces_input(output, &body.inputs);
-    body.output
-        .as_deref()
-        .is_some_and(|output| replaces(output) || replaces(&extra_path(output, SCORES_SUFFIX)))
+    body.output.as_deref().is_some_and(|output| {
+        replaces(output) || EXTRA_SUFFIXES.iter().any(|suffix| replaces(&extra_path(output, suffix)))
+    })
 }
 
 impl ComputeAgent {

@@ -123,6 +123,9 @@ pub struct Outcome {
     pub bytes: f64,
 }
 
+/// How the files end that kernels put beside their output.
+pub const EXTRA_SUFFIXES: [&str; 2] = [SCORES_SUFFIX, PLACES_SUFFIX];
+
 /// Where an extra array goes: beside `output`, `z.npy` and `.scores.npy` giving `z.scores.npy`.
 pub fn extra_path(output: &Path, suffix: &str) -> PathBuf {
     let mut name = output.file_stem().unwrap_or_default().to_os_string();

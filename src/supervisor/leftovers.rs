@@ -8,7 +8,7 @@
 use super::Supervisor;
 use crate::arrays;
 use crate::base::ids::{Attempt, TaskId};
-use crate::kernels::{SCORES_SUFFIX, extra_path};
+use crate::kernels::{EXTRA_SUFFIXES, extra_path};
 use crate::os::affinity::CoreMask;
 use crate::tasks::attempt_tag;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
@@ -18,20 +18,30 @@ use std::time::Duration;
 /// Makes good what an attempt without an answer did to its output and beside it. What cannot be made good, in words: then
 /// no attempt can compute right any more.
 pub(super) fn take_back(output: &Path, tag: &str) -> Result<(), String> {
-    let extra = arrays::take_back(&extra_path(output, SCORES_SUFFIX), tag);
-    arrays::take_back(output, tag).and(extra)
+    let mut all = Ok(());
+    for file in files(output) {
+        all = all.and(arrays::take_back(&file, tag));
+    }
+    all
 }
 
 /// Removes what an attempt that succeeded has kept.
 pub(super) fn forget(output: &Path, tag: &str) {
-    arrays::forget(&extra_path(output, SCORES_SUFFIX), tag);
-    arrays::forget(output, tag);
+    files(output).for_each(|file| arrays::forget(&file, tag));
 }
 
 /// The first half of that, which is quick; the other one is to [`forget`].
 fn put_back(output: &Path, tag: &str) -> Result<(), String> {
-    let extra = arrays::put_back(&extra_path(output, SCORES_SUFFIX), tag);
-    arrays::put_back(output, tag).and(extra)
+    let mut all = Ok(());
+    for file in files(output) {
+        all = all.and(arrays::put_back(&file, tag));
+    }
+    all
+}
+
+/// Whatever a kernel may have put beside an output, and then the output.
+fn files(output: &Path) -> impl Iterator<Item = PathBuf> {
+    EXTRA_SUFFIXES.map(|suffix| extra_path(output, suffix)).into_iter().chain([output.to_owned()])
 }
 
 /// Longest wait for the sweeper at the end. What a hung mount keeps is found by the next start.
@@ -140,5 +150,20 @@ mod tests {
         assert!(sweeper.finish());
         let left: Vec<_> = std::fs::read_dir(folder.path()).expect("readable").flatten().collect();
         assert_eq!(left.iter().map(|entry| entry.path()).collect::<Vec<_>>(), [kept]);
+    }
+
+    #[test]
+    fn files_beside_an_output_go_with_it_whatever_kernel_made_them() {
+        let folder = tempfile::tempdir().expect("folder");
+        let output = folder.path().join("z.npy");
+        for end in [forget as fn(&Path, &str), |output, tag| take_back(output, tag).expect("taken back")] {
+            for name in ["z.npy", "z.scores.npy", "z.places.npy"] {
+                let file = arrays::temporary_name(&folder.path().join(name), "tag");
+                std::fs::write(file, "half").expect("written");
+            }
+            end(&output, "tag");
+            let left: Vec<_> = std::fs::read_dir(folder.path()).expect("readable").flatten().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
     }
 }
