@@ -1,5 +1,5 @@
 //! Kernels on `f32`, every implementation that differs on this processor, each first compared with the plain
-//! reference. For `matmul` and `knn` the rate counts operations, for the others bytes that must move.
+//! reference. For `matmul`, `knn` and `kmeans` the rate counts operations, for the others bytes that must move.
 
 mod support;
 
@@ -116,6 +116,11 @@ fn truth(kernel: KernelId, params: &Params, arrays: &[Array]) -> Truth {
             let metric = Metric::Cosine;
             (reference::knn(input(0), input(1), d, k, metric).1, 1e-5)
         }
+        KernelId::Kmeans => {
+            let (d, k) = (arrays[0].shape()[1], number(params, "k") as usize);
+            let (seed, steps) = (number(params, "seed") as u64, number(params, "max_iterations") as usize);
+            (wide(&reference::kmeans(input(0), d, k, seed, steps, 0.0).centroids), 0.0)
+        }
         KernelId::Expr => {
             let (a, b, c) = (wide(input(0)), wide(input(1)), wide(input(2)));
             let values = (0..a.len()).map(|at| a[at].sin() * b[at] + 0.5 * c[at] * c[at]);
@@ -135,6 +140,7 @@ fn kernels(c: &mut Criterion) {
         Work::new("stencil5_f32_1024x10", KernelId::Stencil5, GRID * GRID, Some(json!({"steps": 10}))),
         Work::new("expr_f32_1m", KernelId::Expr, 3 * LONG, None),
         Work::new("knn_f32_64x16k", KernelId::Knn, 64 * 16_384, None),
+        Work::new("kmeans_f32_64kx16x10", KernelId::Kmeans, 65_536 * 16, None),
     ];
     for work in works {
         let mut group = c.benchmark_group(work.name);
@@ -147,7 +153,9 @@ fn kernels(c: &mut Criterion) {
             let outcome = work.call(variant);
             work.check(&outcome, &format!("{} {name}", work.name));
             group.throughput(match work.kernel {
-                KernelId::Matmul | KernelId::Knn => Throughput::Elements(outcome.flops as u64),
+                KernelId::Matmul | KernelId::Knn | KernelId::Kmeans => {
+                    Throughput::Elements(outcome.flops as u64)
+                }
                 _ => Throughput::Bytes(outcome.bytes as u64),
             });
             group.bench_function(name, |b| b.iter(|| work.call(variant)));

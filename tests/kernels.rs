@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use ai_swarm::arrays::{Array, ArrayRef, DType, Element, NpyFile, write_npy};
 use ai_swarm::kernels::reference::{self, Direction, Metric, Mode, Order, Reduction};
 use ai_swarm::kernels::{
-    Call, Cancelled, KernelError, KernelId, Level, Outcome, OutputKind, PLACES_SUFFIX, Params, Pulse,
-    SCORES_SUFFIX, Variant, check_params, extra_path, run, spec, synthetic_inputs, variants,
+    Call, Cancelled, EXTRA_SUFFIXES, KernelError, KernelId, LABELS_SUFFIX, Level, Outcome, OutputKind,
+    PLACES_SUFFIX, Params, Pulse, SCORES_SUFFIX, Variant, check_params, extra_path, run, spec,
+    synthetic_inputs, variants,
 };
 use num_complex::Complex;
 use serde_json::{Value, json};
@@ -1023,6 +1024,144 @@ fn load_again(array: &ArrayRef) -> ArrayRef {
     Array::from_slice(array.shape(), array.as_slice::<f32>().unwrap()).unwrap().into()
 }
 
+/// Runs `kmeans` every way and compares all bits; how many rows went to centroids without any.
+fn clusters_are_those_of_the_reference<T: Float>(x: &[T], d: usize, given: Value) -> usize {
+    let input = [array(&[x.len() / d, d], x)];
+    let number = |name: &str, default: u64| given[name].as_u64().unwrap_or(default);
+    let (k, most) = (number("k", 8) as usize, number("max_iterations", 300) as usize);
+    let tolerance = given["tolerance"].as_f64().unwrap_or(1e-4);
+    let want = reference::kmeans(x, d, k, number("seed", 42), most, tolerance);
+    for variant in all_variants(KernelId::Kmeans) {
+        let what = format!("{variant:?} {} rows of {d}, {given}", x.len() / d);
+        let outcome = call(KernelId::Kmeans, given.clone(), &input, variant).unwrap();
+        let (suffix, labels) = &outcome.extra[0];
+        assert_eq!((*suffix, labels.shape()), (LABELS_SUFFIX, &[x.len() / d][..]));
+        let labels = labels.as_slice::<i32>().unwrap().iter().map(|&label| label as usize);
+        assert!(labels.eq(want.labels.iter().copied()), "{what}");
+        assert_eq!(outcome.array.as_ref().unwrap().shape(), [k, d], "{what}");
+        assert_eq!(elements::<T>(&outcome), want.centroids, "{what}");
+        let result = outcome.result.unwrap();
+        assert_eq!(result["iterations"], want.iterations, "{what}");
+        assert_eq!((&result["k"], &result["converged"]), (&json!(k), &json!(want.converged)), "{what}");
+        close(result["inertia"].as_f64().unwrap(), want.inertia, 1e-12 * want.inertia, &what);
+    }
+    want.taken
+}
+
+#[test]
+fn clusters_have_the_bits_of_the_reference_on_every_level() {
+    fn check<T: Float>() {
+        for (n, d, k) in [
+            (1, 1, 1),
+            (5, 3, 5),
+            (50, 2, 4),
+            (300, 5, 7),
+            (200, 16, 3),
+            (70, 33, 20),
+            (1500, 1, 9),
+            (4200, 3, 6),
+        ] {
+            let x = values::<T>(36, n * d);
+            // Many rows alike and many as far from one centroid as from another.
+            let coarse: Vec<T> = x.iter().map(|value| T::of((value.to_f64() * 2.0).round())).collect();
+            for seed in 1..4 {
+                for x in [&x, &coarse] {
+                    clusters_are_those_of_the_reference(x, d, json!({"k": k, "seed": seed}));
+                    let given = json!({"k": k, "seed": seed, "tolerance": 0, "max_iterations": seed - 1});
+                    clusters_are_those_of_the_reference(x, d, given);
+                }
+            }
+            clusters_are_those_of_the_reference(&x, d, json!({"k": k, "tolerance": 0.05}));
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[test]
+fn a_centroid_that_lost_its_rows_takes_the_farthest_one() {
+    // With -4, 0 and 21 picked, the second one has 0 and 10, stands between them in the next step, and both are nearer to
+    // others.
+    let line = [-4.0, 0.0, 10.0, 11.0, 11.0, 11.0, 21.0];
+    let mut taken = [0; 2];
+    for seed in 0..200 {
+        // A little beside it, and in the plane.
+        let around: Vec<f64> = values::<f64>(seed, 14).iter().map(|value| value * 0.2).collect();
+        let x: Vec<f64> = line.iter().zip(around.chunks(2)).flat_map(|(x, y)| [x + y[0], y[1]]).collect();
+        let given = json!({"k": 3, "seed": seed, "tolerance": 0});
+        taken[0] += clusters_are_those_of_the_reference(&line.map(|x| x as f32), 1, given.clone());
+        taken[1] += clusters_are_those_of_the_reference(&x, 2, given);
+    }
+    assert!(taken.iter().all(|taken| *taken > 0), "{taken:?}");
+}
+
+#[test]
+fn clusters_that_stand_apart_are_found_whatever_the_seed() {
+    // Forty of them in a row: one row out of each is picked nearly always by distance, and never by luck.
+    let x: Vec<f32> = (0..4000)
+        .map(|row| (row % 40 * 1000) as f32)
+        .zip(values::<f32>(38, 4000))
+        .map(|(x, y)| x + y)
+        .collect();
+    for seed in 0..10 {
+        let given = json!({"k": 40, "seed": seed});
+        let outcome = by_default(KernelId::Kmeans, given, &[array(&[4000, 1], &x)]).unwrap();
+        let inertia = outcome.result.as_ref().unwrap()["inertia"].as_f64().unwrap();
+        assert!(inertia < 4000.0 / 3.0 * 1.05, "seed {seed}: {inertia}");
+        let mut centroids = elements::<f32>(&outcome).to_vec();
+        centroids.sort_by(f32::total_cmp);
+        for (at, centroid) in centroids.into_iter().enumerate() {
+            close(f64::from(centroid), at as f64 * 1000.0, 0.3, "a centroid");
+        }
+    }
+}
+
+#[test]
+fn more_steps_make_clusters_no_worse_and_rows_without_distances_are_refused() {
+    let x = values::<f64>(39, 3 * 2000);
+    let cluster =
+        |given: Value| by_default(KernelId::Kmeans, given, &[array(&[2000, 3], &x)]).unwrap().result.unwrap();
+    let mut before = f64::INFINITY;
+    for steps in 0..60 {
+        let found = cluster(json!({"k": 12, "max_iterations": steps, "tolerance": 0}));
+        let inertia = found["inertia"].as_f64().unwrap();
+        assert!(inertia <= before * (1.0 + 1e-12), "{steps}: {inertia} after {before}");
+        assert!(found["iterations"].as_u64().unwrap() <= steps);
+        before = inertia;
+    }
+    assert_eq!(cluster(json!({"k": 12, "tolerance": 0}))["converged"], true);
+    assert_eq!(cluster(json!({"k": 12, "max_iterations": 1}))["converged"], false);
+    assert_eq!(cluster(json!({"k": 2000}))["inertia"], 0.0);
+
+    let refused = |shape: [usize; 2], place: usize, value: f64, given: Value| {
+        let mut x = vec![1.0_f32; shape[0] * shape[1]];
+        x.iter_mut().skip(place).take(1).for_each(|x| *x = value as f32);
+        by_default(KernelId::Kmeans, given, &[array(&shape, &x)]).unwrap_err().to_string()
+    };
+    for (value, word) in
+        [(f64::NAN, "NaN"), (f64::NEG_INFINITY, "-inf"), (2.0_f64.powi(64), "1.8446744073709552e19")]
+    {
+        let error = refused([70_000, 3], 200_003, value, json!({}));
+        let words = format!(
+            "kmeans: inputs[0] \"x\" has {word} at (66667, 2), needs numbers of at most 2.7e18 in magnitude"
+        );
+        assert!(error.contains(&words), "{error}\n not {words}");
+    }
+    for (shape, words) in [
+        ([7, 2], "kmeans: inputs[0] \"x\" has shape (7, 2), needs (8, 2) or more rows, because k is 8"),
+        ([0, 2], "has shape (0, 2), needs (8, 2) or more rows, because k is 8"),
+        ([9, 0], "has shape (9, 0), needs (n, d) with d of 1 or more"),
+    ] {
+        let error = refused(shape, 0, 1.0, json!({}));
+        assert!(error.contains(words), "{error}\n not {words}");
+    }
+    // As large as may be: distances of any two are finite.
+    let ends: Vec<f32> = (0..30).map(|at| if at % 2 == 0 { 2.6e18 } else { -2.6e18 }).collect();
+    let outcome = by_default(KernelId::Kmeans, json!({"k": 1}), &[array(&[10, 3], &ends)]).unwrap();
+    let inertia = outcome.result.unwrap()["inertia"].as_f64().unwrap();
+    close(inertia, 30.0 * 2.6e18 * 2.6e18, 1e33, "inertia");
+}
+
 #[test]
 fn histograms_match_reference() {
     fn check<T: Float>() {
@@ -1319,6 +1458,8 @@ fn long_work_beats_again_and_again() {
     assert!(beats(KernelId::Fft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 48);
     assert!(beats(KernelId::Rfft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 40);
     assert!(beats(KernelId::Irfft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 96);
+    let given = json!({"k": 16, "max_iterations": 3});
+    assert!(beats(KernelId::Kmeans, given, std::slice::from_ref(&grid)) >= 28);
     assert!(beats(KernelId::MonteCarlo, json!({"paths": 1_000_000}), &[]) >= 15);
     assert!(beats(KernelId::Sleep, json!({"seconds": 0.1}), &[]) >= 5);
 }
@@ -1338,6 +1479,7 @@ fn outputs_and_bytes_are_as_the_table_says() {
         assert_eq!(outcome.result.is_some(), has_result, "{kernel}");
         let read: usize = inputs.iter().map(|input| input.bytes().len()).sum();
         assert!(outcome.bytes >= read as f64, "{kernel}");
+        assert!(outcome.extra.iter().all(|(suffix, _)| EXTRA_SUFFIXES.contains(suffix)), "{kernel}");
     }
 }
 

@@ -28,6 +28,7 @@ mod spec;
 mod variant;
 mod workload;
 
+mod clusters;
 mod convolution;
 mod cumulative;
 mod digest;
@@ -47,6 +48,7 @@ mod sort;
 mod sparse;
 mod stencil;
 
+pub use clusters::LABELS_SUFFIX;
 pub use level::{LEVEL_VARIABLE, Level};
 pub use nearest::SCORES_SUFFIX;
 pub use ranking::PLACES_SUFFIX;
@@ -124,7 +126,7 @@ pub struct Outcome {
 }
 
 /// How the files end that kernels put beside their output.
-pub const EXTRA_SUFFIXES: [&str; 2] = [SCORES_SUFFIX, PLACES_SUFFIX];
+pub const EXTRA_SUFFIXES: [&str; 3] = [SCORES_SUFFIX, PLACES_SUFFIX, LABELS_SUFFIX];
 
 /// Where an extra array goes: beside `output`, `z.npy` and `.scores.npy` giving `z.scores.npy`.
 pub fn extra_path(output: &Path, suffix: &str) -> PathBuf {
@@ -259,6 +261,7 @@ pub fn run(call: &Call<'_>) -> Result<Outcome, KernelError> {
         KernelId::Rfft => fourier::real_transform(call),
         KernelId::Convolve2d => convolution::convolve2d(call),
         KernelId::Irfft => fourier::real_inverse(call),
+        KernelId::Kmeans => clusters::kmeans(call),
     }?;
     let read: usize = call.inputs.iter().map(|input| input.bytes().len()).sum();
     let written: usize = outcome

@@ -2,7 +2,7 @@
 //!
 //! Nothing here is meant to be fast. Each function does its arithmetic in `f64`, in index order, with no
 //! blocking and no vector code, so that it can be checked by reading. Tests, the tuner and the
-//! `Level::Scalar` fallbacks compare against it; only `knn` allocates.
+//! `Level::Scalar` fallbacks compare against it; only `knn` and `kmeans` allocate.
 //!
 //! Shared rules
 //! 1. Matrices are row-major, `a[row * columns + column]`.
@@ -498,6 +498,130 @@ pub fn knn<T: Real>(queries: &[T], corpus: &[T], d: usize, k: usize, metric: Met
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// Clusters
+
+/// The nearest of `centroids`, the first of equal ones, and the square of its distance.
+///
+/// Differences, squares and sums are rounded to `T` one by one: an operation of two `f32` in `f64`, rounded, is that of
+/// `f32`. So the fast form can have these very bits.
+pub fn nearest_centroid<T: Real>(row: &[T], centroids: &[T]) -> (usize, T) {
+    let mut nearest = (0, T::from_f64(f64::INFINITY));
+    for (label, centroid) in centroids.chunks_exact(row.len()).enumerate() {
+        let mut total = T::default();
+        for (value, mean) in row.iter().zip(centroid) {
+            let difference = T::from_f64(value.to_f64() - mean.to_f64());
+            let square = T::from_f64(difference.to_f64() * difference.to_f64());
+            total = T::from_f64(total.to_f64() + square.to_f64());
+        }
+        if total < nearest.1 {
+            nearest = (label, total);
+        }
+    }
+    nearest
+}
+
+/// What [`kmeans`] finds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clusters<T> {
+    /// Centroids, `k x d`.
+    pub centroids: Vec<T>,
+    /// The nearest one of each row.
+    pub labels: Vec<usize>,
+    /// The sum of the squared distances.
+    pub inertia: f64,
+    /// Times that the centroids moved.
+    pub iterations: usize,
+    /// Whether they would hardly move any further.
+    pub converged: bool,
+    /// Rows that centroids without any took.
+    pub taken: usize,
+}
+
+/// Lloyd's algorithm on the rows of `x`, of `d` numbers each, from centroids that k-means++ picks: see the kernel for
+/// the rules.
+pub fn kmeans<T: Real>(
+    x: &[T],
+    d: usize,
+    k: usize,
+    seed: u64,
+    max_iterations: usize,
+    tolerance: f64,
+) -> Clusters<T> {
+    let rows: Vec<&[T]> = x.chunks_exact(d).collect();
+    let n = rows.len();
+    assert!(d > 0 && x.len() == n * d && (1..=n).contains(&k));
+    let squares = |centroids: &[T]| -> Vec<f64> {
+        rows.iter().map(|row| nearest_centroid(row, centroids).1.to_f64()).collect()
+    };
+    let labels = |centroids: &[T]| -> Vec<usize> {
+        rows.iter().map(|row| nearest_centroid(row, centroids).0).collect()
+    };
+    let mean = |rows: &[&[T]], column: usize| {
+        let mut total = 0.0;
+        rows.iter().for_each(|row| total += row[column].to_f64());
+        T::from_f64(total / rows.len() as f64)
+    };
+
+    let any = |draw: u64| ((uniform(seed, draw) * n as f64) as usize).min(n - 1);
+    let mut centroids = rows[any(0)].to_vec();
+    for draw in 1..k as u64 {
+        let weights = squares(&centroids);
+        let total: f64 = weights.iter().sum();
+        let mut rest = uniform(seed, draw) * total;
+        let row = (0..n).find(|&row| {
+            rest -= weights[row];
+            rest < 0.0
+        });
+        let last = weights.iter().rposition(|weight| *weight > 0.0);
+        centroids.extend(rows[row.or(last).unwrap_or_else(|| any(draw))]);
+    }
+
+    let middle: Vec<T> = (0..d).map(|column| mean(&rows, column)).collect();
+    let threshold = tolerance * squares(&middle).iter().sum::<f64>() / (n as f64 * d as f64);
+    let mut found = Clusters {
+        labels: labels(&centroids),
+        centroids,
+        inertia: 0.0,
+        iterations: 0,
+        converged: false,
+        taken: 0,
+    };
+    while found.iterations < max_iterations && !found.converged {
+        let mut away = squares(&found.centroids);
+        for empty in 0..k {
+            let count = |label: usize| found.labels.iter().filter(|other| **other == label).count();
+            if count(empty) > 0 {
+                continue;
+            }
+            let farthest = (0..n)
+                .filter(|&row| away[row] > 0.0 && count(found.labels[row]) > 1)
+                .rev()
+                .max_by(|&a, &b| away[a].total_cmp(&away[b]));
+            if let Some(row) = farthest {
+                (found.labels[row], away[row]) = (empty, 0.0);
+                found.taken += 1;
+            }
+        }
+        let mut moved = 0.0;
+        for label in 0..k {
+            let own: Vec<&[T]> =
+                (0..n).filter(|&row| found.labels[row] == label).map(|row| rows[row]).collect();
+            for column in 0..if own.is_empty() { 0 } else { d } {
+                let (value, mean) = (&mut found.centroids[label * d + column], mean(&own, column));
+                moved += (mean.to_f64() - value.to_f64()).powi(2);
+                *value = mean;
+            }
+        }
+        let again = labels(&found.centroids);
+        found.iterations += 1;
+        found.converged = again == found.labels || moved <= threshold;
+        found.labels = again;
+    }
+    found.inertia = squares(&found.centroids).iter().sum();
+    found
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // Histogram
 
 /// Adds the elements of `x` to `counts`, equal bins over `[min, max]`; returns how many were left out.
@@ -577,6 +701,13 @@ pub const PHILOX_M1: u32 = 0xCD9E_8D57;
 pub const PHILOX_W0: u32 = 0x9E37_79B9;
 /// See [`PHILOX_M0`].
 pub const PHILOX_W1: u32 = 0xBB67_AE85;
+
+/// Random number `number` under `seed`, uniform in 0 to below 1, of 53 bits.
+pub fn uniform(seed: u64, number: u64) -> f64 {
+    let words = philox4x32([number as u32, (number >> 32) as u32, 1, 0], [seed as u32, (seed >> 32) as u32]);
+    let bits = u64::from(words[0]) | u64::from(words[1]) << 32;
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
+}
 
 /// The standard normal number of path `path` under `seed`.
 ///

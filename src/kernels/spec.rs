@@ -58,11 +58,13 @@ pub enum KernelId {
     Convolve2d = 22,
     /// The real array that `rfft` has the transform of.
     Irfft = 23,
+    /// Clusters of rows.
+    Kmeans = 24,
 }
 
 impl KernelId {
     /// Every kernel, in the order of their codes.
-    pub const ALL: [KernelId; 23] = [
+    pub const ALL: [KernelId; 24] = [
         KernelId::Matmul,
         KernelId::Dot,
         KernelId::Axpy,
@@ -86,6 +88,7 @@ impl KernelId {
         KernelId::Rfft,
         KernelId::Convolve2d,
         KernelId::Irfft,
+        KernelId::Kmeans,
     ];
 
     /// The name in job files.
@@ -114,6 +117,7 @@ impl KernelId {
             KernelId::Rfft => "rfft",
             KernelId::Convolve2d => "convolve2d",
             KernelId::Irfft => "irfft",
+            KernelId::Kmeans => "kmeans",
         }
     }
 
@@ -575,7 +579,7 @@ pub fn spec(kernel: KernelId) -> &'static KernelSpec {
     &SPECS[usize::from(kernel.code()) - 1]
 }
 
-static SPECS: [KernelSpec; 23] = [
+static SPECS: [KernelSpec; 24] = [
     KernelSpec {
         id: KernelId::Matmul,
         about: "matrix products of a (m, k) and b (k, n), one or a batch",
@@ -1039,6 +1043,44 @@ static SPECS: [KernelSpec; 23] = [
         choices: ONE,
         levels: true,
     },
+    KernelSpec {
+        id: KernelId::Kmeans,
+        about: "k centroids of the rows of a matrix by Lloyd's algorithm, with each row's label beside the output",
+        inputs: &[input("x", "matrix (n, d) of finite numbers")],
+        repeats: 1,
+        dtypes: FLOATS,
+        output: OutputKind::Array,
+        result: true,
+        params: &[
+            ParamSpec {
+                name: "k",
+                kind: ParamKind::Int { min: 1, max: 1 << 24 },
+                default: ParamValue::Int(8),
+                about: "number of clusters, at most n",
+            },
+            ParamSpec {
+                name: "seed",
+                kind: ParamKind::Int { min: 0, max: i64::MAX },
+                default: ParamValue::Int(42),
+                about: "the same seed picks the same rows as first centroids, by k-means++",
+            },
+            ParamSpec {
+                name: "max_iterations",
+                kind: ParamKind::Int { min: 0, max: 1_000_000_000 },
+                default: ParamValue::Int(300),
+                about: "times that the centroids move at most; 0 for the first centroids",
+            },
+            ParamSpec {
+                name: "tolerance",
+                kind: NOT_NEGATIVE,
+                default: ParamValue::Float(1e-4),
+                about: "ends when the squares of a step's movements add up to at most this share of the columns' mean \
+                        variance; 0 for when no row changes its cluster",
+            },
+        ],
+        choices: ONE,
+        levels: true,
+    },
 ];
 
 #[cfg(test)]
@@ -1067,7 +1109,7 @@ mod tests {
             }
             assert!(describe(kernel)["about"].is_string());
         }
-        assert_eq!((KernelId::from_code(0), KernelId::from_code(24)), (None, None));
+        assert_eq!((KernelId::from_code(0), KernelId::from_code(25)), (None, None));
         assert_eq!(KernelId::nearest_name("matmull"), Some("matmul"));
         assert_eq!(KernelId::nearest_name("frobnicate"), None);
     }

@@ -17,8 +17,8 @@ pub fn size_class(work: u64) -> u8 {
 
 /// The work of a call, in a unit of its kernel's own that running time grows about linearly with.
 ///
-/// Elements of all inputs, of `irfft` those it looks at, times `steps` for `stencil5`; 1,024 multiply-adds for `matmul`, `convolve2d` and `knn`; paths
-/// for `monte_carlo`; microseconds for `sleep`; 1 for `noop`. Shapes that the kernel will refuse give some
+/// Elements of all inputs, of `irfft` those it looks at, times `steps` for `stencil5`; 1,024 multiply-adds for `matmul`,
+/// `convolve2d`, `knn` and a pass of `kmeans`, the number of which only the data know; paths for `monte_carlo`; microseconds for `sleep`; 1 for `noop`. Shapes that the kernel will refuse give some
 /// number.
 pub fn work_elements(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> u64 {
     let product =
@@ -35,6 +35,10 @@ pub fn work_elements(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> 
         },
         KernelId::Knn => match shapes {
             [[q, d], [n, _]] => product(&[*q, *d, *n]) / 1024,
+            _ => elements,
+        },
+        KernelId::Kmeans => match shapes {
+            [x] => product(x).saturating_mul(params.count("k") as u64) / 1024,
             _ => elements,
         },
         KernelId::Convolve2d => match shapes {
@@ -85,6 +89,14 @@ pub fn synthetic_inputs(
             let corpus = (rows - queries).max(1);
             given.insert("k".into(), json!(10.min(corpus)));
             vec![vec![queries, d], vec![corpus, d]]
+        }
+        KernelId::Kmeans => {
+            let d = 16.min(size.max(1));
+            let rows = (size / d).max(1);
+            given.insert("k".into(), json!(16.min(rows)));
+            given.insert("max_iterations".into(), json!(10));
+            given.insert("tolerance".into(), json!(0));
+            vec![vec![rows, d]]
         }
         KernelId::MonteCarlo => {
             given.insert("paths".into(), json!(size.clamp(2, 1_000_000_000)));

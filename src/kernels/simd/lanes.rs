@@ -233,6 +233,21 @@ pub trait SimdElem: Real {
     /// # Safety
     /// As many elements as `I::F64` has lanes are writable at `target`.
     unsafe fn store_narrow<I: Isa>(value: I::F64, target: *mut Self);
+    /// A value whose bits are `index`, to be moved and selected but never computed with.
+    fn carrying(index: u32) -> Self;
+    /// What [`SimdElem::carrying`] was given.
+    fn carried(self) -> u32;
+    /// Four rows of four as four columns.
+    #[inline(always)]
+    fn crossed(rows: [[Self; 4]; 4]) -> [[Self; 4]; 4] {
+        let mut columns = rows;
+        for i in 0..4 {
+            for j in 0..4 {
+                columns[i][j] = rows[j][i];
+            }
+        }
+        columns
+    }
 
     /// The first elements of a slice shorter than `I::F64`, widened, the other lanes `fill`.
     ///
@@ -261,6 +276,33 @@ pub trait SimdElem: Real {
 impl SimdElem for f32 {
     type Lanes<I: Isa> = I::F32;
     #[inline(always)]
+    fn carrying(index: u32) -> f32 {
+        f32::from_bits(index)
+    }
+    #[inline(always)]
+    fn carried(self) -> u32 {
+        self.to_bits()
+    }
+    // The compiler moves one number at a time otherwise.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn crossed(rows: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+        use core::arch::x86_64::*;
+        let mut columns = rows;
+        // SAFETY: every x86-64 has SSE; rows and columns of four are read and written whole, at any address.
+        unsafe {
+            let (a, b) = (_mm_loadu_ps(rows[0].as_ptr()), _mm_loadu_ps(rows[1].as_ptr()));
+            let (c, d) = (_mm_loadu_ps(rows[2].as_ptr()), _mm_loadu_ps(rows[3].as_ptr()));
+            let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
+            _mm_storeu_ps(columns[0].as_mut_ptr(), _mm_movelh_ps(ab, cd));
+            _mm_storeu_ps(columns[1].as_mut_ptr(), _mm_movehl_ps(cd, ab));
+            let (ab, cd) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
+            _mm_storeu_ps(columns[2].as_mut_ptr(), _mm_movelh_ps(ab, cd));
+            _mm_storeu_ps(columns[3].as_mut_ptr(), _mm_movehl_ps(cd, ab));
+        }
+        columns
+    }
+    #[inline(always)]
     unsafe fn load_wide<I: Isa>(source: *const f32) -> I::F64 {
         // SAFETY: by contract.
         unsafe { I::F64::load_f32(source) }
@@ -274,6 +316,14 @@ impl SimdElem for f32 {
 
 impl SimdElem for f64 {
     type Lanes<I: Isa> = I::F64;
+    #[inline(always)]
+    fn carrying(index: u32) -> f64 {
+        f64::from_bits(u64::from(index))
+    }
+    #[inline(always)]
+    fn carried(self) -> u32 {
+        self.to_bits() as u32
+    }
     #[inline(always)]
     unsafe fn load_wide<I: Isa>(source: *const f64) -> I::F64 {
         // SAFETY: by contract.

@@ -11,7 +11,8 @@
 //! 1. No allocation, except the packing buffers of `matmul`; any length, any alignment.
 //! 2. The order of additions depends on the level and the length only, never on threads or addresses.
 //! 3. Slices of unequal or wrong length are the caller's mistake and panic.
-//! 4. Levels agree within the bounds stated at each function, not bit by bit: the wider ones fuse.
+//! 4. Levels agree within the bounds stated at each function, not bit by bit: the wider ones fuse. Those of `clusters`
+//!    do not, and agree.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -21,6 +22,7 @@ mod lanes;
 mod portable;
 mod scalar;
 
+mod clusters;
 mod convolution;
 mod histogram;
 mod linear;
@@ -35,6 +37,7 @@ mod sort;
 mod sort_lanes;
 mod stencil;
 
+pub use clusters::{TILE_ROWS, add_to_clusters, nearest_centroids};
 pub use convolution::windows;
 pub use histogram::{histogram, histogram_u8};
 pub use lanes::SimdElem;
