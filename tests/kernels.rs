@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use ai_swarm::arrays::{Array, ArrayRef, DType, Element, NpyFile, write_npy};
 use ai_swarm::kernels::reference::{self, Direction, Metric, Mode, Order, Reduction};
+use ai_swarm::kernels::simd;
 use ai_swarm::kernels::{
-    Call, Cancelled, EXTRA_SUFFIXES, KernelError, KernelId, LABELS_SUFFIX, Level, Outcome, OutputKind,
-    PLACES_SUFFIX, Params, Pulse, SCORES_SUFFIX, Variant, check_params, extra_path, run, spec,
+    BOUNDS_SUFFIX, Call, Cancelled, EXTRA_SUFFIXES, KernelError, KernelId, LABELS_SUFFIX, Level, Outcome,
+    OutputKind, PLACES_SUFFIX, Params, Pulse, SCORES_SUFFIX, Variant, check_params, extra_path, run, spec,
     synthetic_inputs, variants,
 };
 use num_complex::Complex;
@@ -1019,6 +1020,94 @@ fn neighbours_of_extreme_vectors_are_found() {
     assert_eq!(extra_path(Path::new("a/z.npy"), SCORES_SUFFIX), Path::new("a/z.scores.npy"));
 }
 
+/// The inputs of a search by codes.
+fn coded(queries: &[f32], corpus: &[f32], d: usize) -> Vec<ArrayRef> {
+    let rows = |x: &[f32]| array(&[x.len() / d, d], x);
+    let made = by_default(KernelId::Quantize, json!({}), &[rows(corpus)]).unwrap();
+    assert_eq!(made.extra[0].0, BOUNDS_SUFFIX);
+    let bounds = made.extra.into_iter().next().unwrap().1;
+    vec![rows(queries), rows(corpus), made.array.unwrap().into(), bounds.into()]
+}
+
+#[test]
+fn neighbours_by_codes_are_the_exact_ones() {
+    for (q, n, d, k) in [
+        (1, 1, 1, 1),
+        (3, 10, 2, 10),
+        (7, 300, 5, 3),
+        (4, 5000, 16, 10),
+        (2, 9000, 70, 25),
+        (16, 400, 1000, 4),
+    ] {
+        let (uniform, queries) = (values::<f32>(41, n * d), values::<f32>(42, q * d));
+        // Lengths of many sizes; one large number that leaves the others few codes; rows almost alike; ties.
+        let scaled = |x: f32, at: usize| x * (10.0_f32).powi((at / d % 9) as i32 * 3 - 12);
+        let spiked = |x: f32, at: usize| if at.is_multiple_of(d) { x * 1e4 } else { x };
+        let alike = |x: f32, at: usize| queries[at % d] + x * 1e-4;
+        let coarse = |x: f32, _: usize| (x * 1.5).round();
+        let of = |change: &dyn Fn(f32, usize) -> f32| -> Vec<f32> {
+            uniform.iter().enumerate().map(|(at, &x)| change(x, at)).collect()
+        };
+        let mut odd = uniform.clone();
+        odd.chunks_mut(d).step_by(3).for_each(|row| row.fill(0.0));
+        odd[0] = f32::NAN;
+        if n > 9 {
+            (odd[4 * d], odd[5 * d], odd[7 * d]) = (f32::INFINITY, f32::MIN_POSITIVE / 8.0, 3e38);
+        }
+        for corpus in [uniform.clone(), of(&scaled), of(&spiked), of(&alike), of(&coarse), odd] {
+            let inputs = coded(&queries, &corpus, d);
+            for (word, metric) in
+                [("cosine", Metric::Cosine), ("l2", Metric::L2), ("ip", Metric::InnerProduct)]
+            {
+                let given = json!({"k": k, "metric": word});
+                for variant in all_variants(KernelId::Knn) {
+                    let what = format!("{word} {variant:?} {q} {n} {d} {k}");
+                    let outcome = call(KernelId::Knn, given.clone(), &inputs, variant).unwrap();
+                    let indices = elements::<i64>(&outcome);
+                    let scores = outcome.extra[0].1.as_slice::<f32>().unwrap();
+                    let pieces = indices.chunks(k).zip(scores.chunks(k)).zip(queries.chunks(d));
+                    for ((indices, scores), query) in pieces {
+                        // What scoring every row as the last step does it gives.
+                        let mut all: Vec<(f64, u64)> = corpus
+                            .chunks(d)
+                            .zip(0..)
+                            .map(|(row, at)| (simd::distance(variant.level, metric, query, row), at))
+                            .collect();
+                        all.sort_by(|a, b| {
+                            if a.1 == b.1 {
+                                std::cmp::Ordering::Equal
+                            } else if reference::ranks_before(metric.order(), a.0, a.1, b.0, b.1) {
+                                std::cmp::Ordering::Less
+                            } else {
+                                std::cmp::Ordering::Greater
+                            }
+                        });
+                        let want: Vec<i64> = all.iter().take(k).map(|(_, at)| *at as i64).collect();
+                        assert_eq!(indices, want, "{what}");
+                        let same = scores.iter().zip(&all).all(|(got, want)| {
+                            got.to_bits() == (want.0 as f32).to_bits() || got.is_nan() && want.0.is_nan()
+                        });
+                        assert!(same, "{what}: {scores:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_of_another_corpus_are_noticed() {
+    let (queries, corpus) = (values::<f32>(43, 8), values::<f32>(44, 8 * 50));
+    let mut inputs = coded(&queries, &corpus, 8);
+    let mut other = corpus.clone();
+    other.swap(8 * 7, 8 * 7 + 1);
+    inputs[1] = array(&[50, 8], &other);
+    // Every row is scored.
+    let error = by_default(KernelId::Knn, json!({"k": 50}), &inputs).unwrap_err().to_string();
+    let words = "knn: inputs[2] \"codes\" and inputs[3] \"bounds\" are not what quantize makes of inputs[1] \"corpus\": row 7 is";
+    assert!(error.contains(words), "{error}");
+}
+
 /// A copy, because a call takes a slice of arrays.
 fn load_again(array: &ArrayRef) -> ArrayRef {
     Array::from_slice(array.shape(), array.as_slice::<f32>().unwrap()).unwrap().into()
@@ -1259,7 +1348,7 @@ fn simulated_prices_agree_with_the_closed_form_and_with_each_other() {
 #[test]
 fn empty_and_pointless_arrays_are_answered_or_refused_never_fatal() {
     for kernel in KernelId::ALL.into_iter().filter(|kernel| !spec(*kernel).inputs.is_empty()) {
-        let count = spec(kernel).inputs.len();
+        let count = spec(kernel).inputs.iter().filter(|input| !input.optional).count();
         for dtype in DType::ALL {
             for shape in
                 [&[][..], &[0], &[1], &[0, 0], &[0, 3], &[3, 0], &[2, 2], &[1, 0, 2], &[usize::MAX, 0]]
@@ -1297,6 +1386,7 @@ fn answers_beyond_memory_are_refused() {
 fn mistakes_name_the_kernel_the_input_and_what_is_allowed() {
     let f32s = |shape: &[usize]| -> ArrayRef { Array::zeros(DType::F32, shape).unwrap().into() };
     let f64s = |shape: &[usize]| -> ArrayRef { Array::zeros(DType::F64, shape).unwrap().into() };
+    let u8s = |shape: &[usize]| -> ArrayRef { Array::zeros(DType::U8, shape).unwrap().into() };
     let cases = [
         (
             KernelId::Matmul,
@@ -1403,6 +1493,37 @@ fn mistakes_name_the_kernel_the_input_and_what_is_allowed() {
             "knn: inputs[1] \"corpus\" has shape (3, 2), needs (4, 2) or more rows, because k is 4",
         ),
         (KernelId::Knn, json!({"k": 1}), vec![f32s(&[1, 2]), f32s(&[3, 3])], "needs (*, 2)"),
+        (
+            KernelId::Knn,
+            json!({"k": 1}),
+            vec![f32s(&[1, 2])],
+            "knn: 1 inputs, needs 2 to 4 (queries, corpus, codes, bounds)",
+        ),
+        (
+            KernelId::Knn,
+            json!({"k": 1}),
+            vec![f32s(&[1, 2]), f32s(&[3, 2]), u8s(&[3, 2])],
+            "knn: has inputs[2] \"codes\" without inputs[3] \"bounds\", needs both or neither",
+        ),
+        (
+            KernelId::Knn,
+            json!({"k": 1}),
+            vec![f64s(&[1, 2]), f64s(&[3, 2]), u8s(&[3, 2]), f32s(&[3, 3])],
+            "knn: inputs[0] \"queries\" has dtype f64, needs f32, because codes are given",
+        ),
+        (
+            KernelId::Knn,
+            json!({"k": 1}),
+            vec![f32s(&[1, 2]), f32s(&[3, 2]), u8s(&[3, 3]), f32s(&[3, 3])],
+            "knn: inputs[2] \"codes\" has shape (3, 3), needs (3, 2), that of inputs[1] \"corpus\"",
+        ),
+        (
+            KernelId::Knn,
+            json!({"k": 1}),
+            vec![f32s(&[1, 2]), f32s(&[3, 2]), u8s(&[3, 2]), f32s(&[4, 3])],
+            "knn: inputs[3] \"bounds\" has shape (4, 3), needs (3, 3)",
+        ),
+        (KernelId::Quantize, json!({}), vec![f32s(&[3, 0])], "needs (n, d) with d from 1 to 65536"),
         (KernelId::Noop, json!({}), vec![f32s(&[1])], "noop: 1 inputs, needs 0"),
     ];
     for (kernel, given, inputs, message) in cases {
@@ -1460,6 +1581,9 @@ fn long_work_beats_again_and_again() {
     assert!(beats(KernelId::Irfft, json!({"axes": 2}), std::slice::from_ref(&grid)) >= 96);
     let given = json!({"k": 16, "max_iterations": 3});
     assert!(beats(KernelId::Kmeans, given, std::slice::from_ref(&grid)) >= 28);
+    assert!(beats(KernelId::Quantize, json!({}), std::slice::from_ref(&grid)) >= 8);
+    let inputs = coded(&vec![0.0; 1 << 11], &vec![0.0; 1 << 22], 1 << 11);
+    assert!(beats(KernelId::Knn, json!({"k": 1}), &inputs) >= 4);
     assert!(beats(KernelId::MonteCarlo, json!({"paths": 1_000_000}), &[]) >= 15);
     assert!(beats(KernelId::Sleep, json!({"seconds": 0.1}), &[]) >= 5);
 }

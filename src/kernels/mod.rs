@@ -29,6 +29,7 @@ mod variant;
 mod workload;
 
 mod clusters;
+mod coded;
 mod convolution;
 mod cumulative;
 mod digest;
@@ -49,6 +50,7 @@ mod sparse;
 mod stencil;
 
 pub use clusters::LABELS_SUFFIX;
+pub use coded::BOUNDS_SUFFIX;
 pub use level::{LEVEL_VARIABLE, Level};
 pub use nearest::SCORES_SUFFIX;
 pub use ranking::PLACES_SUFFIX;
@@ -126,7 +128,7 @@ pub struct Outcome {
 }
 
 /// How the files end that kernels put beside their output.
-pub const EXTRA_SUFFIXES: [&str; 3] = [SCORES_SUFFIX, PLACES_SUFFIX, LABELS_SUFFIX];
+pub const EXTRA_SUFFIXES: [&str; 4] = [SCORES_SUFFIX, PLACES_SUFFIX, LABELS_SUFFIX, BOUNDS_SUFFIX];
 
 /// Where an extra array goes: beside `output`, `z.npy` and `.scores.npy` giving `z.scores.npy`.
 pub fn extra_path(output: &Path, suffix: &str) -> PathBuf {
@@ -262,6 +264,7 @@ pub fn run(call: &Call<'_>) -> Result<Outcome, KernelError> {
         KernelId::Convolve2d => convolution::convolve2d(call),
         KernelId::Irfft => fourier::real_inverse(call),
         KernelId::Kmeans => clusters::kmeans(call),
+        KernelId::Quantize => coded::quantize(call),
     }?;
     let read: usize = call.inputs.iter().map(|input| input.bytes().len()).sum();
     let written: usize = outcome

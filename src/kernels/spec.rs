@@ -60,11 +60,13 @@ pub enum KernelId {
     Irfft = 23,
     /// Clusters of rows.
     Kmeans = 24,
+    /// Rows of bytes to search in.
+    Quantize = 25,
 }
 
 impl KernelId {
     /// Every kernel, in the order of their codes.
-    pub const ALL: [KernelId; 24] = [
+    pub const ALL: [KernelId; 25] = [
         KernelId::Matmul,
         KernelId::Dot,
         KernelId::Axpy,
@@ -89,6 +91,7 @@ impl KernelId {
         KernelId::Convolve2d,
         KernelId::Irfft,
         KernelId::Kmeans,
+        KernelId::Quantize,
     ];
 
     /// The name in job files.
@@ -118,6 +121,7 @@ impl KernelId {
             KernelId::Convolve2d => "convolve2d",
             KernelId::Irfft => "irfft",
             KernelId::Kmeans => "kmeans",
+            KernelId::Quantize => "quantize",
         }
     }
 
@@ -155,7 +159,7 @@ pub struct KernelSpec {
     pub id: KernelId,
     /// One sentence for a reader of the help.
     pub about: &'static str,
-    /// The arrays it reads, in order; all are required.
+    /// The arrays it reads, in order.
     pub inputs: &'static [InputSpec],
     /// How many arrays the last of them may be.
     pub repeats: usize,
@@ -189,10 +193,12 @@ pub struct InputSpec {
     pub about: &'static str,
     /// Element types it may have when they are not those of the kernel; empty when they are.
     pub dtypes: &'static [DType],
+    /// Whether it and those after it may be left out.
+    pub optional: bool,
 }
 
 const fn input(name: &'static str, about: &'static str) -> InputSpec {
-    InputSpec { name, about, dtypes: &[] }
+    InputSpec { name, about, dtypes: &[], optional: false }
 }
 
 /// Whether a kernel yields an array.
@@ -519,14 +525,13 @@ pub fn output_needed(params: &Params) -> bool {
 /// [`KernelError::InputCount`].
 pub fn check_inputs_count(kernel: KernelId, found: usize) -> Result<(), KernelError> {
     let KernelSpec { inputs, repeats, .. } = *spec(kernel);
-    if (inputs.len()..inputs.len() + repeats).contains(&found) {
+    let least = inputs.iter().take_while(|input| !input.optional).count();
+    let most = inputs.len() + repeats - 1;
+    if (least..=most).contains(&found) {
         return Ok(());
     }
     let names = inputs.iter().map(|input| input.name).collect::<Vec<_>>().join(", ");
-    let needed = match repeats {
-        1 => inputs.len().to_string(),
-        _ => format!("{} to {}", inputs.len(), inputs.len() + repeats - 1),
-    };
+    let needed = if least == most { least.to_string() } else { format!("{least} to {most}") };
     Err(KernelError::InputCount { kernel, found, needed, names })
 }
 
@@ -541,6 +546,7 @@ pub fn describe(kernel: KernelId) -> Value {
             "name": input.name,
             "about": input.about,
             "dtypes": names(spec.input_dtypes(input)),
+            "optional": input.optional,
         })).collect::<Vec<_>>(),
         "dtypes": names(spec.dtypes),
         "output": match spec.output {
@@ -579,7 +585,7 @@ pub fn spec(kernel: KernelId) -> &'static KernelSpec {
     &SPECS[usize::from(kernel.code()) - 1]
 }
 
-static SPECS: [KernelSpec; 24] = [
+static SPECS: [KernelSpec; 25] = [
     KernelSpec {
         id: KernelId::Matmul,
         about: "matrix products of a (m, k) and b (k, n), one or a batch",
@@ -721,7 +727,22 @@ static SPECS: [KernelSpec; 24] = [
     KernelSpec {
         id: KernelId::Knn,
         about: "the k rows of a corpus nearest to each query, with their scores beside the output",
-        inputs: &[input("queries", "matrix (q, d)"), input("corpus", "matrix (n, d), same dtype")],
+        inputs: &[
+            input("queries", "matrix (q, d)"),
+            input("corpus", "matrix (n, d), same dtype"),
+            InputSpec {
+                name: "codes",
+                about: "what quantize made of the corpus, (n, d); few queries are found in it several times faster",
+                dtypes: &[DType::U8],
+                optional: true,
+            },
+            InputSpec {
+                name: "bounds",
+                about: "what quantize wrote beside that, (n, 3); both or neither",
+                dtypes: &[DType::F32],
+                optional: true,
+            },
+        ],
         repeats: 1,
         dtypes: FLOATS,
         output: OutputKind::Array,
@@ -977,11 +998,17 @@ static SPECS: [KernelSpec; 24] = [
         about: "product of a sparse matrix, in compressed rows as SciPy's `csr_array` has them, and a vector",
         inputs: &[
             input("data", "vector (nnz,), the elements row by row"),
-            InputSpec { name: "indices", about: "vector (nnz,), the column of each", dtypes: PLACES },
+            InputSpec {
+                name: "indices",
+                about: "vector (nnz,), the column of each",
+                dtypes: PLACES,
+                optional: false,
+            },
             InputSpec {
                 name: "indptr",
                 about: "vector (rows + 1,), same dtype: row i is elements indptr[i] to indptr[i + 1]",
                 dtypes: PLACES,
+                optional: false,
             },
             input("x", "vector (columns,), dtype of data"),
         ],
@@ -1081,6 +1108,18 @@ static SPECS: [KernelSpec; 24] = [
         choices: ONE,
         levels: true,
     },
+    KernelSpec {
+        id: KernelId::Quantize,
+        about: "rows of bytes for knn to search in, with the bounds of their errors beside the output",
+        inputs: &[input("x", "matrix (n, d), the corpus")],
+        repeats: 1,
+        dtypes: &[DType::F32],
+        output: OutputKind::Array,
+        result: false,
+        params: &[],
+        choices: ONE,
+        levels: false,
+    },
 ];
 
 #[cfg(test)]
@@ -1109,7 +1148,7 @@ mod tests {
             }
             assert!(describe(kernel)["about"].is_string());
         }
-        assert_eq!((KernelId::from_code(0), KernelId::from_code(25)), (None, None));
+        assert_eq!((KernelId::from_code(0), KernelId::from_code(26)), (None, None));
         assert_eq!(KernelId::nearest_name("matmull"), Some("matmul"));
         assert_eq!(KernelId::nearest_name("frobnicate"), None);
     }

@@ -34,7 +34,7 @@ pub fn work_elements(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> 
             _ => elements,
         },
         KernelId::Knn => match shapes {
-            [[q, d], [n, _]] => product(&[*q, *d, *n]) / 1024,
+            [[q, d], [n, _], ..] => product(&[*q, *d, *n]) / 1024,
             _ => elements,
         },
         KernelId::Kmeans => match shapes {
@@ -114,6 +114,10 @@ pub fn synthetic_inputs(
         KernelId::Softmax => {
             let rows = side(size);
             vec![vec![rows, size / rows]]
+        }
+        KernelId::Quantize => {
+            let d = 64.min(size.max(1));
+            vec![vec![(size / d).max(1), d]]
         }
         KernelId::TopK => {
             let length = size.max(1);

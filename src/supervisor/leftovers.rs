@@ -157,7 +157,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let output = folder.path().join("z.npy");
         for end in [forget as fn(&Path, &str), |output, tag| take_back(output, tag).expect("taken back")] {
-            for name in ["z.npy", "z.scores.npy", "z.places.npy", "z.labels.npy"] {
+            for name in ["z.npy", "z.scores.npy", "z.places.npy", "z.labels.npy", "z.bounds.npy"] {
                 let file = arrays::temporary_name(&folder.path().join(name), "tag");
                 std::fs::write(file, "half").expect("written");
             }

@@ -216,7 +216,7 @@ fn kernels_are_listed_with_their_parameters() {
     let text = place.cli(&["kernels"]).ends(0).out;
     let all = place.cli(&["kernels", "--json"]).ends(0).json();
     let all = all.as_array().expect("a list");
-    assert_eq!(all.len(), 24, "{all:#?}");
+    assert_eq!(all.len(), 25, "{all:#?}");
     for kernel in all {
         let name = kernel["kernel"].as_str().expect("a name");
         assert!(text.lines().any(|line| line.starts_with(name)), "{name} is not in\n{text}");

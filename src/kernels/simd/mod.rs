@@ -23,6 +23,7 @@ mod portable;
 mod scalar;
 
 mod clusters;
+mod codes;
 mod convolution;
 mod histogram;
 mod linear;
@@ -38,6 +39,7 @@ mod sort_lanes;
 mod stencil;
 
 pub use clusters::{TILE_ROWS, add_to_clusters, nearest_centroids};
+pub use codes::{COLUMNS_MAX, code_products};
 pub use convolution::windows;
 pub use histogram::{histogram, histogram_u8};
 pub use lanes::SimdElem;

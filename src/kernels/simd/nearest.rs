@@ -386,6 +386,15 @@ impl<'a> TopK<'a> {
         }
     }
 
+    /// The score that a better one has to pass: that of the last of `k`, or the worst there is while there are fewer.
+    pub fn worst(&self) -> f64 {
+        match self.order {
+            _ if self.len == self.heap.len() && self.len > 0 => self.heap[0].score,
+            Order::Largest => f64::NEG_INFINITY,
+            Order::Smallest => f64::INFINITY,
+        }
+    }
+
     /// Considers rows `first_index ..` with these scores; most are refused a vector at a time.
     pub fn offer_block<T: SimdElem>(&mut self, level: Level, scores: &[T], first_index: u64) {
         if !self.heap.is_empty() {
