@@ -23,7 +23,7 @@ use super::model::{BACKENDS, Nominal, ServiceModel};
 use super::policy::{SLOTS, index};
 use crate::base::ids::AgentSlot;
 use crate::base::prng::SplitMix64;
-use crate::tasks::{Ask, Candidate, Finished, Learning, Mode, Placement, Placer, Standing};
+use crate::tasks::{Ask, By, Candidate, Finished, Learning, Mode, Placement, Placer, Scored, Standing};
 
 /// A task lets pass those that come within so many times its own expected time.
 const PATIENCE: f64 = 10.0;
@@ -135,6 +135,8 @@ pub struct Learned {
     random: SplitMix64,
     priced_ns: u64,
     pricings: u64,
+    /// What the last decision made of the candidates, if it compared them.
+    scores: Vec<Option<Scored>>,
     /// Tasks that the twin has not heard of. It is told in bulk, off the path of decisions.
     placed: Vec<Placed>,
 }
@@ -156,6 +158,7 @@ impl Learned {
             random: SplitMix64::new(seed),
             priced_ns: 0,
             pricings: 1,
+            scores: Vec::with_capacity(SLOTS),
             placed: Vec::with_capacity(PLACED),
         }
     }
@@ -263,40 +266,48 @@ impl Learned {
 
     /// JBSQ(2) on the backend where the task is cheapest, of those that have room and do not take many times what the
     /// cheapest takes: it waits for that one then.
-    fn place_safely(&self, ask: &Ask, candidates: &[Candidate]) -> Option<Placement> {
+    fn place_safely(&self, ask: &Ask, candidates: &[Candidate], by: By) -> Option<Placement> {
         let costs = self.safe_costs(ask, candidates);
         let cost = |at: &Candidate| costs[backend(at)];
         let most = SPILL * candidates.iter().map(cost).fold(f64::INFINITY, f64::min);
         let some = candidates.iter().enumerate().filter(|(_, at)| at.room && cost(at) <= most);
         let best =
             some.min_by(|(_, a), (_, b)| cost(a).total_cmp(&cost(b)).then(a.in_flight.cmp(&b.in_flight)));
-        best.map(|(at, _)| Placement::at(at))
+        best.map(|(at, _)| Placement { by, ..Placement::at(at) })
     }
 
     fn choose(&mut self, ask: &Ask, candidates: &[Candidate]) -> Option<Placement> {
-        if self.mode == Mode::Safe || self.guard.is_safe() {
-            return self.place_safely(ask, candidates);
+        self.scores.clear();
+        if self.mode == Mode::Safe {
+            return self.place_safely(ask, candidates, By::Wanted);
+        }
+        if self.guard.is_safe() {
+            return self.place_safely(ask, candidates, By::Guarded);
         }
         let known = self.known(ask, candidates);
         let luck = self.random.next_u64();
         if luck.is_multiple_of(PROBE_ONE_IN)
             && let Some(at) = self.probe(&known, candidates)
         {
-            return Some(Placement { probability: 1.0 / PROBE_ONE_IN as f32, ..Placement::at(at) });
+            let probability = 1.0 / PROBE_ONE_IN as f32;
+            return Some(Placement { probability, by: By::Probing, ..Placement::at(at) });
         }
         if !known.suffices {
-            return self.place_safely(ask, candidates);
+            return self.place_safely(ask, candidates, By::Untrusted);
         }
         let (mut best, mut time, mut least) = (None, 0.0, f32::INFINITY);
         for (at, candidate) in candidates.iter().enumerate() {
-            if let Some((its_time, score)) = self.score(&known, ask, candidate)
+            let scored = self.score(&known, ask, candidate);
+            let price = self.prices[index(candidate.slot)];
+            self.scores.push(scored.map(|(time_ns, score_ns)| Scored { time_ns, price, score_ns }));
+            if let Some((its_time, score)) = scored
                 && score < least
             {
                 (best, time, least) = (Some(at), its_time, score);
             }
         }
-        let Some(mut best) = best else { return self.place_safely(ask, candidates) };
-        let mut probability = 1.0 - 1.0 / EXPLORE_ONE_IN as f32;
+        let Some(mut best) = best else { return self.place_safely(ask, candidates, By::Untrusted) };
+        let (mut probability, mut by) = (1.0 - 1.0 / EXPLORE_ONE_IN as f32, By::Score);
         if (luck >> 32).is_multiple_of(EXPLORE_ONE_IN) {
             let near = |at: &usize| {
                 let score = self.score(&known, ask, &candidates[*at]);
@@ -307,7 +318,7 @@ impl Learned {
             if let Some(other) = (0..candidates.len()).filter(near).nth(pick).filter(|other| *other != best) {
                 best = other;
                 time = self.score(&known, ask, &candidates[best]).map_or(time, |(time, _)| time);
-                probability = 1.0 / (count * EXPLORE_ONE_IN) as f32;
+                (probability, by) = (1.0 / (count * EXPLORE_ONE_IN) as f32, By::Exploring);
             }
         }
         let agent = index(candidates[best].slot);
@@ -318,7 +329,7 @@ impl Learned {
             self.planned_ns[agent] += time;
             return None;
         }
-        Some(Placement { at: best, expected_ns: Some(f64::from(time)), probability })
+        Some(Placement { at: best, expected_ns: Some(f64::from(time)), probability, by })
     }
 
     /// The model's own estimate for a task at an agent, ns, trusted or not.
@@ -450,6 +461,10 @@ impl Placer for Learned {
         }
         self.note(ask, candidates, &chosen);
         Some(chosen)
+    }
+
+    fn scored(&self, at: usize) -> Option<Scored> {
+        self.scores.get(at).copied().flatten()
     }
 
     fn joined(&mut self, slot: AgentSlot) {

@@ -12,7 +12,9 @@ use super::run::NOTHING_TO_DO;
 use crate::base::ids::AgentKind;
 use crate::base::words::things;
 use crate::gateway::client::{Client, ClientError, segment};
-use crate::supervisor::action::{AgentView, GatewayView, Known, SafetyView, StatusView, Submitted, TaskView};
+use crate::supervisor::action::{
+    AgentView, DecisionView, GatewayView, Known, SafetyView, StatusView, Submitted, TaskView,
+};
 use crate::supervisor::events::Event;
 use crate::supervisor::incidents::Incident;
 use anyhow::{Context as _, Result, anyhow};
@@ -280,10 +282,74 @@ pub fn task_explain(client: &mut Client, id: &str, output: &OutputOptions) -> Re
         for reason in &reasons {
             let _ = writeln!(text, "  {}", wrap(&plain(reason), output.width.saturating_sub(2), 2));
         }
+        if let Some(decision) = &task.decision {
+            let words = wrap(&plain(&why_there(decision)), output.width.saturating_sub(2), 2);
+            let _ = write!(text, "  {words}\n\n{}", candidate_table(decision));
+        }
         text
     };
     print(&text)?;
     Ok(exit::DONE)
+}
+
+/// Why an attempt went where it went, and how that turned out.
+fn why_there(decision: &DecisionView) -> String {
+    let how = match &*decision.by {
+        "rule" => "by its rule",
+        "score" => "for the least score",
+        "exploring" => "to learn more of it: it scored nearly as well as the best",
+        "probing" => "to learn something of it: it was idle, and there was no trusted estimate",
+        "untrusted" => "by the safe rule: the estimates have not proved themselves yet",
+        "guarded" => "by the safe rule: the guard had it decide",
+        "wanted" => "by the safe rule, as somebody wants it",
+        other => other,
+    };
+    let mut text = format!("The policy `{}` chose {} {how}.", decision.policy, decision.agent);
+    let _ = match (decision.expected_us, decision.took_us) {
+        (Some(expected), Some(took)) if expected > 0.0 => {
+            let (expected, off) = (micros(expected), took / expected);
+            write!(
+                text,
+                " It was expected to take {expected} and took {}, {off:.2} times that.",
+                micros(took)
+            )
+        }
+        (Some(expected), _) => write!(text, " It was expected to take {}.", micros(expected)),
+        (None, _) => write!(text, " Nobody knew how long it would take."),
+    };
+    if decision.probability < 0.999 {
+        let _ = write!(text, " This very choice had a probability of at least {:.4}.", decision.probability);
+    }
+    text
+}
+
+/// The agents that an attempt might have gone to.
+fn candidate_table(decision: &DecisionView) -> String {
+    let time = |us: Option<f64>| us.map_or_else(|| "—".to_owned(), micros);
+    let mut text = format!(
+        "  {:<14} {:>5} {:>5} {:>10} {:>10} {:>10} {:>7} {:>10}\n",
+        "agent", "room", "holds", "free in", "by table", "by model", "price", "score"
+    );
+    for candidate in &decision.candidates {
+        let mark = if candidate.agent == decision.agent { '>' } else { ' ' };
+        let price = candidate.price.map_or_else(|| "—".to_owned(), |price| format!("{price:.4}"));
+        let _ = writeln!(
+            text,
+            "{mark} {:<14} {:>5} {:>5} {:>10} {:>10} {:>10} {price:>7} {:>10}",
+            plain(&candidate.agent),
+            if candidate.room { "yes" } else { "no" },
+            candidate.in_flight,
+            micros(candidate.backlog_us),
+            time(candidate.told_us),
+            time(candidate.time_us),
+            time(candidate.score_us),
+        );
+    }
+    let more = (decision.of as usize).saturating_sub(decision.candidates.len());
+    if more > 0 {
+        let _ = writeln!(text, "  and {} more", number(more as u64));
+    }
+    text
 }
 
 /// What is known about why, in sentences. `raw` may have more than this version's view of a task.
@@ -920,6 +986,7 @@ mod tests {
             service_us: if state == "succeeded" { 1234.0 } else { 0.0 },
             total_us: 0.0,
             finished_ns: 0,
+            decision: None,
         }
     }
 
@@ -1031,6 +1098,34 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("— not dispatched, or not ended on an agent"), "{text}");
         assert!(text.contains("1.23 ms"), "{text}");
+    }
+
+    #[test]
+    fn a_decision_is_told_with_what_it_was_chosen_from() {
+        let decision: DecisionView = serde_json::from_value(json!({
+            "attempt": 1, "policy": "learned", "by": "exploring", "agent": "compute-1", "expected_us": 200.0,
+            "took_us": 300.0, "probability": 0.002, "of": 9, "candidates": [
+                {"agent": "compute-0", "room": false, "in_flight": 2, "backlog_us": 1500.0, "told_us": 210.0,
+                 "time_us": 205.0, "price": 0.0125, "score_us": 1800.0},
+                {"agent": "compute-1", "room": true, "in_flight": 0, "backlog_us": 0.0, "told_us": null,
+                 "time_us": null, "price": null, "score_us": null},
+            ],
+        }))
+        .expect("a decision");
+        let words = why_there(&decision);
+        for part in [
+            "The policy `learned` chose compute-1 to learn more of it",
+            "expected to take 200 µs and took 300 µs, 1.50 times that",
+            "at least 0.0020",
+        ] {
+            assert!(words.contains(part), "{words}\n  should say\n{part}");
+        }
+        let table = candidate_table(&decision);
+        let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[1][..3], ["compute-0", "no", "2"], "{table}");
+        assert_eq!(rows[2], [">", "compute-1", "yes", "0", "0", "s", "—", "—", "—", "—"], "{table}");
+        assert_eq!(rows[3], ["and", "7", "more"]);
+        assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     }
 
     #[test]

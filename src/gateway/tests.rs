@@ -101,6 +101,7 @@ fn task_view(id: &str, state: &str) -> TaskView {
         service_us: 1.0,
         total_us: 3.0,
         finished_ns: 1,
+        decision: None,
     }
 }
 

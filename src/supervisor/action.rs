@@ -222,6 +222,53 @@ pub struct TaskView {
     pub total_us: f64,
     /// When it ended, ns of the host's monotonic clock; 0 while it has not.
     pub finished_ns: u64,
+    /// Why its last attempt went where it went; only where one task is asked for, and while that is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<DecisionView>,
+}
+
+/// Why an attempt of a task went where it went.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DecisionView {
+    /// Which attempt.
+    pub attempt: u32,
+    /// The policy that decided.
+    pub policy: String,
+    /// How: `rule`, `score`, `exploring`, `probing`, `untrusted`, `guarded`, `wanted`.
+    pub by: String,
+    /// The agent that was chosen.
+    pub agent: String,
+    /// What it was expected to take there, microseconds, if anybody knew.
+    pub expected_us: Option<f64>,
+    /// What it took, microseconds, once it has succeeded.
+    pub took_us: Option<f64>,
+    /// How likely this very choice was at least.
+    pub probability: f64,
+    /// Agents there were to choose from; of many, not all are in `candidates`.
+    pub of: u32,
+    /// They, as they were.
+    pub candidates: Vec<CandidateView>,
+}
+
+/// An agent that a task might have gone to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CandidateView {
+    /// Which.
+    pub agent: String,
+    /// Whether it could be given a task.
+    pub room: bool,
+    /// Tasks it held.
+    pub in_flight: u32,
+    /// Time until it would be through with them, microseconds.
+    pub backlog_us: f64,
+    /// What the table of learned costs expected of the task there, microseconds.
+    pub told_us: Option<f64>,
+    /// What the policy's model expected, microseconds, where it compared scores.
+    pub time_us: Option<f64>,
+    /// What a microsecond of delay there costs those that come after, per microsecond.
+    pub price: Option<f64>,
+    /// All of it together, microseconds; the least wins.
+    pub score_us: Option<f64>,
 }
 
 /// An agent as seen from outside.

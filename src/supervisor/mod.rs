@@ -1210,7 +1210,7 @@ impl Supervisor {
             }
             Action::Tasks { state, limit } => self.task_list(state.as_deref(), limit),
             Action::Task(name) => match self.ledger.find(&name) {
-                Some(task) => Reply::Task(Box::new(self.task_view(task))),
+                Some(task) => Reply::Task(Box::new(self.task_view_whole(task))),
                 None => no_task(&name),
             },
             Action::CancelTask(name) => return self.cancel_task(name, answer),

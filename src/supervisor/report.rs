@@ -1,8 +1,9 @@
 //! What the supervisor shows of itself: lists, status, statistics, the report.
 
 use super::action::{
-    AgentView, ArenaUsageView, ChannelView, Known, LaneView, LatencyBucket, Percentiles, ReportAgent,
-    ReportHost, ReportKernel, ReportView, SafetyView, StatisticsView, StatusView, TaskCounts, TaskView,
+    AgentView, ArenaUsageView, CandidateView, ChannelView, DecisionView, Known, LaneView, LatencyBucket,
+    Percentiles, ReportAgent, ReportHost, ReportKernel, ReportView, SafetyView, StatisticsView, StatusView,
+    TaskCounts, TaskView,
 };
 use super::*;
 use crate::kernels::{KernelId, Level};
@@ -86,7 +87,46 @@ impl Supervisor {
             service_us: task.service_ns as f64 / 1000.0,
             total_us: micros(task.submitted, finished),
             finished_ns: finished.0,
+            decision: None,
         }
+    }
+
+    /// As [`task_view`](Self::task_view), and why it went where it went.
+    pub(super) fn task_view_whole(&self, task: &Task) -> TaskView {
+        TaskView { decision: self.decision_view(task), ..self.task_view(task) }
+    }
+
+    fn decision_view(&self, task: &Task) -> Option<DecisionView> {
+        let decision = self.dispatcher.decisions.of(task.id)?;
+        // Who sat there may be gone by now.
+        let name = |slot| self.id_of(slot).unwrap_or_else(|| format!("slot {}", slot.0));
+        let us = |ns: f32| f64::from(ns) / 1000.0;
+        let is_its = self.told_state(task) == TaskState::Succeeded && task.leased == decision.attempt;
+        Some(DecisionView {
+            attempt: decision.attempt.0,
+            policy: self.dispatcher.policy().name().to_owned(),
+            by: decision.by.name().to_owned(),
+            agent: name(decision.chosen().slot),
+            expected_us: decision.expected_ns.map(us),
+            took_us: is_its.then_some(task.service_ns as f64 / 1000.0),
+            probability: f64::from(decision.probability),
+            of: u32::from(decision.candidates),
+            candidates: decision
+                .choices()
+                .iter()
+                .map(|choice| CandidateView {
+                    agent: name(choice.slot),
+                    room: choice.room,
+                    in_flight: u32::from(choice.in_flight),
+                    backlog_us: us(choice.backlog_ns),
+                    told_us: choice.told_ns.map(us),
+                    time_us: choice.scored.map(|scored| us(scored.time_ns)),
+                    // Per ns, which is a thousand times as much per microsecond.
+                    price: choice.scored.map(|scored| f64::from(scored.price) * 1000.0),
+                    score_us: choice.scored.map(|scored| us(scored.score_ns)),
+                })
+                .collect(),
+        })
     }
 
     /// Names of the tasks that still have to succeed before this one.

@@ -7,7 +7,7 @@ use super::hedge::{Budget, HedgeRules, Usual};
 use super::ledger::Ledger;
 use super::placer::{Ask, Candidate, Placer, remaining_ns};
 use super::results::{Signal, Totals};
-use super::{Lease, Room, Task, TaskId, Windows};
+use super::{Decisions, Lease, Room, Task, TaskId, Windows};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
 use crate::messaging::envelope::{Experience, Run};
@@ -186,6 +186,8 @@ pub struct Dispatcher {
     /// The learning agent's seat.
     pub(super) learning: Option<AgentSlot>,
     pub(super) experience: Vec<Experience>,
+    /// Why tasks went where they went.
+    pub decisions: Decisions,
     /// Room for what comes in; taken while it is read into.
     pub(super) message: Option<Message>,
     /// Latencies and rates so far.
@@ -210,6 +212,7 @@ impl Dispatcher {
             again: None,
             learning: None,
             experience: Vec::with_capacity(1024),
+            decisions: Decisions::default(),
             message: None,
             totals: Totals::default(),
         }
@@ -337,7 +340,12 @@ impl Dispatcher {
             };
             let chosen = self.candidates[placement.at.min(self.candidates.len() - 1)];
             let expected_ns = placement.expected_ns.or(chosen.expected_ns).or(mean).unwrap_or(0.0);
-            *sent += usize::from(self.send(ledger, id, chosen.slot, expected_ns, now));
+            let attempt = Attempt(task.attempt.0 + 1);
+            if self.send(ledger, id, chosen.slot, expected_ns, now) {
+                *sent += 1;
+                let scored = |at| self.placer.scored(at);
+                self.decisions.note(id, attempt, &placement, &self.candidates, scored);
+            }
             placed = true;
         }
         self.upcoming = upcoming;

@@ -9,7 +9,8 @@
 //! 2. `dispatch` takes a queued task, asks a [`Placer`] for a place and writes the envelope.
 //! 3. `results` matches what comes back to its attempt and counts.
 //! 4. `hedge` sends a task that takes far too long to a second agent, when one has nothing to do.
-//! 5. `book` is how the ledger tells whoever keeps tasks beyond this process what happened to them.
+//! 5. `decision` remembers why tasks went where they went.
+//! 6. `book` is how the ledger tells whoever keeps tasks beyond this process what happened to them.
 //!
 //! Invariants
 //! 1. A task is in exactly one state and ends exactly once.
@@ -18,6 +19,7 @@
 //!    only when the other one can no longer let its output appear.
 
 pub mod book;
+pub mod decision;
 pub mod dispatch;
 pub mod hedge;
 pub mod ledger;
@@ -32,11 +34,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use book::{Book, Event};
+pub use decision::{Decision, Decisions};
 pub use dispatch::{CostModel, Dispatcher};
 pub use hedge::HedgeRules;
 pub use ledger::Ledger;
 pub use placer::{
-    Ask, Candidate, Finished, LearnedCost, Learning, Mode, Placement, Placer, SPAN_NS, Standing, remaining_ns,
+    Ask, By, Candidate, Finished, LearnedCost, Learning, Mode, Placement, Placer, SPAN_NS, Scored, Standing,
+    remaining_ns,
 };
 pub use results::Totals;
 pub use room::{Room, Windows};

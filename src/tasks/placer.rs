@@ -42,12 +42,59 @@ pub struct Placement {
     pub expected_ns: Option<f64>,
     /// How likely this very choice was at least, so that policies can be judged by what was logged.
     pub probability: f32,
+    /// How it came about.
+    pub by: By,
+}
+
+/// How a decision came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// By the rule of a policy that learns nothing.
+    Rule,
+    /// The least score.
+    Score,
+    /// Another one that scores nearly as well, to learn more of it.
+    Exploring,
+    /// An idle agent of which there is no trusted estimate, to get one.
+    Probing,
+    /// The safe rule, because the estimates have not proved themselves.
+    Untrusted,
+    /// The safe rule, because the guard had it decide.
+    Guarded,
+    /// The safe rule, because somebody wants it.
+    Wanted,
+}
+
+impl By {
+    /// The word used in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            By::Rule => "rule",
+            By::Score => "score",
+            By::Exploring => "exploring",
+            By::Probing => "probing",
+            By::Untrusted => "untrusted",
+            By::Guarded => "guarded",
+            By::Wanted => "wanted",
+        }
+    }
+}
+
+/// What a policy that compares scores made of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// What the task would take there, ns.
+    pub time_ns: f32,
+    /// What a nanosecond of waiting there costs those that come after, per ns.
+    pub price: f32,
+    /// Both and what the agent has to do before, ns; the least wins.
+    pub score_ns: f32,
 }
 
 impl Placement {
     /// A choice that left nothing to chance.
     pub fn at(index: usize) -> Self {
-        Self { at: index, expected_ns: None, probability: 1.0 }
+        Self { at: index, expected_ns: None, probability: 1.0, by: By::Rule }
     }
 }
 
@@ -158,6 +205,11 @@ pub trait Placer: Send {
 
     /// The place for this task, or `None` when it had better wait.
     fn place(&mut self, ask: &Ask, candidates: &[Candidate]) -> Option<Placement>;
+
+    /// What the last [`place`](Self::place) made of this candidate, if it came to compare scores.
+    fn scored(&self, _at: usize) -> Option<Scored> {
+        None
+    }
 
     /// A fresh agent sits in this slot.
     fn joined(&mut self, _slot: AgentSlot) {}
