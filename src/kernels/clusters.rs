@@ -353,7 +353,7 @@ impl<'a, T: SimdElem + Element> Clusters<'a, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{KernelId, Level, Params, Variant};
+    use super::super::{KernelId, Level, Params, Variant, check_params};
     use super::*;
 
     #[test]
@@ -404,5 +404,84 @@ mod tests {
         assert_eq!(sum(&clusters.squares), 7.0);
         let odd: Vec<f32> = (1..=21).map(|value| value as f32).collect();
         assert_eq!((sum(&odd), sum(&odd[..3]), sum::<f32>(&[])), (231.0, 6.0, 0.0));
+    }
+
+    #[test]
+    fn rows_go_to_the_first_of_the_nearest_centroids_whatever_block_either_is_in() {
+        fn check<T: SimdElem + Element>(n: usize, d: usize, level: Level) {
+            // Some stand where others do, and rows at odd places are as far from one as from the next.
+            let (line, nearest) = ([0, 2, 2, 0, 4, 6, 4], [0, 0, 1, 1, 4, 4, 5]);
+            let rows = |places: &mut dyn Iterator<Item = usize>| -> Vec<T> {
+                let row = |place: usize| {
+                    let last = T::from_f64(place as f64);
+                    std::iter::repeat_n(T::default(), d - 1).chain([last])
+                };
+                places.flat_map(row).collect()
+            };
+            let (x, want) = (rows(&mut (0..n).map(|row| row % 7)), (0..n).map(|row| nearest[row % 7]));
+            let mut counts = [0; 7];
+            want.clone().for_each(|label| counts[label as usize] += 1);
+            let kernel = KernelId::Kmeans;
+            let (params, variant) = (Params::defaults(kernel), Variant::default_for(kernel, level));
+            let input = Array::from_slice(&[n, d], &x).unwrap().into();
+            let call = Call { kernel, params: &params, inputs: &[input], variant, pulse: &() };
+            let (mut centroids, mut labels) =
+                (call.answer(T::DTYPE, &[7, d]).unwrap(), call.answer(DType::I32, &[n]).unwrap());
+            let mut clusters = Clusters::new(&call, &x, d, &mut centroids, &mut labels).unwrap();
+            clusters.centroids.copy_from_slice(&rows(&mut line.into_iter()));
+            for changed in [true, false] {
+                assert_eq!(clusters.assign().unwrap(), changed, "{level} {n} rows of {d}");
+                assert!(want.clone().eq(clusters.labels.iter().copied()), "{level} {n} rows of {d}");
+                assert_eq!(clusters.counts, counts, "{level} {n} rows of {d}");
+                let odd = (0..n).filter(|row| row % 7 % 2 == 1).count();
+                assert_eq!(clusters.inertia(), odd as f64, "{level} {n} rows of {d}");
+            }
+        }
+        for level in Level::ALL {
+            for n in [1, 7, 50] {
+                check::<f32>(n, 1, level);
+                check::<f64>(n, 3, level);
+            }
+            // The widest of which no more than four centroids lie in the cache, and a row more than a block of them has.
+            check::<f32>(TILE_ROWS + 1, BLOCK_BYTES / 16, level);
+            check::<f64>(TILE_ROWS + 1, BLOCK_BYTES / 32, level);
+        }
+    }
+
+    /// Centroids, labels and result of rows of one number.
+    fn clusters_of(x: &[f32], k: usize, seed: u64) -> (Vec<f32>, Vec<i32>, serde_json::Value) {
+        let kernel = KernelId::Kmeans;
+        let given = json!({"k": k, "seed": seed, "tolerance": 0});
+        let params = check_params(kernel, given.as_object().unwrap()).unwrap();
+        let input = Array::from_slice(&[x.len(), 1], x).unwrap().into();
+        let variant = Variant::default_for(kernel, Level::best());
+        let found = kmeans(&Call { kernel, params: &params, inputs: &[input], variant, pulse: &() }).unwrap();
+        let labels = found.extra[0].1.as_slice::<i32>().unwrap().to_vec();
+        (found.array.unwrap().as_slice::<f32>().unwrap().to_vec(), labels, found.result.unwrap())
+    }
+
+    #[test]
+    fn centroids_that_no_row_is_left_for_stay_and_the_first_of_equal_ones_has_the_rows() {
+        for (different, seed) in (1..4).flat_map(|different| (0..5).map(move |seed| (different, seed))) {
+            let x: Vec<f32> = (0..20).map(|row| 1.5 + (row % different) as f32).collect();
+            let (centroids, labels, result) = clusters_of(&x, 6, seed);
+            assert!(centroids.iter().all(|centroid| x.contains(centroid)), "{centroids:?}");
+            let first = |x: &f32| centroids.iter().position(|centroid| centroid == x).unwrap() as i32;
+            assert_eq!(labels, x.iter().map(first).collect::<Vec<_>>(), "{centroids:?}");
+            assert_eq!(result, json!({"k": 6, "iterations": 1, "inertia": 0.0, "converged": true}));
+        }
+    }
+
+    #[test]
+    fn few_rows_in_two_places_are_told_apart() {
+        // The halves of either place are two apart, so every seed leads there.
+        let x: Vec<f32> = (0..40).map(|row| [-1.0, 101.0, 1.0, 99.0][row % 4]).collect();
+        for seed in 0..5 {
+            let (centroids, labels, result) = clusters_of(&x, 2, seed);
+            let order = [0, 1].map(|place| i32::from((centroids[0] == 0.0) == (place == 1)));
+            assert_eq!(order.map(|label| centroids[label as usize]), [0.0, 100.0]);
+            assert!(labels.iter().zip(0..).all(|(label, row)| *label == order[row % 2]), "{labels:?}");
+            assert_eq!((&result["inertia"], &result["converged"]), (&json!(40.0), &json!(true)));
+        }
     }
 }

@@ -207,3 +207,179 @@ impl CodedSearch<'_> {
         Err(self.call.wrong_value(format!("{problem}: row {at} is another one")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference::uniform;
+    use super::super::{KernelId, Level, Params, Variant};
+    use super::*;
+    use crate::arrays::Array;
+
+    const METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerProduct];
+    /// The least number above zero.
+    const TINY: f32 = f32::from_bits(1);
+
+    /// Codes and bounds of one row.
+    fn coded(row: &[f32]) -> (Vec<u8>, Vec<f32>) {
+        let kernel = KernelId::Quantize;
+        let (params, variant) = (Params::defaults(kernel), Variant::default_for(kernel, Level::best()));
+        let input = Array::from_slice(&[1, row.len()], row).unwrap().into();
+        let made =
+            quantize(&Call { kernel, params: &params, inputs: &[input], variant, pulse: &() }).unwrap();
+        let codes = made.array.unwrap().as_slice::<u8>().unwrap().to_vec();
+        (codes, made.extra[0].1.as_slice::<f32>().unwrap().to_vec())
+    }
+
+    fn product(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    }
+
+    /// Half of the width of the interval, and how far from its middle the exact score lies, which must be inside.
+    #[track_caller]
+    fn half_and_away(query: &[f32], row: &[f32], metric: Metric) -> (f64, f64) {
+        let (codes, bounds) = coded(row);
+        let mut own = Query { codes: vec![0; row.len()], scale: 0.0, error: 0.0, length: 0.0, offset: 0 };
+        own.set(query);
+        let mut products = [0];
+        simd::code_products(Level::best(), &codes, &own.codes, &mut products);
+        let (low, high) = own.interval(metric, products[0], &bounds);
+        let lengths = (product(query, query) * product(row, row)).sqrt();
+        let exact = match metric {
+            Metric::InnerProduct => product(query, row),
+            Metric::Cosine => {
+                if lengths == 0.0 {
+                    0.0
+                } else {
+                    product(query, row) / lengths
+                }
+            }
+            Metric::L2 => {
+                -query.iter().zip(row).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>()
+            }
+        };
+        assert!(
+            (low..=high).contains(&exact),
+            "{metric:?}: {exact:e} is not in {low:e} to {high:e}; {:?} of a row, {:?} of a query",
+            &row[..row.len().min(8)],
+            &query[..query.len().min(8)]
+        );
+        ((high - low) / 2.0, (exact - (low + high) / 2.0).abs())
+    }
+
+    /// What rounding adds to half the width.
+    fn rounding(query: &[f32], row: &[f32], metric: Metric) -> f64 {
+        let (of_query, of_row) = (product(query, query), product(row, row));
+        match metric {
+            Metric::L2 => 2e-6 * (of_query + of_row),
+            Metric::Cosine => 2e-6,
+            Metric::InnerProduct => 2e-12 * (of_query * of_row).sqrt(),
+        }
+    }
+
+    #[test]
+    fn no_interval_is_narrower_or_much_wider_than_errors_along_the_other_vector_make_it() {
+        // Steps are of 1: all but the 127 is error, and the other vector has none, so Cauchy and Schwarz are exact.
+        let (along, across) =
+            ([0.1, 0.2, 0.3, 0.4].map(|rest| [127.0, rest, rest, rest]), [0.0, 127.0, 127.0, 127.0]);
+        // Codes of 1 in the row and -1 in the query, each error half of it: both errors count, and one times the other.
+        let of_halves = |half: f32| -> Vec<f32> { [127.0].into_iter().chain([half; 65_000]).collect() };
+        let (up, down) = (of_halves(0.5001), of_halves(-0.5001));
+        let pairs = along.iter().flat_map(|along| [(&along[..], &across[..]), (&across[..], &along[..])]);
+        for (row, query) in pairs.chain([(&up[..], &down[..])]) {
+            for (of_row, of_query) in [(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (2.0, 0.25), (-0.5, -16.0)] {
+                for size in [-90, 0, 50] {
+                    let times = |x: &[f32], by: f32| -> Vec<f32> {
+                        x.iter().map(|x| x * by * 2.0_f32.powi(size)).collect()
+                    };
+                    let (row, query) = (times(row, of_row), times(query, of_query));
+                    for metric in METRICS {
+                        let (half, away) = half_and_away(&query, &row, metric);
+                        let most = 1.5 * away + rounding(&query, &row, metric);
+                        assert!(half <= most, "{metric:?} {of_row} {of_query} {size}: {half:e} of {away:e}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scores_of_any_rows_and_of_their_errors_lie_in_their_intervals() {
+        for (seed, d) in (0..).zip([1, 2, 8, 33, 100, 384]) {
+            for size in [-140, -126, -120, -60, 0, 60, 120] {
+                let random = |from: usize| -> Vec<f32> {
+                    let value = |at: usize| (2.0 * uniform(seed, at as u64) - 1.0) as f32;
+                    (from..from + d).map(|at| value(at) * 2.0_f32.powi(size)).collect()
+                };
+                let (row, other) = (random(0), random(d));
+                let (codes, bounds) = coded(&row);
+                let error: Vec<f32> = row
+                    .iter()
+                    .zip(codes)
+                    .map(|(value, code)| value - bounds[0] * (f32::from(code) - ZERO))
+                    .collect();
+                // Without any error there is still rounding.
+                let whole = |row: &[f32]| -> Vec<f32> {
+                    coded(row).0.into_iter().map(|code| f32::from(code) - ZERO).collect()
+                };
+                let (whole_row, whole_other) = (whole(&row), whole(&other));
+                let against = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| -x).collect() };
+                for metric in METRICS {
+                    half_and_away(&other, &row, metric);
+                    half_and_away(&whole_other, &whole_row, metric);
+                    half_and_away(&whole_row, &whole_row, metric);
+                    half_and_away(&row, &row, metric);
+                    half_and_away(&against(&row), &row, metric);
+                    for query in [against(&error), error.clone()] {
+                        let (half, away) = half_and_away(&query, &row, metric);
+                        // Of few numbers the errors may point anywhere, and small ones have no digits.
+                        if d >= 8 && size >= -60 {
+                            let most = 4.0 * away + rounding(&query, &row, metric);
+                            assert!(half <= most, "{metric:?} {d} {size}: {half:e} of {away:e}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_queries_of_zeros_have_no_width_and_tiny_ones_no_end_that_is_too_near() {
+        let some = [[0.0; 3], [1.0, -2.0, 0.3], [1e30, 1e29, 0.0], [0.0, 1e-30, 3e-30]];
+        for (query, row) in some.iter().flat_map(|one| [(&some[0], one), (one, &some[0])]) {
+            for metric in METRICS {
+                let (half, _) = half_and_away(query, row, metric);
+                let most = if metric == Metric::Cosine { 0.0 } else { rounding(query, row, metric) + 1e-7 };
+                assert!(half <= most, "{metric:?} {query:?} {row:?}: {half:e}");
+            }
+        }
+        let least = f32::MIN_POSITIVE;
+        let tiny = [
+            [TINY, 0.0, 0.0],
+            [TINY, TINY, 0.0],
+            [TINY, -TINY, TINY],
+            [3.0 * TINY, -2.0 * TINY, TINY],
+            [1e-40, 1e-42, -1e-44],
+            [least / 2.0, least / 3.0, 0.0],
+            [least, 0.0, -TINY],
+            [least, -least, least * 7.0],
+        ];
+        for row in &tiny {
+            for query in tiny.iter().chain(&some) {
+                for metric in METRICS {
+                    half_and_away(query, row, metric);
+                    half_and_away(row, query, metric);
+                    half_and_away(&query.map(|x| -x), row, metric);
+                }
+            }
+        }
+        // Lengths that have all their digits, and errors that have few.
+        for rest in (0..20).map(|step| 126.5 + step as f32 / 50.0) {
+            let row = [127.0, rest, rest, rest].map(|x| x * 2.0_f32.powi(-132));
+            for query in [[0.0, 127.0, 127.0, 127.0], [0.0, -127.0, -127.0, -127.0]] {
+                for metric in METRICS {
+                    half_and_away(&query, &row, metric);
+                }
+            }
+        }
+    }
+}
