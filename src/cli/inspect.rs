@@ -332,7 +332,7 @@ fn candidate_table(decision: &DecisionView) -> String {
     );
     for candidate in &decision.candidates {
         let mark = if candidate.agent == decision.agent { '>' } else { ' ' };
-        let price = candidate.price.map_or_else(|| "—".to_owned(), |price| format!("{price:.4}"));
+        let price = candidate.price.map_or_else(|| "—".to_owned(), |price| format!("{price:.1e}"));
         let _ = writeln!(
             text,
             "{mark} {:<14} {:>5} {:>5} {:>10} {:>10} {:>10} {price:>7} {:>10}",

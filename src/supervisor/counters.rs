@@ -2,11 +2,12 @@
 //!
 //! The numbers of this life stand beside them and not among them, so that a rate or a difference over two looks means what it
 //! says. They are kept by [`memory`](super::memory), some seconds after they changed and at the end: who was killed may miss the
-//! last of them. What became of every single task is in the journal, whole.
+//! last of them. The journal has every task, but forgets old ones: ends are never fewer than it remembers.
 
 use super::Supervisor;
 use super::action::{AgentCounters, AgentView, EarlierView, TaskCounts};
 use crate::base::ids::AgentSlot;
+use crate::tasks::TaskState;
 use crate::tasks::ledger::Counts;
 
 /// Agents of earlier lives that are kept apart; the tasks of further ones are in the sums only.
@@ -50,6 +51,26 @@ impl AgentCounters {
 }
 
 impl EarlierView {
+    /// With the tasks that the journal remembers, where that is more than was counted: whoever counted was killed.
+    pub(super) fn at_least(mut self, remembered: impl Iterator<Item = TaskState>) -> EarlierView {
+        let mut counts = TaskCounts::default();
+        for state in remembered {
+            match state {
+                TaskState::Succeeded => counts.succeeded += 1,
+                TaskState::Failed => counts.failed += 1,
+                TaskState::Cancelled => counts.cancelled += 1,
+                _ => continue,
+            }
+            counts.total += 1;
+        }
+        if counts.total > self.tasks.total {
+            let TaskCounts { total, succeeded, failed, cancelled, .. } = counts;
+            self.tasks = TaskCounts { total, succeeded, failed, cancelled, ..self.tasks };
+            self.lives = self.lives.max(1);
+        }
+        self
+    }
+
     /// With one more life.
     fn and<'a>(
         &self,
@@ -137,6 +158,20 @@ mod tests {
             AgentCounters { tasks: 11, failures: 2, restarts: 4, busy_s: 0.75 }
         );
         assert_eq!(second.agents["compute-1"].busy_s, 0.0, "no number is no time");
+    }
+
+    #[test]
+    fn the_journal_makes_up_for_what_a_killed_counter_missed() {
+        let counted = || EarlierView { lives: 2, tasks: counts(3, 1).ended(), ..EarlierView::default() };
+        let states = |succeeded| {
+            let succeeded = std::iter::repeat_n(TaskState::Succeeded, succeeded);
+            succeeded.chain([TaskState::Failed, TaskState::Queued, TaskState::Cancelled])
+        };
+        let more = counted().at_least(states(7)).tasks;
+        assert_eq!((more.total, more.succeeded, more.failed, more.cancelled, more.retried), (9, 7, 1, 1, 1));
+        assert_eq!(counted().at_least(states(1)), counted(), "it has forgotten some");
+        assert_eq!(EarlierView::default().at_least(states(1)).lives, 1);
+        assert_eq!(EarlierView::default().at_least(std::iter::empty()), EarlierView::default());
     }
 
     #[test]

@@ -472,6 +472,8 @@ impl Supervisor {
         crate::os::affinity::pin_current_thread(plan.supervisor);
         // From here on; agents begin with it, too, and compute agents take longer ones when they are ready for work.
         process::set_turn(TURN);
+        let remembered: Vec<TaskState> = ledger.tasks().map(|task| task.state).collect();
+        let remembered = remembered.into_iter();
         let mut supervisor = Self {
             may_spin: !computes_beside,
             nursery,
@@ -493,7 +495,7 @@ impl Supervisor {
             waiters: HashMap::new(),
             kept: keeping::KeptBack::new(),
             memory,
-            earlier: recalled.counted.unwrap_or_default(),
+            earlier: recalled.counted.unwrap_or_default().at_least(remembered),
             destroyed: Vec::new(),
             giving_up: Vec::new(),
             heard: Vec::new(),

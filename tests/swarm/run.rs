@@ -177,8 +177,8 @@ fn every_kernel_makes_of_files_what_numpy_makes_of_them() {
         .iter()
         .filter_map(|row| row["kernel"].as_str())
         .collect();
-    // All but `expr`, whose arrays NumPy has no file for.
-    assert_eq!(kernels.len(), 21, "every kernel ran: {kernels:?}");
+    // All but `expr`, `kmeans` and `quantize`, for which NumPy has no files.
+    assert_eq!(kernels.len(), 22, "every kernel ran: {kernels:?}");
 
     let numbers: Value =
         serde_json::from_str(&fs::read_to_string(fixture("arrays/expected.json")).expect("numbers"))
