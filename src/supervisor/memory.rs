@@ -75,10 +75,13 @@ pub(super) struct Recalled {
     pub(super) told: Vec<Told>,
 }
 
+/// What is to be written: what is known, and what was counted.
+type News = (Kept, EarlierView);
+
 /// The writer of it.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    work: Option<(Sender<(Kept, EarlierView)>, JoinHandle<()>)>,
+    work: Option<(Sender<News>, JoinHandle<()>)>,
     written: Kept,
     /// Tasks of this life that had ended when it was written.
     ended: u64,
@@ -86,12 +89,7 @@ pub(super) struct Memory {
 }
 
 /// `before` is what the files say.
-fn write(
-    mut known: Snapshots,
-    mut counted: Snapshots,
-    mut before: (Kept, EarlierView),
-    work: &Receiver<(Kept, EarlierView)>,
-) {
+fn write(mut known: Snapshots, mut counted: Snapshots, mut before: News, work: &Receiver<News>) {
     while let Ok(news) = work.recv() {
         // The newest of what gathered.
         let news = work.try_iter().last().unwrap_or(news);

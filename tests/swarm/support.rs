@@ -655,18 +655,18 @@ impl Swarm {
     #[track_caller]
     pub fn kill(self) -> Place {
         assert!(signal(self.running.pid(), Signal::KILL));
-        self.is_killed()
+        self.after_kill()
     }
 
     /// As [`kill`](Self::kill), and nobody puts away what it leaves.
     #[track_caller]
     pub fn kill_with_reaper(self) -> Place {
         kill_with_reaper(self.running.pid());
-        self.is_killed()
+        self.after_kill()
     }
 
     #[track_caller]
-    fn is_killed(self) -> Place {
+    fn after_kill(self) -> Place {
         let Swarm { place, running, .. } = self;
         let ran = running.finish();
         assert_eq!(ran.status.signal(), Some(9), "{}", ran.story());

@@ -63,7 +63,7 @@ impl Words {
     /// [ends](end_stream), whatever was stored in between: both are what a processor may do.
     pub fn stream_line(&self, index: usize, words: [u64; 8]) {
         let line = (self.words.clone(), index, words);
-        if index / words.len() % 2 == 0 {
+        if (index / words.len()).is_multiple_of(2) {
             arrive(line);
         } else {
             ON_THEIR_WAY.with(|lines| lines.borrow_mut().push(line));
