@@ -11,8 +11,8 @@
 //!
 //! Which orphan belonged to whom is read in its environment: [`VARIABLE`] names a life and is inherited.
 
-use super::process::ChildProcess;
-use super::spawn::{self, Birthplace, EXITING, Order};
+use super::process::{ChildProcess, EXITING};
+use super::spawn::{self, Birthplace, Order};
 use rustix::process::{Pid, PidfdFlags};
 use std::collections::BTreeSet;
 use std::fs;

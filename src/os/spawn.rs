@@ -17,15 +17,13 @@
 
 use super::affinity::CoreMask;
 use super::birth;
-use super::process::{ChildProcess, Exit};
+use super::process::ChildProcess;
 use rustix::process::Pid;
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::sync::OnceLock;
 
 /// What is to be started, and how.
 #[derive(Debug)]
@@ -126,7 +124,7 @@ pub fn spawn(order: &Order<'_>) -> io::Result<ChildProcess> {
     });
     let Some(pid) = (pid > 0).then(|| Pid::from_raw(pid)).flatten() else { return Err(error) };
     // SAFETY: the kernel has just opened it for us, close-on-exec.
-    let child = ChildProcess::new(pid, unsafe { OwnedFd::from_raw_fd(pidfd) });
+    let child = ChildProcess::with_stat(pid, unsafe { OwnedFd::from_raw_fd(pidfd) });
     // SAFETY: read through the pointer that the child wrote through; VFORK has ordered the two.
     let errno = unsafe { std::ptr::read_volatile(&raw const prepared.errno) };
     if errno == 0 {
@@ -224,48 +222,6 @@ unsafe fn parent_seen_from_outside() -> i32 {
         .fold(0, |number: i32, digit| number.wrapping_mul(10).wrapping_add(i32::from(digit - b'0')))
 }
 
-/// Among the flags in `/proc/PID/stat`: the process is past the point of no return (`PF_EXITING`).
-pub(super) const EXITING: u64 = 4;
-
-/// What /proc says of a child before the kernel reports its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dying {
-    /// It is not on its way out.
-    No,
-    /// It is, and will have ended like this.
-    As(Exit),
-    /// /proc does not show it, or shows the numbers of another PID namespace.
-    Unknown,
-}
-
-/// Whether a child is on its way out.
-///
-/// The kernel reports an end only when the process's memory is torn down, 36 ms later for 1 GiB. `/proc/PID/stat`
-/// has the answer before.
-pub fn dying(child: &ChildProcess) -> Dying {
-    static SHOWS_OURS: OnceLock<bool> = OnceLock::new();
-    if !*SHOWS_OURS.get_or_init(|| super::process::own_number() == std::process::id()) {
-        return Dying::Unknown;
-    }
-    // In one piece: whoever asks has no time, and a line is shorter.
-    let mut text = [0; 1024];
-    let read = File::open(format!("/proc/{}/stat", child.pid())).and_then(|mut file| file.read(&mut text));
-    let line = read.ok().and_then(|length| std::str::from_utf8(&text[..length]).ok());
-    line.and_then(dying_in).unwrap_or(Dying::Unknown)
-}
-
-fn dying_in(stat: &str) -> Option<Dying> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace();
-    let flags: u64 = fields.nth(6)?.parse().ok()?;
-    let status: i32 = fields.next_back()?.parse().ok()?;
-    let exit = match status & 0x7f {
-        0 => Exit::Code(status >> 8 & 0xff),
-        signal => Exit::Signal(signal),
-    };
-    Some(if flags & EXITING != 0 { Dying::As(exit) } else { Dying::No })
-}
-
 /// The descriptor that stands for nothing to read and nobody to write to.
 pub fn silence() -> io::Result<OwnedFd> {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
@@ -275,7 +231,7 @@ pub fn silence() -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::process::start_ticks;
+    use crate::os::process::{Dying, Exit, start_ticks};
     use std::os::fd::AsFd;
     use std::time::{Duration, Instant};
 
@@ -344,7 +300,7 @@ mod tests {
     fn a_killed_child_reports_the_signal() {
         let child = shell("sleep 600", &[]);
         assert!(start_ticks(child.pid()).is_some());
-        assert_eq!(dying(&child), Dying::No);
+        assert_eq!(child.dying(), Dying::No);
         child.kill();
         assert_eq!(wait_for_exit(&child), Exit::Signal(9));
         assert_eq!(Exit::Signal(9).describe(), "signal 9 (killed)");
@@ -378,10 +334,10 @@ mod tests {
         for (script, exit) in [("exit 3", Exit::Code(3)), ("kill -SEGV $$", Exit::Signal(11))] {
             let child = shell(script, &[]);
             let deadline = Instant::now() + Duration::from_secs(20);
-            while dying(&child) == Dying::No {
+            while child.dying() == Dying::No {
                 assert!(Instant::now() < deadline, "{script}");
             }
-            assert_eq!(dying(&child), Dying::As(exit), "{script}");
+            assert_eq!(child.dying(), Dying::As(exit), "{script}");
             assert_eq!(wait_for_exit(&child), exit);
         }
     }

@@ -120,8 +120,9 @@ const GIVE_UP_LIMIT: Duration = Duration::from_millis(500);
 /// Open files of the supervisor without any member, and while it starts one; 24 and 20 were seen. An agent that
 /// counts hardware events has 40 itself.
 const FILES_ITSELF: u64 = 56;
-/// Open files that each member costs it: its process or its bell, its socket, and the objects that others are handed.
-const FILES_PER_MEMBER: u64 = 6;
+/// Open files that each member costs it: its process and what /proc says of it, or its bell; its socket, and the objects that others are
+/// handed.
+const FILES_PER_MEMBER: u64 = 7;
 /// Clients that may always try: what cannot be opened for them is refused.
 const CLIENTS_MIN: usize = 4;
 /// Places for housekeeping agents beside `max_agents` compute agents.
@@ -271,7 +272,7 @@ pub struct Supervisor {
     watcher: roster::Watcher,
     /// When things were last looked after.
     tidied: Nanos,
-    /// Who could not be told of whom.
+    /// Who was not told of whom yet.
     untold: Vec<(AgentSlot, AgentSlot)>,
     started: Nanos,
     first_ready: Option<Nanos>,
@@ -744,6 +745,7 @@ impl Supervisor {
             self.dispatcher.next_offer().filter(|_| self.ledger.queued() > 0 && self.limit > 0),
             // What is under way is looked at again soon, although nobody rings for it.
             (self.rolling.is_some() || self.sweeps_left > 0).then(|| began.plus(TIDY_EVERY)),
+            (!self.untold.is_empty()).then_some(self.next_tidy),
         ];
         let due = due.into_iter().flatten().min();
         let longest = due.map_or(Duration::from_secs(1), |due| due.since(began)).min(Duration::from_secs(1));
@@ -763,7 +765,7 @@ impl Supervisor {
             }
         }
         self.sleeper.announce();
-        let rang = if self.is_ready() || self.dispatcher.iter().any(|seat| seat.link.is_abandoned()) {
+        let rang = if self.is_ready() || self.hears_of_death() {
             false
         } else {
             self.sleeps += 1;
@@ -772,7 +774,16 @@ impl Supervisor {
             self.look_at_kernel(longest) > 0
         };
         self.sleeper.awake(rang);
+        if self.hears_of_death() {
+            // Whoever died does not wait for the time between two looks to pass.
+            self.next_look = self.now;
+        }
         self.patience.learn(clock::now().since(began));
+    }
+
+    /// Whether the word of an agent says that it is dead.
+    fn hears_of_death(&self) -> bool {
+        self.dispatcher.iter().any(|seat| seat.link.is_abandoned())
     }
 
     /// Whether somebody was killed and has not died yet. On a core that we share, a yield would let it take its memory apart first;

@@ -6,8 +6,7 @@ use super::switchboard::Talks;
 use super::*;
 use crate::base::words::things;
 use crate::os::affinity::CoreMask;
-use crate::os::process::{ChildProcess, Exit};
-use crate::os::spawn::{Dying, dying};
+use crate::os::process::{ChildProcess, Dying, Exit};
 use crate::shm::board::{Host, Thermal};
 
 /// How long the fault agent may be silent, in units of `agents.fault.hang_after_s`, and at least. One look and not many
@@ -362,7 +361,7 @@ impl Supervisor {
 
     /// Whether the agents' namespace is on its way out, and everybody inside.
     pub(super) fn is_guard_ending(&self) -> bool {
-        self.nursery.containment.guard().is_some_and(|guard| matches!(dying(guard), Dying::As(_)))
+        self.nursery.containment.guard().is_some_and(|guard| matches!(guard.dying(), Dying::As(_)))
     }
 
     pub(super) fn on_ready(&mut self, slot: AgentSlot, incarnation: Incarnation, core: Option<usize>) {
@@ -413,11 +412,14 @@ impl Supervisor {
         }
     }
 
+    /// How it is with the agent of a place, for all who watch: told a moment later, because each of them is woken by it, and
+    /// whoever takes the place of a dead agent comes first.
     fn tell_watchers(&mut self, about: AgentSlot) {
         let watchers = self.dispatcher.iter().filter(|seat| seat.ready && is_watcher(seat.kind));
-        let watchers: Vec<AgentSlot> = watchers.map(|seat| seat.slot).collect();
-        for watcher in watchers {
-            self.tell_watcher(watcher, about);
+        for watcher in watchers.map(|seat| seat.slot) {
+            if !self.untold.contains(&(watcher, about)) {
+                self.untold.push((watcher, about));
+            }
         }
     }
 
@@ -442,7 +444,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells watchers what they had no room for.
+    /// Tells watchers what they were not told yet.
     pub(super) fn tell_the_rest(&mut self) {
         for (watcher, about) in std::mem::take(&mut self.untold) {
             let is_watcher = |seat: &&Seat| seat.ready && is_watcher(seat.kind);
@@ -472,26 +474,26 @@ impl Supervisor {
             };
             let (exit, is_whole) = match child.try_reap() {
                 Some(exit) => (Some(exit), false),
-                None => match dying(child) {
+                None => match child.dying() {
                     Dying::As(exit) => (Some(exit), true),
                     Dying::No => (None, true),
                     // Then its end is heard of when its memory is gone.
                     Dying::Unknown => continue,
                 },
             };
+            let seen = clock::now();
             if exit.is_some() && is_whole {
                 // Its main thread is dead, and all that it may still do without is over.
                 child.kill();
-                // Its tasks need not wait for its memory, which is not taken apart on our core if there is another. It is waited
-                // for beside everything else.
-                if self.record(slot).is_some_and(|record| record.core == self.plan.supervisor) {
-                    self.cores_elsewhere.apply_to(child.pid());
+                // Its tasks need not wait for its memory, which is waited for beside everything else.
+                if self.record(slot).is_some_and(|record| record.killed.is_none()) {
+                    self.move_off_our_core(slot);
                 }
                 let data = epoll::EventData::new_u64(WATCH_DYING);
                 let _ = epoll::modify(&self.epoll, child, data, epoll::EventFlags::IN);
             }
             found += 1;
-            self.now = clock::now();
+            self.now = seen;
             match exit {
                 Some(exit) => {
                     let child = self.record_mut(slot).and_then(|record| record.child.take());
@@ -506,6 +508,16 @@ impl Supervisor {
             }
         }
         found
+    }
+
+    /// The memory of one that dies is not taken apart on our core if there is another.
+    fn move_off_our_core(&self, slot: AgentSlot) {
+        let Some(record) = self.record(slot).filter(|record| record.core == self.plan.supervisor) else {
+            return;
+        };
+        if let Some(child) = &record.child {
+            self.cores_elsewhere.apply_to(child.pid());
+        }
     }
 
     /// Somebody who was given up early is gone for good.
@@ -719,9 +731,13 @@ impl Supervisor {
         let now = clock::now();
         let Some(record) = self.record_mut(slot) else { return };
         let id = record.id.clone();
-        if let Some(child) = &record.child {
-            child.kill();
+        if record.child.is_some() {
             record.killed.get_or_insert(now);
+            // Before it dies: a wake-up here would take the core from us for as long as its end takes.
+            self.move_off_our_core(slot);
+        }
+        if let Some(child) = self.record(slot).and_then(|record| record.child.as_ref()) {
+            child.kill();
         }
         self.events.add(Severity::Warning, kind, Some(&id), text);
     }

@@ -313,6 +313,14 @@ impl FaultAgent {
         }) && any
     }
 
+    /// This agent is there, perhaps as known. A death whose successor was there soon was not told by itself.
+    fn meet(&mut self, slot: u16, incarnation: Incarnation, pid: u32, kind: AgentKind, now: Nanos) {
+        if self.peers.get(&slot).is_none_or(|known| known.incarnation != incarnation) {
+            self.bury(slot, now);
+            self.peers.insert(slot, Peer::new(&self.procfs, incarnation, pid, kind, now));
+        }
+    }
+
     /// An agent is gone. Its death counts, unless it was ours to ask for.
     fn bury(&mut self, slot: u16, now: Nanos) {
         let Some(peer) = self.peers.remove(&slot) else { return };
@@ -356,9 +364,8 @@ impl Agent for FaultAgent {
         let now = clock::now();
         match AgentKind::from_code(*kind) {
             Some(kind) if *slot != context.slot() => {
-                let peer = Peer::new(&self.procfs, *incarnation, *pid, kind, now);
                 tracing::trace!(slot = slot.0, kind = %kind, "watches");
-                self.peers.insert(slot.0, peer);
+                self.meet(slot.0, *incarnation, *pid, kind, now);
                 // It is not known to sleep.
                 self.due = self.due.min(now.plus(self.tick()));
             }
@@ -410,6 +417,39 @@ mod tests {
         for samples in 41..80 {
             assert!(look(3000.0, samples) > 2.8, "bad times become usual slowly");
         }
+    }
+
+    #[test]
+    fn a_death_counts_once_whether_it_was_told_or_a_successor_was() {
+        let deaths_after = |told: &[Option<u32>]| {
+            let mut agent = FaultAgent {
+                procfs: PathBuf::from("/nowhere"),
+                hang_after: Duration::from_secs(1),
+                memory_limit: None,
+                descriptor_limit: None,
+                restart_limit: 5,
+                restart_window: Duration::from_secs(60),
+                sampler: HostSampler::new(Path::new("/nowhere")),
+                peers: BTreeMap::new(),
+                deaths: BTreeMap::new(),
+                heard: Nanos(0),
+                due: Nanos(0),
+                sampled: Nanos(0),
+                sample_due: Nanos(0),
+            };
+            for (at, told) in told.iter().enumerate() {
+                let now = Nanos(at as u64 * 1_000_000_000);
+                match told {
+                    Some(life) => agent.meet(3, Incarnation(*life), 1, AgentKind::Compute, now),
+                    None => agent.bury(3, now),
+                }
+            }
+            agent.deaths.get(&3).map_or(0, |(deaths, _)| deaths.len())
+        };
+        assert_eq!(deaths_after(&[Some(1), None, Some(2), None, Some(3)]), 2);
+        assert_eq!(deaths_after(&[Some(1), Some(2), Some(3)]), 2, "only the successors were told");
+        assert_eq!(deaths_after(&[Some(1), Some(1), None, None, Some(2), Some(2), Some(3)]), 2, "told twice");
+        assert_eq!(deaths_after(&[Some(1), Some(1)]), 0, "nobody died");
     }
 
     #[test]

@@ -269,6 +269,12 @@ pub(super) struct Deaths {
 }
 
 impl Deaths {
+    /// How many of them are remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
     /// It died. A verdict if the pauses between deaths shrink so that more than `limit` deaths within `window_s`
     /// are near.
     ///
