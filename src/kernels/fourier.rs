@@ -57,29 +57,15 @@ impl<T: rustfft::FftNum> Plans<T> {
 
     /// The first half of the transform of a real line. The crate chooses its own instructions.
     fn real_plan(&mut self, length: usize) -> Arc<dyn RealToComplex<T>> {
-        if let Some(plan) = self.made_real.iter().find(|plan| plan.len() == length) {
-            return plan.clone();
-        }
-        if self.made_real.len() == PLANS_MAX {
-            self.made_real.clear();
-        }
         // A planner keeps what it planned, so each is forgotten with its plan.
-        let plan = RealFftPlanner::new().plan_fft_forward(length);
-        self.made_real.push(plan.clone());
-        plan
+        let plan = || RealFftPlanner::new().plan_fft_forward(length);
+        kept(&mut self.made_real, |plan| plan.len() == length, plan)
     }
 
     /// A real line from the first half of its transform.
     fn back_plan(&mut self, length: usize) -> Arc<dyn ComplexToReal<T>> {
-        if let Some(plan) = self.made_back.iter().find(|plan| plan.len() == length) {
-            return plan.clone();
-        }
-        if self.made_back.len() == PLANS_MAX {
-            self.made_back.clear();
-        }
-        let plan = RealFftPlanner::new().plan_fft_inverse(length);
-        self.made_back.push(plan.clone());
-        plan
+        let plan = || RealFftPlanner::new().plan_fft_inverse(length);
+        kept(&mut self.made_back, |plan| plan.len() == length, plan)
     }
 
     fn plan(&mut self, level: Level, length: usize, direction: FftDirection) -> Arc<dyn Fft<T>> {
@@ -100,6 +86,23 @@ impl<T: rustfft::FftNum> Plans<T> {
         self.made.push(Plan { scalar, fft: fft.clone() });
         fft
     }
+}
+
+/// The plan among those `made` that fits, or else a new one, which is kept from now on.
+fn kept<P: ?Sized>(
+    made: &mut Vec<Arc<P>>,
+    fits: impl Fn(&P) -> bool,
+    plan: impl FnOnce() -> Arc<P>,
+) -> Arc<P> {
+    if let Some(plan) = made.iter().find(|plan| fits(plan)) {
+        return plan.clone();
+    }
+    if made.len() == PLANS_MAX {
+        made.clear();
+    }
+    let plan = plan();
+    made.push(plan.clone());
+    plan
 }
 
 /// The crates find out themselves what the processor has; below AVX2 only the scalar form is sure not to use more.
