@@ -7,6 +7,7 @@ use crate::gateway::client::{Client, ClientError, segment};
 use crate::kernels::KernelId;
 use crate::supervisor::home::socket_path;
 use crate::supervisor::{is_agent, is_gateway};
+use crate::tasks::ledger::REMEMBERED;
 use crate::tasks::{Priority, TaskSpec};
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal};
@@ -34,8 +35,6 @@ const MAPPINGS_SPARE: usize = 8;
 const MEMORY_SPARE_KB: u64 = 32 << 10;
 /// for each of the tasks that it remembers.
 const MEMORY_PER_TASK_KB: u64 = 1;
-/// Tasks that it remembers.
-const REMEMBERED: u64 = 100_000;
 /// What has to come back to where it was may take so long.
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
 /// What lies in a state directory while its swarm lives, and after its end.
@@ -95,7 +94,8 @@ impl Footprint {
         if self.agents != before.agents {
             grown.push(format!("{} processes where there were {}", self.agents, before.agents));
         }
-        let resident_max = before.resident_kb + MEMORY_SPARE_KB + MEMORY_PER_TASK_KB * tasks.min(REMEMBERED);
+        let resident_max =
+            before.resident_kb + MEMORY_SPARE_KB + MEMORY_PER_TASK_KB * tasks.min(REMEMBERED as u64);
         let rows = [
             (
                 "descriptors",

@@ -21,8 +21,8 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 const KILL_LIMIT: u32 = 10;
 /// How the error of such a task begins.
 pub const POISON: &str = "given up as poison";
-/// Ended tasks that are remembered.
-const REMEMBERED: usize = 200_000;
+/// Ended tasks that are remembered. A later life remembers those that the journal keeps.
+pub const REMEMBERED: usize = 200_000;
 
 /// Why a task was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
