@@ -23,7 +23,7 @@ use crate::base::ids::{AgentKind, AgentSlot, Incarnation};
 use crate::messaging::ToAgent;
 use crate::messaging::envelope::Severity;
 use crate::messaging::failure::{Act, Failure, Figure, encode_finding};
-use crate::os::clock;
+use crate::os::clock::{self, ProcessClock};
 use crate::os::sysfs::KeptFile;
 use crate::shm::board::{Board, CLASSES, KERNELS, Life};
 use crate::telemetry::host::{AgentUsage, HostSampler, descriptor_limit, open_descriptors};
@@ -70,8 +70,9 @@ struct Peer {
     since: Nanos,
     stat: KeptFile,
     schedstat: KeptFile,
-    /// The last look, if it was asleep, and how many turns on a processor it had had.
-    slept: Option<(Look, u64)>,
+    clock: Option<ProcessClock>,
+    /// The last look, if it was asleep, and what its clock showed before.
+    slept: Option<(Look, Nanos)>,
     silence: Silence,
     monitor: Monitor,
     pace: Pace,
@@ -131,6 +132,7 @@ impl Peer {
             since: now,
             stat: file("stat"),
             schedstat: file("schedstat"),
+            clock: ProcessClock::of(procfs, pid),
             slept: None,
             silence: Silence::default(),
             monitor: Monitor::new(),
@@ -142,17 +144,18 @@ impl Peer {
     }
 
     fn look(&mut self) -> Option<Look> {
-        // Ticks count all threads, but are coarse; the scheduler counts the main thread to the nanosecond, and its turns.
-        let mut times = self.schedstat.read().unwrap_or("").split_ascii_whitespace();
-        let mut number = || times.next().and_then(|word| word.parse().ok()).unwrap_or(0);
-        let (main, waited, turns) = (number(), number(), number());
-        // To be stopped takes a turn as well, so who slept and had none still sleeps.
+        // To be stopped takes time on a processor as well, so who slept and had none still sleeps.
         // Not for ever: who never gets a turn may be starved.
+        let clock = self.clock.and_then(ProcessClock::read);
         if let Some((look, seen)) = self.slept.filter(|_| self.silence.lasted() < BELIEVED)
-            && (turns, turns > 0) == (seen, true)
+            && clock == Some(seen)
         {
             return Some(look);
         }
+        // Ticks count all threads, but are coarse; the scheduler counts the main thread to the nanosecond.
+        let mut times = self.schedstat.read().unwrap_or("").split_ascii_whitespace();
+        let mut number = || times.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+        let (main, waited) = (number(), number());
         let (state, ticks) = {
             let (_, rest) = self.stat.read().ok()?.rsplit_once(')')?;
             let mut fields = rest.split_ascii_whitespace();
@@ -162,7 +165,7 @@ impl Peer {
         };
         let ran = Duration::from_nanos(main).max(Duration::from_millis(ticks.saturating_mul(10)));
         let look = Look { state, ran, waited: Duration::from_nanos(waited) };
-        self.slept = (state == b'S').then_some((look, turns));
+        self.slept = clock.filter(|_| state == b'S').map(|clock| (look, clock));
         Some(look)
     }
 
