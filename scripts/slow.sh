@@ -60,7 +60,7 @@ if wanted gateways "$@"; then
 fi
 if wanted soak "$@"; then
     heading "soak"
-    "$swarm" chaos --for 20m --rate 1
+    "$swarm" chaos --for 20m --rate 2 --count 1200
 fi
 if wanted disks "$@"; then
     heading "disks"

@@ -3,6 +3,7 @@
 
 use super::dispatch::{noop, wait_ready};
 use super::{Figure, Limit, quantile, sorted, swarm};
+use crate::base::clock::Nanos;
 use crate::config::{Count, SwarmConfig};
 use crate::jobs;
 use crate::os::clock;
@@ -10,6 +11,7 @@ use crate::supervisor::action::{Action, AgentView, Recovery, Reply};
 use crate::supervisor::{OnEnd, Supervisor, is_agent};
 use crate::tasks::{TaskSpec, TaskState};
 use anyhow::{Context as _, bail, ensure};
+use crossbeam::channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -24,6 +26,8 @@ const LARGE_SIDE: usize = 16384;
 /// Agents are killed in the middle of a life: who dies right after its birth is taken for one that cannot live, and is
 /// restarted later and later.
 const LIFE: Duration = Duration::from_millis(40);
+/// The supervisor is at rest by then.
+const SETTLE: Duration = Duration::from_millis(2);
 /// A stopped agent is taken for hung after a quarter of a second.
 const STOPPED: Duration = Duration::from_millis(150);
 /// A stopped agent is found within this time, ms: what `agents.fault.hang_after_s` is by default.
@@ -116,16 +120,52 @@ struct Times {
 }
 
 impl Times {
-    fn add(&mut self, recovery: &Recovery) -> anyhow::Result<()> {
-        let noticed = recovery.detect_us.context("the death was not timed")?;
-        self.noticed.push(noticed / 1e3);
-        self.ready.push((noticed + recovery.ready_us.context("no successor")?) / 1e3);
+    fn add(&mut self, killed: Nanos, recovery: &Recovery) -> anyhow::Result<()> {
+        let noticed = recovery.noticed.context("the death was not timed")?.since(killed).as_secs_f64() * 1e3;
+        self.noticed.push(noticed);
+        self.ready.push(noticed + recovery.ready_us.context("no successor")? / 1e3);
         Ok(())
+    }
+}
+
+/// Kills as a stranger does: a thread that the supervisor does not know of, which may run anywhere.
+struct Killer {
+    orders: Sender<Pid>,
+    killed: Receiver<Nanos>,
+}
+
+impl Killer {
+    /// Before the supervisor pins its thread, and with it those that come later.
+    fn start() -> Self {
+        let (orders, victims) = crossbeam::channel::unbounded();
+        let (done, killed) = crossbeam::channel::unbounded();
+        std::thread::spawn(move || {
+            for victim in victims {
+                std::thread::sleep(SETTLE);
+                let now = clock::now();
+                // One that is gone already is missed by whoever waits for its successor.
+                let _ = kill_process(victim, Signal::KILL);
+                let _ = done.send(now);
+            }
+        });
+        Self { orders, killed }
+    }
+
+    /// A moment from now.
+    fn order(&self, victim: &AgentView) -> anyhow::Result<()> {
+        let pid = victim.pid.and_then(|pid| Pid::from_raw(pid as i32)).context("it runs")?;
+        Ok(self.orders.send(pid)?)
+    }
+
+    /// When it was killed.
+    fn killed(&self) -> anyhow::Result<Nanos> {
+        Ok(self.killed.recv_timeout(Duration::from_secs(30))?)
     }
 }
 
 /// Kills compute agents in turn: first one that is idle, then one that holds a task which it cannot finish.
 fn takeovers(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Times> {
+    let killer = Killer::start();
     let mut supervisor = swarm(config)?;
     let agents = supervisor.plan().compute_count();
     ensure!(agents > 0, "recovery needs a compute agent");
@@ -134,9 +174,10 @@ fn takeovers(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Times> {
     for round in 0..rounds {
         let victim = format!("compute-{}", round % agents);
         live(&mut supervisor)?;
-        times.add(&kill(&mut supervisor, &victim)?)?;
+        let (killed, recovery) = kill(&mut supervisor, &killer, &victim)?;
+        times.add(killed, &recovery)?;
         live(&mut supervisor)?;
-        times.lost.extend(lose_a_task(&mut supervisor, &victim)?);
+        times.lost.extend(lose_a_task(&mut supervisor, &killer, &victim)?);
     }
     ensure!(times.lost.len() > rounds / 2, "tasks came to {} of {rounds} stopped agents", times.lost.len());
     let counts = supervisor.ledger().counts();
@@ -148,24 +189,26 @@ fn takeovers(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Times> {
     Ok(times)
 }
 
-/// Kills an agent and waits for its successor.
-fn kill(supervisor: &mut Supervisor, victim: &str) -> anyhow::Result<Recovery> {
+/// Has an agent killed and waits for its successor.
+fn kill(supervisor: &mut Supervisor, killer: &Killer, victim: &str) -> anyhow::Result<(Nanos, Recovery)> {
     let before = agent(supervisor, victim)?;
     let recovered = supervisor.recovered();
-    ask(supervisor, Action::KillAgent(victim.to_owned()))?;
+    killer.order(&before)?;
     run_until(supervisor, |supervisor| supervisor.recovered() > recovered)?;
     let after = agent(supervisor, victim)?;
     ensure!(after.incarnation == before.incarnation + 1, "the agent was not replaced");
     let Reply::Report(report) = ask(supervisor, Action::Report { all_tasks: false })? else {
         bail!("unexpected answer")
     };
-    report.recoveries.into_iter().next_back().context("no recovery on record")
+    let recovery = report.recoveries.into_iter().next_back().context("no recovery on record")?;
+    Ok((killer.killed()?, recovery))
 }
 
 /// From the kill of an agent that holds no-op tasks to the last result of those, ms. The agent is stopped first: a no-op
 /// that runs cannot be caught. `None` when it got no task before it was taken for hung: others were quick enough.
-fn lose_a_task(supervisor: &mut Supervisor, victim: &str) -> anyhow::Result<Option<f64>> {
-    let pid = agent(supervisor, victim)?.pid.context("it runs")?;
+fn lose_a_task(supervisor: &mut Supervisor, killer: &Killer, victim: &str) -> anyhow::Result<Option<f64>> {
+    let before = agent(supervisor, victim)?;
+    let pid = before.pid.context("it runs")?;
     let pid = Pid::from_raw(pid as i32).context("a process number")?;
     kill_process(pid, Signal::STOP)?;
     // As many as make every agent get some; the others are done with theirs soon.
@@ -183,10 +226,9 @@ fn lose_a_task(supervisor: &mut Supervisor, victim: &str) -> anyhow::Result<Opti
         supervisor.run_until_deadline(clock::now().plus(Duration::from_millis(2)), |_| false);
     }
     let recovered = supervisor.recovered();
-    let killed = clock::now();
-    ask(supervisor, Action::KillAgent(victim.to_owned()))?;
+    killer.order(&before)?;
     run_until(supervisor, |supervisor| supervisor.ledger().counts().open() == 0)?;
-    let took = clock::now().since(killed).as_secs_f64() * 1e3;
+    let took = clock::now().since(killer.killed()?).as_secs_f64() * 1e3;
     run_until(supervisor, |supervisor| supervisor.recovered() > recovered)?;
     Ok(Some(took))
 }
@@ -316,6 +358,7 @@ fn large_takeovers_in(folder: &Path, rounds: usize, config: &SwarmConfig) -> any
     };
     strip("column.npy", [LARGE_SIDE, 1])?;
     strip("row.npy", [1, LARGE_SIDE])?;
+    let killer = Killer::start();
     let mut supervisor = swarm(config)?;
     let agents = supervisor.plan().compute_count();
     wait_ready(&mut supervisor, agents)?;
@@ -346,7 +389,8 @@ fn large_takeovers_in(folder: &Path, rounds: usize, config: &SwarmConfig) -> any
             supervisor.run_until_deadline(clock::now().plus(Duration::from_millis(1)), |_| false);
         }
         if resident_bytes(pid) >= LARGE {
-            times.add(&kill(&mut supervisor, &holder.id)?)?;
+            let (killed, recovery) = kill(&mut supervisor, &killer, &holder.id)?;
+            times.add(killed, &recovery)?;
         }
         ask(&mut supervisor, Action::CancelTask(id.to_string()))?;
         run_until(&mut supervisor, |supervisor| supervisor.ledger().counts().open() == 0)?;

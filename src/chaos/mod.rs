@@ -1,7 +1,7 @@
 //! `chaos`: deploys a swarm of its own, gives it work, breaks it from a seed, and checks from the outside that the
 //! promises of docs/promises.md held.
 //!
-//! The supervisor's own counters do not take part in the judgement: what counts are the answers of its control API to
+//! The supervisor's own counters do not clear it (that it counts a result delivered twice would condemn it): what counts are the answers of its control API to
 //! questions about each task, the ends that an attached client is told of, the output files, the processes of the host, what
 //! `/proc` says of the supervisor, and the names in shared memory and in the state directory. Which faults are injected, in
 //! which order and with which pauses follows from the seed; how the host schedules the processes does not, so the same seed
@@ -31,7 +31,7 @@ use work::Work;
 
 /// Tasks that the swarm has before it, so that every fault meets one at work.
 const BACKLOG: u64 = 400;
-/// Tasks between two judgements: well below the 100,000 that a swarm remembers (`durability.keep_tasks`).
+/// Tasks between two judgements: well below the 100,000 that a journal remembers (`durability.keep_tasks`).
 const ROUND: u64 = 20_000;
 /// Retries of every task: an agent that gets no memory says so, and another one has to do it.
 const RETRIES: u32 = 100;

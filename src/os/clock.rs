@@ -14,10 +14,11 @@ pub fn now() -> Nanos {
 pub struct ProcessClock(libc::clockid_t);
 
 impl ProcessClock {
-    /// That of process `pid`, the number that `procfs` shows. `None` when that shows no such process, or none of this kernel's.
+    /// That of process `pid`, the number that `procfs` shows. `None` when that is not `/proc`, or shows no such process.
     pub fn of(procfs: &Path, pid: u32) -> Option<Self> {
         // In a PID namespace processes have other numbers for us than for who mounted /proc; the innermost comes last.
-        let status = std::fs::read_to_string(procfs.join(pid.to_string()).join("status")).ok()?;
+        let live = (procfs == Path::new("/proc")).then(|| procfs.join(pid.to_string()).join("status"));
+        let status = std::fs::read_to_string(live?).ok()?;
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
         let number = numbers.split_ascii_whitespace().next_back()?.parse().ok()?;
         let mut clock = 0;

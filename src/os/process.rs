@@ -73,6 +73,13 @@ pub enum Dying {
     Unknown,
 }
 
+/// None where /proc shows the numbers of another PID namespace.
+fn open_stat(pid: Pid) -> Option<File> {
+    static SHOWS_OURS: OnceLock<bool> = OnceLock::new();
+    let shows_ours = *SHOWS_OURS.get_or_init(|| own_number() == std::process::id());
+    shows_ours.then(|| File::open(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()).flatten()
+}
+
 fn dying_in(stat: &str) -> Option<Dying> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
@@ -109,10 +116,7 @@ impl ChildProcess {
     /// As [`new`](Self::new), for one whose [`dying`](Self::dying) will be asked for in a hurry: to open a file in /proc takes three
     /// times as long as to read it.
     pub(super) fn with_stat(pid: Pid, pidfd: OwnedFd) -> Self {
-        static SHOWS_OURS: OnceLock<bool> = OnceLock::new();
-        let shows_ours = *SHOWS_OURS.get_or_init(|| own_number() == std::process::id());
-        let stat = || File::open(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok();
-        Self { pid, pidfd, stat: shows_ours.then(stat).flatten() }
+        Self { stat: open_stat(pid), ..Self::new(pid, pidfd) }
     }
 
     /// The process number, for people and for /proc.
@@ -132,7 +136,10 @@ impl ChildProcess {
     pub fn dying(&self) -> Dying {
         // In one piece: whoever asks has no time, and a line is shorter.
         let mut text = [0; 1024];
-        let read = self.stat.as_ref().and_then(|stat| stat.read_at(&mut text, 0).ok());
+        // Perhaps there were no descriptors left when it was born.
+        let late = if self.stat.is_none() { open_stat(self.pid) } else { None };
+        let stat = self.stat.as_ref().or(late.as_ref());
+        let read = stat.and_then(|stat| stat.read_at(&mut text, 0).ok());
         let line = read.and_then(|length| std::str::from_utf8(&text[..length]).ok());
         line.and_then(dying_in).unwrap_or(Dying::Unknown)
     }

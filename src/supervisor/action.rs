@@ -8,6 +8,7 @@
 use super::events::Event;
 use super::incidents::Incident;
 use super::wire;
+use crate::base::clock::Nanos;
 use crate::base::ids::AgentKind;
 pub use crate::messaging::meters::Drops as DropsView;
 use crate::shm::doorbell::HubBell;
@@ -735,6 +736,9 @@ pub struct Recovery {
     /// From the death to our knowing, microseconds. Known only for deaths that the supervisor itself
     /// brought about; the kernel does not record when a process died.
     pub detect_us: Option<f64>,
+    /// When we knew.
+    #[serde(skip)]
+    pub noticed: Option<Nanos>,
     /// From our knowing to the successor's readiness, microseconds; absent while there is none.
     pub ready_us: Option<f64>,
     /// The successor was a standby.

@@ -665,7 +665,11 @@ impl Supervisor {
             // Their successors come before everything else that the kernel may have to say.
             match self.look_for_the_dying() {
                 0 => {}
-                found => work += found + self.start_due(),
+                found => {
+                    work += found + self.start_due();
+                    // Whoever takes a place is woken before what can wait is done.
+                    self.next_tidy = self.next_tidy.max(self.now.plus(TIDY_EVERY));
+                }
             }
             work += self.look_at_kernel(Duration::ZERO);
             self.tend_gateway();
@@ -781,9 +785,10 @@ impl Supervisor {
         self.patience.learn(clock::now().since(began));
     }
 
-    /// Whether the word of an agent says that it is dead.
+    /// Whether the word of an agent says that it is dead. Of one whose word nobody can verify the kernel will tell.
     fn hears_of_death(&self) -> bool {
-        self.dispatcher.iter().any(|seat| seat.link.is_abandoned())
+        let mut abandoned = self.dispatcher.iter().filter(|seat| seat.link.is_abandoned());
+        abandoned.any(|seat| self.record(seat.slot).is_some_and(|record| !record.unverified))
     }
 
     /// Whether somebody was killed and has not died yet. On a core that we share, a yield would let it take its memory apart first;

@@ -111,6 +111,8 @@ pub(super) struct Record {
     pub(super) killed: Option<Nanos>,
     /// It was killed for what its running task did.
     pub(super) blames_task: bool,
+    /// Its word says that it is dead, and /proc does not say whether that is true.
+    pub(super) unverified: bool,
     /// Whose doing it is when it dies in this life.
     doing: Option<Doing>,
     /// It was told to end when it held nothing any more.
@@ -188,6 +190,7 @@ impl Supervisor {
             past_busy_ns: 0,
             history,
             killed: None,
+            unverified: false,
             blames_task: false,
             doing: None,
             told_to_end: false,
@@ -258,7 +261,7 @@ impl Supervisor {
         let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
         record.incarnation.0 += 1;
         record.born = now;
-        (record.killed, record.doing, record.blames_task) = (None, None, false);
+        (record.killed, record.doing, record.blames_task, record.unverified) = (None, None, false, false);
         (record.told_to_end, record.adopted) = (false, false);
         let id = record.id.clone();
         let newborn = Newborn {
@@ -425,7 +428,8 @@ impl Supervisor {
 
     /// How it is with the agent of a place, for one that watches. What finds no room is told later.
     fn tell_watcher(&mut self, watcher: AgentSlot, about: AgentSlot) {
-        let record = self.record(about).filter(|record| record.state == AgentState::Ready);
+        let is_there = |record: &&Record| matches!(record.state, AgentState::Ready | AgentState::Draining);
+        let record = self.record(about).filter(is_there);
         let message = match record.and_then(|record| Some((record, record.child.as_ref()?))) {
             Some((record, child)) => ToAgent::Peer {
                 slot: about,
@@ -478,7 +482,10 @@ impl Supervisor {
                     Dying::As(exit) => (Some(exit), true),
                     Dying::No => (None, true),
                     // Then its end is heard of when its memory is gone.
-                    Dying::Unknown => continue,
+                    Dying::Unknown => {
+                        self.roster[at].as_mut().expect("just seen").unverified = true;
+                        continue;
+                    }
                 },
             };
             let seen = clock::now();
@@ -612,8 +619,15 @@ impl Supervisor {
             return;
         }
         self.events.add(Severity::Warning, "agent_died", Some(&id), text);
-        let recovery =
-            Recovery { agent: id, cause, detect_us, ready_us: None, warm: false, tasks_moved: moved.len() };
+        let recovery = Recovery {
+            agent: id,
+            cause,
+            detect_us,
+            noticed: Some(now),
+            ready_us: None,
+            warm: false,
+            tasks_moved: moved.len(),
+        };
         let record = self.roster[slot.index()].as_mut().expect("just seen");
         if self.recoveries.len() < 10_000 {
             record.recovering = Some((self.recoveries.len(), now));
