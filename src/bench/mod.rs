@@ -11,6 +11,9 @@ mod journal;
 mod recovery;
 mod startup;
 
+pub(crate) use balancer::{read_traces, traces_help};
+
+use crate::balancer::simulator::trace::Trace;
 use crate::cli::args::Bench;
 use crate::cli::output::{OutputOptions, Table, wrap};
 use crate::cli::run::steps;
@@ -91,6 +94,7 @@ impl Figure {
 pub(crate) fn main(
     what: Bench,
     quick: bool,
+    traces: &[Trace],
     config: &SwarmConfig,
     output: &OutputOptions,
 ) -> anyhow::Result<bool> {
@@ -123,7 +127,7 @@ pub(crate) fn main(
     }
     if wanted(Bench::Balancer) {
         steps.begin("balancer: every policy through the simulator");
-        figures.extend(balancer::measure(quick));
+        figures.extend(balancer::measure(quick, traces));
     }
     steps.end();
     print(&figures, output)?;

@@ -187,6 +187,7 @@ pub enum Command {
     /// What this host offers and what is missing, each with its reason
     Doctor,
     /// Measure this host
+    #[command(after_long_help = crate::bench::traces_help())]
     Bench {
         /// What to measure
         #[arg(value_enum, default_value = "all")]
@@ -197,6 +198,9 @@ pub enum Command {
         /// End with 1 if a figure lies beyond its limit
         #[arg(long)]
         check: bool,
+        /// With `balancer`: replay this recorded trace instead of the scenarios; may be given more than once
+        #[arg(long = "trace", value_name = "FILE")]
+        traces: Vec<PathBuf>,
     },
     /// Break a swarm of its own from a seed, and check that nothing is lost
     #[command(

@@ -52,11 +52,11 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn new(code: u8, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), hint: None }
     }
 
-    fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
@@ -175,8 +175,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
             print(&text)?;
             Ok(if fine { exit::DONE } else { exit::CANNOT })
         }
-        Some(Command::Bench { what, quick, check }) => {
-            let kept = crate::bench::main(*what, *quick, &load_config(global)?, &output)?;
+        Some(Command::Bench { what, quick, check, traces }) => {
+            let traces = crate::bench::read_traces(*what, traces)?;
+            let kept = crate::bench::main(*what, *quick, &traces, &load_config(global)?, &output)?;
             Ok(if *check && !kept { exit::FAILED } else { exit::DONE })
         }
         Some(Command::Chaos { seed, duration, count, rate, fault, folder }) => {

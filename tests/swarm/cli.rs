@@ -49,6 +49,10 @@ fn wrong_words_end_with_2_and_say_what_is_allowed() {
         (&["--demo", "status"], "--demo deploys a swarm and goes with no command"),
         (&["--monitor-duration", "5", "run", "x.json"], "--monitor-duration deploys a swarm"),
         (&["bench", "everything"], "possible values"),
+        (&["bench", "--trace", "x.csv"], "--trace goes with `bench balancer` and nothing else"),
+        (&["bench", "ipc", "--trace", "x.csv"], "--trace goes with `bench balancer` and nothing else"),
+        (&["bench", "balancer", "--trace", "nowhere.csv"], "nowhere.csv: cannot be read: No such file"),
+        (&["bench", "balancer", "--trace", "."], ".: cannot be read: Is a directory"),
         (&["agent", "create"], "<KIND>"),
         (&["run", "-o", "x.npy"], "--kernel"),
         (&["run", "--kernel", "sleep", "--param", "seconds"], "KEY=VALUE is needed"),
@@ -84,6 +88,62 @@ fn wrong_words_end_with_2_and_say_what_is_allowed() {
                 .complains("`name` is");
         }
     }
+}
+
+#[test]
+fn recorded_traces_are_replayed_and_what_is_none_is_refused() {
+    let place = Place::new();
+    let bench = ["bench", "balancer", "--quick", "--json", "--trace"];
+    place.write("empty.csv", "");
+    place.write("other.csv", "a,b\n1,2\n");
+    let header = "func_id,end_s,duration_s\n";
+    place.write("wrong.csv", &format!("{header}a,1,0.5\nb,soon,1\n"));
+    for (file, complaint) in [
+        ("empty.csv", "empty.csv: lacks a header and rows"),
+        ("other.csv", "other.csv: line 1: is no header of a trace: \"a,b\""),
+        ("wrong.csv", "wrong.csv: line 3: column `end_s`: \"soon\" found, a number from"),
+    ] {
+        let ran = place.cli(&[&bench[..], &[file]].concat()).ends(2).complains(complaint);
+        assert!(ran.out.is_empty(), "{}", ran.story());
+    }
+    place
+        .cli(&[&bench[..], &["other.csv"]].concat())
+        .complains("hint: a header has these columns:")
+        .complains("submit_s,run_s,user,app");
+    place.cli(&["bench", "--help"]).ends(0).says("context_tokens").says("speed_rel");
+    let functions = fixture("traces/azure_functions.csv");
+    let functions = functions.to_str().expect("text");
+    place.write("azure_functions.csv", &std::fs::read_to_string(functions).expect("a fixture"));
+    let twice = [&bench[..], &[functions, "--trace", "azure_functions.csv"]].concat();
+    place.cli(&twice).ends(2).complains("another trace is called \"azure_functions\"");
+
+    let ran = place.cli(&[&bench[..], &[functions]].concat()).ends(0);
+    let rows: Vec<Value> =
+        ran.out.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    let row = |name: &str| {
+        let row = rows.iter().find(|row| row["name"] == name);
+        row.unwrap_or_else(|| panic!("no row {name}\n{}", ran.story()))
+    };
+    for suffix in ["", "_085", "_cores_070", "_cores_085"] {
+        for policy in ["jsq", "ect", "learned", "learned_safe", "oracle"] {
+            let row = row(&format!("{policy}/azure_functions{suffix}"));
+            let number = |key: &str| row[key].as_f64().expect("a number");
+            assert!(
+                number("floor") > 0.0 && (number("ratio") - number("value") / number("floor")).abs() < 1e-9
+            );
+            let load = if suffix.ends_with("085") { "at load 0.85" } else { "at load 0.70" };
+            let note = row["note"].as_str().expect("text");
+            assert!(note.contains(load) && note.contains("arrivals compressed"), "{row}");
+        }
+        let limit = |name: String| {
+            let row = row(&name);
+            row["limit"].as_f64().expect("a limit") / row["floor"].as_f64().expect("a floor")
+        };
+        assert!((limit(format!("learned/azure_functions{suffix}")) - 0.96).abs() < 1e-9);
+        assert!((limit(format!("learned_p99/azure_functions{suffix}")) - 1.10).abs() < 1e-9);
+        assert!((limit(format!("learned/geometric_mean{suffix}")) - 0.75).abs() < 1e-9);
+    }
+    assert!(rows.iter().all(|row| row["name"] != "learned/steady_070"), "instead of the scenarios");
 }
 
 #[test]

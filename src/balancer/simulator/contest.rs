@@ -2,6 +2,7 @@
 //!
 //! The unit of analysis is the run, never the task: tasks of one run share its queues.
 
+use super::trace::Trace;
 use super::{BACKENDS, Knowledge, Outcome, Scenario, Setup, World, run};
 use crate::balancer::{Learned, POLICIES, placer};
 use crate::base::prng::SplitMix64;
@@ -33,8 +34,13 @@ impl Entry {
 
     /// This one's figure over that one's, world by world.
     pub fn ratio_to(&self, other: &Entry, figure: impl Fn(&Outcome) -> f64) -> Ratio {
+        Ratio::of(&self.logs_to(other, figure))
+    }
+
+    /// Their logarithms.
+    pub fn logs_to(&self, other: &Entry, figure: impl Fn(&Outcome) -> f64) -> Vec<f64> {
         let pairs = self.outcomes.iter().zip(&other.outcomes);
-        Ratio::of(&pairs.map(|(a, b)| (figure(a) / figure(b)).ln()).collect::<Vec<_>>())
+        pairs.map(|(a, b)| (figure(a) / figure(b)).ln()).collect()
     }
 }
 
@@ -50,7 +56,8 @@ pub struct Ratio {
 }
 
 impl Ratio {
-    fn of(logs: &[f64]) -> Self {
+    /// From the logarithms of independent ratios.
+    pub fn of(logs: &[f64]) -> Self {
         let count = logs.len() as f64;
         let mean = logs.iter().sum::<f64>() / count;
         let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
@@ -137,6 +144,11 @@ pub fn worlds(scenario: &Scenario, count: u64, tasks: usize) -> Vec<World> {
     (1..=count).map(|seed| scenario.world(seed, tasks)).collect()
 }
 
+/// The same with a trace replayed in it.
+pub fn replays(scenario: &Scenario, trace: &Trace, count: u64, tasks: usize) -> Vec<World> {
+    (1..=count).map(|seed| scenario.replay(trace, seed, tasks)).collect()
+}
+
 /// Every simple policy.
 pub fn simple() -> impl Iterator<Item = &'static str> {
     POLICIES.into_iter().filter(|name| *name != "learned")
@@ -144,11 +156,14 @@ pub fn simple() -> impl Iterator<Item = &'static str> {
 
 /// These policies in every tuning.
 pub fn tunings(names: impl IntoIterator<Item = &'static str>, worlds: &[World]) -> Vec<Entry> {
+    // Prices tell backends apart.
+    let only = |world: &World| world.machines.iter().all(|at| at.backend == world.machines[0].backend);
+    let prices = if worlds.iter().all(only) { &PRICES[..1] } else { &PRICES[..] };
     let every = |name| {
         // Only one of them looks at what tasks are expected to cost; it is also told what no table could know.
         let tables: &[Knowledge] =
             if name == "ect" { &[Knowledge::Warm, Knowledge::Nominal] } else { &[Knowledge::Warm] };
-        let tunings = tables.iter().flat_map(|table| PRICES.map(|power| (*table, power)));
+        let tunings = tables.iter().flat_map(|table| prices.iter().map(|power| (*table, *power)));
         tunings.map(move |(table, power)| enter_baseline(name, table, power, worlds))
     };
     names.into_iter().flat_map(every).collect()

@@ -9,14 +9,15 @@
 //! A policy sees what it would see there: the size class of a task and not its size, and a table of costs that learns from
 //! the tasks that came back, as the learning agent's does.
 //!
-//! `contest` puts policies side by side and says what can be said of the difference.
+//! Worlds are drawn (`scenario`), or recorded by others (`trace`). `contest` puts policies side by side and says what can be said of the difference.
 //!
 //! Left out: memory locality, several dispatchers, tasks that fail.
 
 pub mod contest;
 mod scenario;
+pub mod trace;
 
-pub use scenario::{BACKENDS, KERNELS, SCENARIOS, Scenario, World};
+pub use scenario::{BACKENDS, KERNELS, SCENARIOS, STAGES, Scenario, World};
 
 use crate::base::ids::AgentSlot;
 use crate::base::mean::Mean;

@@ -1,9 +1,13 @@
 //! The worlds that policies are tried in: agents, what disturbs them, and the tasks that come. A world is drawn from a
 //! seed before any policy runs, so that every policy meets the same tasks, the same noise and the same trouble.
 //!
+//! A recorded trace takes the place of what it tells: when tasks come and how large they are, or how fast agents are.
+//! Everything else is that of the scenario.
+//!
 //! The constants of the kernels are plausible, not measured: a core that is quick to start, a gang of four cores with
 //! its fork and join, and an accelerator that is very fast once its launch is paid for.
 
+use super::trace::{Size, Task, Trace};
 use crate::balancer::model::ServiceModel;
 use crate::base::ids::AgentSlot;
 use crate::base::prng::SplitMix64;
@@ -66,6 +70,19 @@ pub struct Job {
     pub noise: f32,
 }
 
+impl Job {
+    fn take_after(&mut self, task: &Task) {
+        self.kernel = task.kernel.unwrap_or(self.kernel);
+        let law = &LAWS[usize::from(self.kernel)];
+        let core = usize::from(CORE);
+        let elements = match task.size {
+            Size::Elements(elements) => elements,
+            Size::CoreNs(time) => (time - law.fixed_ns[core]) / law.element_ns[core],
+        };
+        self.log2_size = elements.max(1.0).log2().min(LOG2_SIZE_MAX) as f32;
+    }
+}
+
 /// Something that slows an agent down for a while, by kernel class: compute-, cache-, bandwidth-bound.
 #[derive(Clone, Copy, Debug)]
 struct Trouble {
@@ -76,6 +93,13 @@ struct Trouble {
     cycle_ns: Option<(u64, u64)>,
 }
 
+/// How fast an agent is from then on, against its own speed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Pace {
+    pub from_ns: u64,
+    pub factor: f64,
+}
+
 /// One agent.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -84,13 +108,15 @@ pub struct Machine {
     /// Against the nominal cost.
     speed: f64,
     troubles: Vec<Trouble>,
+    /// Recorded speeds by kernel class, in order.
+    paces: [Vec<Pace>; 3],
     /// When it is dead: from, to, ns.
     pub deaths: Vec<(u64, u64)>,
 }
 
 impl Machine {
     fn new(backend: u8, speed: f64) -> Self {
-        Self { backend, speed, troubles: Vec::new(), deaths: Vec::new() }
+        Self { backend, speed, troubles: Vec::new(), paces: Default::default(), deaths: Vec::new() }
     }
 
     /// What the plain table says of a task here: it knows the machine, and nothing of its troubles.
@@ -106,7 +132,9 @@ impl Machine {
                 && trouble.cycle_ns.is_none_or(|(on, off)| (now - trouble.from_ns) % (on + off) < on)
         };
         let factor: f64 = self.troubles.iter().filter(slowed).map(|trouble| trouble.factor[class]).product();
-        self.expected_ns(kernel, log2_size) / factor
+        let paces = &self.paces[class];
+        let pace = paces.partition_point(|pace| pace.from_ns <= now).checked_sub(1);
+        self.expected_ns(kernel, log2_size) / (factor * pace.map_or(1.0, |at| paces[at].factor))
     }
 }
 
@@ -186,6 +214,15 @@ pub const SCENARIOS: [Scenario; 14] = {
     ]
 };
 
+/// Scenarios that recorded traces are replayed in, and what that adds to a trace's name.
+pub const STAGES: [(&str, &str); 4] =
+    [("steady_070", ""), ("steady_085", "_085"), ("cores_070", "_cores_070"), ("cores_085", "_cores_085")];
+
+/// Jobs that the capacity for synthetic ones is reckoned from: they are all alike.
+const SAMPLE: usize = 4000;
+/// No recorded task is larger, in binary logarithms.
+const LOG2_SIZE_MAX: f64 = 24.0;
+
 impl Scenario {
     /// The scenario with this name.
     pub fn named(name: &str) -> Option<Self> {
@@ -194,12 +231,28 @@ impl Scenario {
 
     /// One such world.
     pub fn world(&self, seed: u64, tasks: usize) -> World {
+        self.draw(None, seed, tasks)
+    }
+
+    /// One such world with the tasks or the speeds of a trace: the seed picks the window, which kernels are whose, and which
+    /// machine is replayed by whom.
+    pub fn replay(&self, trace: &Trace, seed: u64, tasks: usize) -> World {
+        self.draw(Some(trace), seed, tasks)
+    }
+
+    fn draw(&self, trace: Option<&Trace>, seed: u64, tasks: usize) -> World {
         // A generator for each stream: a longer run of one leaves the others alone.
         let stream = |which: u64| SplitMix64::new(SplitMix64::new(seed ^ which << 56).next_u64());
         let (mut sizes, mut noise, mut times) = (stream(1), stream(2), stream(3));
         let mut machines = self.machines();
         let mut jobs: Vec<Job> = (0..tasks).map(|_| self.job(&mut sizes, &mut noise)).collect();
-        let capacity = capacity(&machines, &jobs, self.sizes);
+        let recorded = trace.and_then(|trace| trace.tasks(tasks, &mut stream(5)));
+        for (job, task) in jobs.iter_mut().zip(recorded.iter().flatten()) {
+            job.take_after(task);
+        }
+        // Recorded tasks change with time.
+        let sample = if recorded.is_some() { &jobs[..] } else { &jobs[..tasks.min(SAMPLE)] };
+        let capacity = capacity(&machines, sample, self.sizes);
         let rate = self.load * capacity.tasks_per_ns;
         let span = (tasks as f64 / rate) as u64;
         if self.drift == Drift::Shift {
@@ -208,14 +261,30 @@ impl Scenario {
                 job.kernel = [4, 1, 2, 3, 4, 1][usize::from(job.kernel)];
             }
         }
-        let mut at = 0.0;
         let mut arrivals = Train { kind: self.arrivals, rate, left: 0, wild: false, until: 0.0 };
-        for job in &mut jobs {
-            at += arrivals.gap(at, &mut times);
+        let whole: f64 = recorded.iter().flatten().map(|task| task.gap).sum();
+        let mut at = 0.0;
+        for (nth, job) in jobs.iter_mut().enumerate() {
+            at += match &recorded {
+                // A window in which all come at once has no load; it is stretched evenly.
+                Some(_) if whole == 0.0 => 1.0 / rate,
+                Some(recorded) => recorded[nth].gap / whole * tasks as f64 / rate,
+                None => arrivals.gap(at, &mut times),
+            };
             job.at_ns = at as u64;
         }
-        self.disturb(&mut machines, span, &mut stream(4));
-        World { jobs, machines, prices: capacity.prices }
+        match trace.and_then(|trace| trace.paces(machines.len(), span, &mut stream(6))) {
+            Some(paces) => machines.iter_mut().zip(paces).for_each(|(machine, paces)| machine.paces = paces),
+            None => self.disturb(&mut machines, span, &mut stream(4)),
+        }
+        let classes = match &recorded {
+            Some(_) => {
+                let of = jobs.iter().map(|job| super::class(job.log2_size));
+                (of.clone().min().unwrap_or(0), of.max().unwrap_or(0))
+            }
+            None => (10, 20),
+        };
+        World { jobs, machines, prices: capacity.prices, classes }
     }
 
     fn machines(&self) -> Vec<Machine> {
@@ -334,6 +403,8 @@ pub struct World {
     /// What a nanosecond of each backend is worth when all are used as well as can be: the shadow prices of the true
     /// mix. Baselines are tuned with them; the learned policy and its safe rule are not told.
     pub prices: [f64; BACKENDS],
+    /// The least and the greatest size class of tasks.
+    classes: (u8, u8),
 }
 
 impl World {
@@ -346,8 +417,8 @@ impl World {
                 if self.machines[..slot].iter().any(|earlier| earlier.backend == machine.backend) {
                     continue;
                 }
-                for turn in 0..33 {
-                    let log2_size = 10.0 + (turn % 11) as f32;
+                for class in (0..3).flat_map(|_| self.classes.0..=self.classes.1) {
+                    let log2_size = f32::from(class);
                     let noise = (0.12 * normal(&mut random)).exp();
                     let size = log2_size + random.next_f64() as f32;
                     let task = Calibration {
@@ -401,12 +472,11 @@ struct Capacity {
 
 /// The most tasks that undisturbed agents can do: every task goes where its price is lowest, and prices move until
 /// all backends are equally busy. That is the dual of the linear program of the fluid model.
-fn capacity(machines: &[Machine], jobs: &[Job], sizes: Sizes) -> Capacity {
+fn capacity(machines: &[Machine], sample: &[Job], sizes: Sizes) -> Capacity {
     let mut power = [0.0; BACKENDS];
     for machine in machines {
         power[usize::from(machine.backend)] += machine.speed;
     }
-    let sample = &jobs[..jobs.len().min(4000)];
     if sizes == Sizes::Opaque {
         let service = nominal_ns(0, 12.0, CORE);
         return Capacity { tasks_per_ns: power[0] / service, prices: [1.0; BACKENDS] };
@@ -465,8 +535,8 @@ mod tests {
             let scenario = Scenario::named(name).expect("listed");
             let spans = (0..8).map(|seed| {
                 let world = scenario.world(seed, 40_000);
-                let rate =
-                    scenario.load * capacity(&world.machines, &world.jobs, scenario.sizes).tasks_per_ns;
+                let rate = scenario.load
+                    * capacity(&world.machines, &world.jobs[..SAMPLE], scenario.sizes).tasks_per_ns;
                 world.jobs.last().expect("tasks").at_ns as f64 * rate / 40_000.0
             });
             let mean = spans.sum::<f64>() / 8.0;
