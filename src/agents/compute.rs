@@ -26,12 +26,6 @@ use std::path::{Path, PathBuf};
 
 /// Code of a kernel without instruction-set levels of its own; reports call it `native`.
 const NO_LEVEL: u8 = u8::MAX;
-/// Whether the level asked for is the level that runs. The transforms' library plans by itself.
-fn has_levels(kernel: KernelId) -> bool {
-    let by_library = matches!(kernel, KernelId::Fft | KernelId::Ifft | KernelId::Rfft | KernelId::Irfft);
-    kernels::spec(kernel).levels && !by_library
-}
-
 /// Longest result that travels back; the supervisor keeps it as long as the task.
 const RESULT_BYTES: usize = 1 << 20;
 /// Longest error; it is read by people.
@@ -231,7 +225,7 @@ impl ComputeAgent {
         context: &mut Context,
     ) {
         let service_ns = clock::now().since(started).as_nanos() as u64;
-        let leveled = KernelId::from_code(run.kernel).is_some_and(has_levels);
+        let leveled = KernelId::from_code(run.kernel).is_some_and(kernels::has_levels);
         let (verdict, published) = match outcome {
             Ok(published) => (Verdict::Succeeded, published),
             Err(Failure(verdict, words)) => {

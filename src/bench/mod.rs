@@ -8,6 +8,7 @@ mod dispatch;
 mod idle;
 pub(crate) mod ipc;
 mod journal;
+mod kernels;
 mod recovery;
 mod startup;
 
@@ -18,8 +19,10 @@ use crate::cli::args::Bench;
 use crate::cli::output::{OutputOptions, Table, wrap};
 use crate::cli::run::steps;
 use crate::config::SwarmConfig;
+use crate::os::affinity::{CoreMask, pin_current_thread};
 use crate::os::signals::StopSignals;
 use crate::supervisor::{Options, Supervisor};
+use anyhow::ensure;
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::Write as _;
@@ -124,6 +127,9 @@ pub(crate) fn main(
     if wanted(Bench::Idle) {
         steps.begin("idle: a swarm that is left alone for a while");
         figures.extend(idle::measure(quick, config)?);
+    }
+    if wanted(Bench::Kernels) {
+        figures.extend(kernels::measure(quick, &steps)?);
     }
     if wanted(Bench::Balancer) {
         steps.begin("balancer: every policy through the simulator");
@@ -232,6 +238,25 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
 fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values.sort_by(f64::total_cmp);
     values
+}
+
+/// This thread on one core; dropped, it may run where it might before.
+struct Pinned(Option<CoreMask>);
+
+impl Pinned {
+    fn to(core: usize) -> anyhow::Result<Self> {
+        let pinned = Self(CoreMask::current());
+        ensure!(pin_current_thread(core), "cannot pin to core {core}");
+        Ok(pinned)
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Some(mask) = self.0 {
+            mask.apply();
+        }
+    }
 }
 
 /// A private swarm inside this process, whose loop the benchmark turns itself.

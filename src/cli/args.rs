@@ -381,6 +381,8 @@ pub enum Bench {
     Idle,
     /// What keeping tasks costs: rate, wait for the disk, restart
     Journal,
+    /// Arithmetic on one core, beside its measured peak and bandwidth
+    Kernels,
     /// Placement policies in the simulator, beside the best simple one
     Balancer,
     /// All of them

@@ -58,8 +58,8 @@ pub use spec::{
     InputSpec, KernelId, KernelSpec, OutputKind, ParamError, ParamKind, ParamSpec, ParamValue, Params,
     check_inputs_count, check_params, describe, output_needed, spec,
 };
-pub use variant::{Variant, variants};
-pub use workload::{SIZE_CLASSES, size_class, synthetic_inputs, work_elements};
+pub use variant::{Variant, has_levels, variants};
+pub use workload::{SIZE_CLASSES, size_class, synthetic_array, synthetic_inputs, work_elements};
 
 use std::path::{Path, PathBuf};
 

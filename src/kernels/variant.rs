@@ -51,6 +51,12 @@ impl Variant {
     }
 }
 
+/// Whether the level asked for is the level that runs. The transforms' library plans by itself.
+pub fn has_levels(kernel: KernelId) -> bool {
+    let by_library = matches!(kernel, KernelId::Fft | KernelId::Ifft | KernelId::Rfft | KernelId::Irfft);
+    spec(kernel).levels && !by_library
+}
+
 /// Every variant of `kernel` on arrays of `dtype` that differs on this machine, the default first; empty when
 /// the kernel does not take the type.
 pub fn variants(kernel: KernelId, dtype: Option<DType>) -> Vec<Variant> {

@@ -138,6 +138,14 @@ pub fn synthetic_inputs(
     Ok((arrays, params))
 }
 
+/// An array of this shape with the values that [`synthetic_inputs`] has, the same for the same seed.
+///
+/// # Errors
+/// [`ArrayError`] when there is no memory for it.
+pub fn synthetic_array(dtype: DType, shape: &[usize], seed: u64) -> Result<Array, ArrayError> {
+    filled(dtype, shape, &mut SplitMix(seed))
+}
+
 /// A square sparse matrix of sixteen elements a row, and a vector: about `size` elements in all.
 fn sparse(size: usize, dtype: DType, seed: u64) -> Result<Vec<Array>, ArrayError> {
     const PER_ROW: usize = 16;

@@ -2,6 +2,7 @@
 //! conditions and not for times, and ends by looking whether a process, a segment or a socket is left.
 
 mod api;
+mod bench;
 mod chaos;
 mod cli;
 mod clients;

@@ -23,11 +23,9 @@ mod handover;
 mod pair;
 mod peer;
 
-use super::{Figure, Limit, Steps, quantile, sorted};
-use crate::os::affinity::{CoreMask, pin_current_thread};
+use super::{Figure, Limit, Pinned, Steps, quantile, sorted};
 use crate::os::clock;
 use crate::os::topology::Topology;
-use anyhow::ensure;
 use crowd::{Crowd, Way};
 use handover::{BLOCK_BYTES, Fill};
 use pair::{Flow, Job, Shared, Side, Trip};
@@ -71,17 +69,8 @@ const FULL: Extent =
 
 /// Measures, pinned; afterwards this process may run everywhere again.
 pub(super) fn measure(quick: bool, steps: &Steps) -> anyhow::Result<Vec<Figure>> {
-    struct Unpin(Option<CoreMask>);
-    impl Drop for Unpin {
-        fn drop(&mut self) {
-            if let Some(mask) = self.0 {
-                mask.apply();
-            }
-        }
-    }
     let cores = Cores::choose(&Topology::read());
-    let _unpin = Unpin(CoreMask::current());
-    ensure!(pin_current_thread(cores.lead), "cannot pin to core {}", cores.lead);
+    let _pinned = Pinned::to(cores.lead)?;
     let extent = if quick { &QUICK } else { &FULL };
     let mut duo = Duo::start(&cores, cores.follow)?;
     steps.begin("ipc: round trips between two processes");

@@ -31,6 +31,7 @@ mod math;
 mod matmul;
 mod monte_carlo;
 mod nearest;
+mod peak;
 mod reduce;
 mod softmax;
 mod sort;
@@ -48,6 +49,7 @@ pub use math::{exp, ln, sin_cos};
 pub use matmul::matmul;
 pub use monte_carlo::monte_carlo_block;
 pub use nearest::{Neighbour, TopK, distance, row_norms, scores};
+pub use peak::{multiply_adds, triad_streaming};
 pub use reduce::{
     add_assign, add_sq_assign, add_sq_dev_assign, max, max_assign, min, min_assign, norm2, sum, sum_sq,
     sum_sq_dev,
