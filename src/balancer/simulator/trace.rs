@@ -212,7 +212,7 @@ impl Trace {
         // have a window of their own.
         let mut start = 0.0;
         let mut paces = |agent: usize| {
-            if agent % order.len() == 0 {
+            if agent.is_multiple_of(order.len()) {
                 start = speeds.first + random.next_f64() * (speeds.last - speeds.first);
             }
             let machine = &speeds.machines[order[agent % order.len()]];
