@@ -101,7 +101,10 @@ impl Gate {
 
     async fn ask_within(&self, limit: Duration, action: Action) -> Result<Reply, Problem> {
         timeout(limit, self.ask_patiently(action)).await.unwrap_or_else(|_| {
-            let detail = format!("the supervisor did not answer within {} s", limit.as_secs());
+            let detail = format!(
+                "the supervisor did not answer within {} s; what was asked may have been done, or may be when it goes on",
+                limit.as_secs()
+            );
             Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
         })
     }
