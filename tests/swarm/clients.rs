@@ -1079,12 +1079,12 @@ fn without_enough_open_files_a_swarm_does_not_start_and_says_so() {
         let mut command = place.command(&words);
         limit_open_files(&mut command, limit, limit);
         let ran = place.finish(&mut command).ends(3);
-        let refusal = format!("98 open files are needed for 7 agents, and {limit} are allowed");
-        assert!(ran.err.contains(&refusal) && ran.err.contains("ulimit -n 98"), "{}", ran.story());
+        let refusal = format!("105 open files are needed for 7 agents, and {limit} are allowed");
+        assert!(ran.err.contains(&refusal) && ran.err.contains("ulimit -n 105"), "{}", ran.story());
     }
     // What may be raised is raised.
     let mut command = place.command(&words);
-    limit_open_files(&mut command, 32, 98);
+    limit_open_files(&mut command, 32, 105);
     place.finish(&mut command).ends(0);
 }
 

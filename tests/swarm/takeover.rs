@@ -710,6 +710,10 @@ fn a_killed_swarm_leaves_nothing_that_has_a_name() {
     assert_eq!(swarm.events_of("reaper_died").len(), 1);
     let told = swarm.until("it is told", |swarm| swarm.events_of("reaper_started").first().cloned());
     assert!(told["text"].to_string().contains(&format!("process {second}")), "{told}");
+    // Until it leads a session of its own it dies with its parent.
+    let session = || rustix::process::getsid(rustix::process::Pid::from_raw(second as i32)).ok();
+    let is_on_its_own = |session: &rustix::process::Pid| session.as_raw_nonzero().get() == second as i32;
+    swarm.until("it is on its own", |_| session().filter(is_on_its_own));
     assert_eq!(swarm.place.segments().len(), 1, "the board");
     swarm.submit(&json!([{"id": "kept", "kernel": "sleep", "params": {"seconds": 0.2}}]));
     let place = swarm.kill();
