@@ -9,7 +9,7 @@
 #   agents        3,000 other faults of agents: stops, scribbled memory, no more memory
 #   supervisors   500 kills of the supervisor
 #   gateways      1,000 kills and stops of the gateway, about half of each
-#   soak          20 minutes with a fault of any kind every second
+#   soak          20 minutes with two faults of any kind a second
 #   disks         a debug build, which has places at which a disk can fail: 10 minutes of bad disks, kills and deaths of the
 #                 supervisor
 #   spinners      10 minutes of a working swarm among 32 spinners: nobody is taken for hung
