@@ -250,7 +250,6 @@ impl Driver {
         for round in 0..MIX_ROUNDS {
             for (at, sample) in samples.iter().enumerate() {
                 let mut task = sample.task.clone();
-                task.insert("id".into(), format!("mix-{round}-{}-{}", sample.kernel, sample.size).into());
                 task.insert("priority".into(), ["high", "normal", "low"][(round + at) % 3].into());
                 if let Some(Value::String(output)) = task.get_mut("output") {
                     *output = output.replace("-out.npy", &format!("-out-{round}.npy"));
