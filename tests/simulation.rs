@@ -1,9 +1,9 @@
 //! The balancer in simulated worlds: never worse than the best simple rule, unharmed by a bad model, nobody starves,
 //! and the dead do no harm. The same in recorded traces, of which `fixtures/traces` has extracts.
 
-use ai_swarm::balancer::simulator::contest::{Pupil, best, replays, tunings, worlds};
+use ai_swarm::balancer::simulator::contest::{Pupil, Ratio, best, replays, tunings, worlds};
 use ai_swarm::balancer::simulator::trace::Trace;
-use ai_swarm::balancer::simulator::{Outcome, STAGES, Scenario, run};
+use ai_swarm::balancer::simulator::{Outcome, STAGES, Scenario, World, run};
 use ai_swarm::balancer::{POLICIES, placer};
 use ai_swarm::config;
 use std::path::Path;
@@ -23,6 +23,19 @@ fn scenario(name: &str) -> Scenario {
     Scenario::named(name).expect("a listed scenario")
 }
 
+/// The learned policy's mean and 99th percentile, each against its own best rule, are within these bounds.
+#[track_caller]
+fn holds(name: &str, worlds: &[World], bounded: fn(&Ratio) -> f64, mean_most: f64, p99_most: f64) {
+    let rules = tunings(STRONG, worlds);
+    let learned = Pupil::Learned.enter(worlds);
+    let p99: fn(&Outcome) -> f64 = |outcome| outcome.p99_ns;
+    for (figure, most) in [(mean as fn(&Outcome) -> f64, mean_most), (p99, p99_most)] {
+        let floor = best(&rules, figure);
+        let ratio = learned.ratio_to(floor, figure);
+        assert!(bounded(&ratio) < most, "{name}: {ratio:?} against {} ({})", floor.name, floor.tuning);
+    }
+}
+
 #[test]
 fn the_learned_policy_is_never_worse_than_the_best_simple_rule_tuned_in_hindsight() {
     // The upper end of the interval of each figure's ratio to its own best rule. Those rules are tuned with the shadow prices
@@ -35,14 +48,7 @@ fn the_learned_policy_is_never_worse_than_the_best_simple_rule_tuned_in_hindsigh
         ("cores_calm_070", 1.20, 1.25),
     ] {
         let worlds = worlds(&scenario(name), SEEDS, TASKS);
-        let rules = tunings(STRONG, &worlds);
-        let learned = Pupil::Learned.enter(&worlds);
-        let p99: fn(&Outcome) -> f64 = |outcome| outcome.p99_ns;
-        for (figure, most) in [(mean as fn(&Outcome) -> f64, mean_most), (p99, p99_most)] {
-            let floor = best(&rules, figure);
-            let ratio = learned.ratio_to(floor, figure);
-            assert!(ratio.high < most, "{name}: {ratio:?} against {} ({})", floor.name, floor.tuning);
-        }
+        holds(name, &worlds, |ratio| ratio.high, mean_most, p99_most);
     }
 }
 
@@ -212,18 +218,6 @@ fn the_learned_policy_keeps_its_margins_in_recorded_traces() {
         ("alibaba_minibatch", "cores_070", 1.10, 1.20),
     ] {
         let worlds = replays(&scenario(stage), &trace(name), 5, 6_000);
-        let rules = tunings(STRONG, &worlds);
-        let learned = Pupil::Learned.enter(&worlds);
-        let p99: fn(&Outcome) -> f64 = |outcome| outcome.p99_ns;
-        for (figure, most) in [(mean as fn(&Outcome) -> f64, mean_most), (p99, p99_most)] {
-            let floor = best(&rules, figure);
-            let ratio = learned.ratio_to(floor, figure);
-            assert!(
-                ratio.mean < most,
-                "{name} in {stage}: {ratio:?} against {} ({})",
-                floor.name,
-                floor.tuning
-            );
-        }
+        holds(&format!("{name} in {stage}"), &worlds, |ratio| ratio.mean, mean_most, p99_most);
     }
 }
