@@ -7,7 +7,7 @@ use super::session::{Session, defaults, write_report};
 use super::{Failure, exit, files, job_of_kernel};
 use crate::base::words::things;
 use crate::config::SwarmConfig;
-use crate::jobs::{self, JobError, Tasks};
+use crate::jobs::{self, JobError, Strict, Tasks};
 use crate::os::clock;
 use crate::supervisor::OnEnd;
 use crate::supervisor::action::{ReportView, TaskView};
@@ -115,7 +115,8 @@ pub(super) fn read_tasks_as_json(path: &Path) -> anyhow::Result<Vec<Value>> {
     checked.map_err(job_failure)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let values: Vec<Value> = serde_json::Deserializer::from_str(text)
-        .into_iter::<Value>()
+        .into_iter()
+        .map(|read| read.map(|Strict(value)| value))
         .collect::<Result<_, _>>()
         .with_context(|| format!("{}: not valid JSON", path.display()))?;
     let mut tasks = Vec::new();

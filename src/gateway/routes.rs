@@ -5,7 +5,7 @@ use super::http::read_body;
 use super::payload::{self, PAYLOAD_BYTES_MAX};
 use super::problem::Problem;
 use crate::base::ids::AgentKind;
-use crate::jobs::{self, Defaults};
+use crate::jobs::{self, Defaults, Strict};
 use crate::messaging::attach::{NAME_BYTES, is_name};
 use crate::supervisor::action::{Action, AgentView, Refused, Reply, StatusView, Submitted, TaskView};
 use crate::supervisor::events::Event;
@@ -210,7 +210,8 @@ fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
 }
 
 fn read_json(body: &[u8]) -> Result<Value, Problem> {
-    serde_json::from_slice(body).map_err(|error| Problem::bad_json(&error))
+    let read = serde_json::from_slice(body).map_err(|error| Problem::bad_json(&error));
+    read.map(|Strict(value)| value)
 }
 
 // Tasks.

@@ -8,8 +8,10 @@
 //! Files are not opened here; their sizes are asked for, to know how much work a task is.
 
 mod body;
+mod strict;
 
 pub use body::Body;
+pub use strict::Strict;
 
 use crate::kernels::{KernelId, Level, check_inputs_count, check_params, output_needed, spec};
 use crate::shm::board::CLASSES;
@@ -90,18 +92,21 @@ pub fn parse_text(text: &str, name: &str, base: &Path, defaults: &Defaults) -> R
         // JSON Lines without a line.
         return Ok(Vec::new());
     }
-    match serde_json::from_str::<Value>(text) {
-        Ok(Value::Object(object)) if object.contains_key("kernel") && !object.contains_key("tasks") => {
+    match serde_json::from_str(text) {
+        Ok(Strict(Value::Object(object)))
+            if object.contains_key("kernel") && !object.contains_key("tasks") =>
+        {
             Ok(vec![parse_task(&Value::Object(object), 1, base, defaults)])
         }
-        Ok(value) => parse_value(&value, base, defaults).map_err(|error| match error {
+        Ok(Strict(value)) => parse_value(&value, base, defaults).map_err(|error| match error {
             JobError::Syntax { words, .. } => JobError::Syntax { place: name.to_owned(), words },
             other => other,
         }),
         Err(error) => {
             // Several values in a row: JSON Lines. Anything else is one broken document.
             let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("");
-            if serde_json::from_str::<Map<String, Value>>(first).is_ok() {
+            let is_task = |first: Map<String, Value>| !first.contains_key("tasks");
+            if serde_json::from_str(first).is_ok_and(is_task) {
                 Ok(parse_lines(text, name, base, defaults))
             } else {
                 let place = format!("{name}:{}:{}", error.line(), error.column());
@@ -115,8 +120,8 @@ fn parse_lines(text: &str, name: &str, base: &Path, defaults: &Defaults) -> Task
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .enumerate()
-        .map(|(at, (line, text))| match serde_json::from_str::<Value>(text) {
-            Ok(value) => parse_task(&value, at + 1, base, defaults),
+        .map(|(at, (line, text))| match serde_json::from_str(text) {
+            Ok(Strict(value)) => parse_task(&value, at + 1, base, defaults),
             Err(error) => Err(RefusedTask {
                 spec: Box::default(),
                 // The parser counts from this line; only its words and the column are of use.

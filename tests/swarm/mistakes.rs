@@ -75,11 +75,13 @@ const NAMELESS: &[(&str, &[&str])] = &[
     ("id_twice.json", &["task \"good\": field `id`: another task has this id; ids must be unique"]),
     ("id_not_a_word.json", &["task #1: field `id` is 7, needs a string"]),
     ("number_instead_of_task.json", &["task #1: found a number, needs an object with at least `kernel`"]),
+    ("field_twice.jsonl", &["field_twice.jsonl:2:27: not valid JSON: the key `kernel` is given twice"]),
     ("broken_line.jsonl", &["broken_line.jsonl:2:25: not valid JSON: expected value"]),
 ];
 
 /// The job is wrong as a whole: nothing runs, exit code 2.
 const WRONG_JOBS: &[(&str, &[&str])] = &[
+    ("field_twice.json", &["field_twice.json:3:43: not valid JSON: the key `kernel` is given twice"]),
     ("broken_json.json", &["broken_json.json:3:1: not valid JSON"]),
     ("number_instead_of_job.json", &["found a number, needs an object {\"tasks\": [...]}"]),
     ("list_instead_of_job.json", &["found an array, needs an object {\"tasks\": [...]}"]),
