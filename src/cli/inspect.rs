@@ -247,7 +247,8 @@ fn task_text(task: &TaskView, output: &OutputOptions) -> String {
     add("state", &task.state);
     add("priority", &task.priority);
     add("attempts", &task.attempts.to_string());
-    add("agent", task.agent.as_deref().unwrap_or("— (never dispatched)"));
+    let none = if task.attempts == 0 { "— (never dispatched)" } else { "— (it is not there any more)" };
+    add("agent", task.agent.as_deref().unwrap_or(none));
     if let Some(agent) = &task.hedged_on {
         add("hedged on", agent);
     }
@@ -1192,6 +1193,8 @@ mod tests {
             text.contains("agent      — (never dispatched)\n") && text.contains("ran        — (not ended"),
             "{text}"
         );
+        let removed = TaskView { agent: None, attempts: 1, ..task("succeeded") };
+        assert!(task_text(&removed, &OUTPUT).contains("agent      — (it is not there any more)\n"));
     }
 
     #[test]

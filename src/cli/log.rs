@@ -6,6 +6,7 @@
 
 use super::output::json_line;
 use crate::base::words::things;
+use crate::os::files;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write};
@@ -100,6 +101,9 @@ impl LogSink {
     /// Writes to `folder/swarm.log` as well; beyond `bytes_max` bytes it becomes `swarm.log.1`.
     pub fn also_to(&self, folder: &Path, bytes_max: u64) -> io::Result<()> {
         let path = folder.join("swarm.log");
+        if path.metadata().is_ok_and(|there| !there.is_file()) {
+            return Err(io::Error::other("swarm.log is not a file"));
+        }
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         if let Inner::Queue { sender, .. } = &self.0 {
             let _ = sender.try_send(Record::File(file, path, bytes_max));
@@ -180,7 +184,10 @@ impl Writer {
         // Logging must not end the work it describes: what cannot be written is let go.
         if let Some((file, path, bytes_max)) = &mut self.file {
             if self.written > *bytes_max {
-                let _ = std::fs::rename(&*path, path.with_extension("log.1"));
+                // Where it was moved or removed, the one there is somebody else's.
+                if files::is_at(file, path).unwrap_or(false) {
+                    let _ = std::fs::rename(&*path, path.with_extension("log.1"));
+                }
                 if let Ok(fresh) = OpenOptions::new().create(true).append(true).open(&*path) {
                     *file = fresh;
                     self.written = 0;
@@ -190,7 +197,18 @@ impl Writer {
             self.written += line.len() as u64;
         }
         if self.stderr {
-            let _ = io::stderr().write_all(line);
+            write_alone(line);
+        }
+    }
+}
+
+/// Writes to standard error without the lock that its other writers take: they shall not wait for ever as well when nobody reads.
+fn write_alone(mut line: &[u8]) {
+    loop {
+        match rustix::io::write(io::stderr(), line) {
+            Ok(count) if count < line.len() => line = &line[count..],
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return,
         }
     }
 }

@@ -11,7 +11,9 @@ use crate::base::clock::wall_rfc3339;
 use serde_json::json;
 use std::borrow::Cow;
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Stands where there is no value.
 pub const ABSENT: &str = "—";
@@ -70,19 +72,39 @@ pub fn say(output: &OutputOptions, text: &str) {
         return;
     }
     let words = if speaks_json() { json_line("INFO", text) } else { text.to_owned() };
-    let _ = writeln!(io::stderr(), "{words}");
+    utter(words);
 }
 
 /// Says on standard error what is worth a look, however quiet it should be.
 pub fn warn(text: &str) {
     let words = if speaks_json() { json_line("WARN", text) } else { format!("warning: {text}") };
-    let _ = writeln!(io::stderr(), "{words}");
+    utter(words);
 }
 
 /// Says on standard error what went wrong, however quiet it should be.
 pub fn complain(text: &str) {
     let words = if speaks_json() { json_line("ERROR", text) } else { format!("error: {text}") };
-    let _ = writeln!(io::stderr(), "{words}");
+    utter(words);
+}
+
+/// Longest wait for whoever reads standard error. After that nobody is waited for any more.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A pipe with room takes so many bytes at once (POSIX `PIPE_BUF`).
+const PIECE: usize = 4096;
+
+/// Writes a line to standard error, unless nobody takes it: a swarm must be able to end when its words have nowhere to go.
+fn utter(mut words: String) {
+    static IS_ALONE: AtomicBool = AtomicBool::new(false);
+    words.push('\n');
+    let mut stderr = io::stderr().lock();
+    for piece in words.as_bytes().chunks(PIECE) {
+        let patience = if IS_ALONE.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+        let takes = crate::os::socket::wait_for_room(stderr.as_fd(), patience);
+        IS_ALONE.store(!takes, Ordering::Relaxed);
+        if !takes || stderr.write_all(piece).is_err() {
+            return;
+        }
+    }
 }
 
 /// Words in the form of a log line.

@@ -10,6 +10,8 @@ use crate::journal::JournalError;
 use crate::supervisor::action::ReportView;
 use crate::supervisor::{OnEnd, Options, StartError, Supervisor};
 use std::io::IsTerminal as _;
+use std::io::{self, Write as _};
+use std::path::Path;
 
 /// A swarm with everything around it.
 pub(crate) struct Session {
@@ -53,8 +55,10 @@ impl Session {
         };
         let supervisor = Supervisor::start(config.clone(), options)
             .map_err(|error| start_failure(error, global, config))?;
-        if !private {
-            let _ = sink.also_to(supervisor.state_dir(), config.telemetry.log_file_max_bytes);
+        if !private
+            && let Err(error) = sink.also_to(supervisor.state_dir(), config.telemetry.log_file_max_bytes)
+        {
+            tracing::warn!("there is no log file in {}: {error}", supervisor.state_dir().display());
         }
         Ok(Self { supervisor, log: sink, output: *output })
     }
@@ -115,10 +119,57 @@ pub(crate) fn write_report(global: &Global, report: &ReportView) -> anyhow::Resu
         super::output::print(&text)?;
         return Ok(());
     }
-    // A reader sees all of it or nothing.
-    let part = path.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&part, text + "\n").and_then(|()| std::fs::rename(&part, path)).map_err(|error| {
-        let _ = std::fs::remove_file(&part);
+    write_whole(path, &(text + "\n")).map_err(|error| {
         Failure::new(exit::FAILED, format!("--report {}: cannot be written: {error}", path.display())).into()
     })
+}
+
+/// Writes a file of which a reader sees all or nothing. A link stays one; a device or a pipe gets the words and is not replaced.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let is_file = || path.metadata().map(|there| there.is_file());
+    let path = match path.symlink_metadata() {
+        // To what is open already, such as `/dev/stdout`, words are added.
+        Ok(_) if ["/dev", "/proc"].iter().any(|root| path.starts_with(root)) => {
+            return std::fs::File::options().append(true).open(path)?.write_all(text.as_bytes());
+        }
+        Ok(_) if is_file().is_ok_and(|is_file| is_file) => path.canonicalize()?,
+        // A pipe, or a link to what is not there yet.
+        Ok(_) => return std::fs::write(path, text),
+        Err(_) => path.to_owned(),
+    };
+    let part = path.with_extension(format!("{}.tmp", std::process::id()));
+    std::fs::write(&part, text)
+        .and_then(|()| std::fs::rename(&part, &path))
+        .inspect_err(|_| drop(std::fs::remove_file(&part)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileTypeExt as _;
+
+    #[test]
+    fn a_report_replaces_files_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("folder");
+        let [file, link, pipe] = ["file", "link", "pipe"].map(|name| folder.path().join(name));
+        write_whole(&file, "new").expect("written");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        write_whole(&link, "through the link").expect("written");
+        let ahead = folder.path().join("ahead");
+        std::os::unix::fs::symlink(folder.path().join("later"), &ahead).expect("a link");
+        write_whole(&ahead, "words").expect("written");
+        assert!(folder.path().join("later").is_file() && ahead.is_symlink());
+        assert_eq!(std::fs::read_to_string(&file).expect("there"), "through the link");
+        assert!(std::fs::symlink_metadata(&link).expect("there").is_symlink());
+
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("a pipe");
+        let reader = std::fs::File::options().read(true).write(true).open(&pipe).expect("opened");
+        write_whole(&pipe, "words").expect("written");
+        let mut words = [0; 5];
+        std::io::Read::read_exact(&mut &reader, &mut words).expect("readable");
+        assert_eq!(&words, b"words");
+        assert!(std::fs::metadata(&pipe).expect("there").file_type().is_fifo(), "it is still one");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 5, "nothing is left beside");
+    }
 }

@@ -8,6 +8,7 @@ mod birth;
 pub mod clock;
 pub mod containment;
 pub mod filemap;
+pub mod files;
 pub mod futex;
 pub mod kernel_config;
 pub mod map;

@@ -140,11 +140,20 @@ pub fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
 /// Waits until something can be received, at most `timeout`. True when there is something, or an end. A pidfd has its end
 /// when its process has.
 pub fn wait(socket: &OwnedFd, timeout: std::time::Duration) -> bool {
+    wait_for(socket.as_fd(), rustix::event::PollFlags::IN, timeout)
+}
+
+/// Waits until something can be written, at most `timeout`. A pipe takes `PIPE_BUF` bytes at once then.
+pub fn wait_for_room(writer: BorrowedFd<'_>, timeout: std::time::Duration) -> bool {
+    wait_for(writer, rustix::event::PollFlags::OUT, timeout)
+}
+
+fn wait_for(fd: BorrowedFd<'_>, what: rustix::event::PollFlags, timeout: std::time::Duration) -> bool {
     let timeout = rustix::time::Timespec {
         tv_sec: timeout.as_secs().min(i64::MAX as u64) as i64,
         tv_nsec: i64::from(timeout.subsec_nanos()),
     };
-    let mut fds = [rustix::event::PollFd::from_borrowed_fd(socket.as_fd(), rustix::event::PollFlags::IN)];
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, what)];
     rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 

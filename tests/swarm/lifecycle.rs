@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,36 @@ fn processes_of_agents_carry_their_names() {
         assert_eq!(lines.iter().map(|(_, line)| &**line).filter(is_named).count(), 1, "{agent}: {lines:#?}");
     }
     swarm.end();
+}
+
+/// A pager that was stopped, a log collector that hangs: the words wait, the swarm does not.
+#[test]
+fn a_standard_error_that_nobody_reads_holds_nothing_up() {
+    for is_full_at_once in [true, false] {
+        let place = Place::new();
+        let (reader, mut pipe) = std::io::pipe().expect("a pipe");
+        if is_full_at_once {
+            pipe.write_all(&[b'x'; 65_536 - 8]).expect("there is room");
+        }
+        let mut command = place.command(&[]);
+        let out = fs::File::create(place.path("out")).expect("a file");
+        command.stdin(Stdio::null()).stdout(out).stderr(pipe.try_clone().expect("a copy"));
+        let mut child = command.spawn().expect("it starts");
+        let answers = || send(&place.socket(), &request("GET", "/healthz", None)).map(drop);
+        until("it answers", answers, || "no answer".to_owned());
+        if !is_full_at_once {
+            // What it said so far is there; the rest of the room is ours.
+            let said = rustix::io::ioctl_fionread(&reader).expect("a number") as usize;
+            pipe.write_all(&vec![b'x'; 65_536 - said - 8]).expect("there is room");
+        }
+        place.cli(&["submit", "--kernel", "noop", "--wait"]).ends(0);
+        place.cli(&["agent", "restart", "compute-0"]).ends(0);
+        assert!(signal(child.id(), Signal::TERM));
+        let status = until("it ends", || child.try_wait().expect("our child"), || "it does not".to_owned());
+        assert_eq!(status.code(), Some(0));
+        drop(reader);
+        place.is_clean();
+    }
 }
 
 #[test]
