@@ -16,7 +16,7 @@ use crate::kernels::{
     check_params, extra_path,
 };
 use crate::messaging::ToAgent;
-use crate::messaging::envelope::{Done, Run, Verdict};
+use crate::messaging::envelope::{Done, RESULT_BYTES, Run, TEXT_BYTES, Verdict};
 use crate::os::clock;
 use crate::os::map::Buffer;
 use crate::tasks::attempt_tag;
@@ -26,10 +26,6 @@ use std::path::{Path, PathBuf};
 
 /// Code of a kernel without instruction-set levels of its own; reports call it `native`.
 const NO_LEVEL: u8 = u8::MAX;
-/// Longest result that travels back; the supervisor keeps it as long as the task.
-const RESULT_BYTES: usize = 1 << 20;
-/// Longest error; it is read by people.
-const ERROR_BYTES: usize = 12_000;
 
 #[derive(Debug, Default)]
 pub(super) struct ComputeAgent {
@@ -230,7 +226,7 @@ impl ComputeAgent {
             Ok(published) => (Verdict::Succeeded, published),
             Err(Failure(verdict, words)) => {
                 let mut result = words.into_bytes();
-                result.truncate(ERROR_BYTES);
+                result.truncate(TEXT_BYTES);
                 let level = Level::Scalar;
                 (verdict, Published { result, level, flops: 0.0, bytes: 0.0, kept_input: false })
             }

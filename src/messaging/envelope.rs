@@ -29,7 +29,22 @@ pub enum BadMessage {
         /// The code.
         code: u8,
     },
+    /// It says more than it may.
+    #[error("message kind {kind} carries {bytes} bytes, at most {most} are allowed")]
+    Long {
+        /// Its kind.
+        kind: u8,
+        /// Bytes of its text or result.
+        bytes: usize,
+        /// See there.
+        most: usize,
+    },
 }
+
+/// Longest result of a task, bytes: the supervisor keeps it as long as the task.
+pub const RESULT_BYTES: usize = 1 << 20;
+/// Longest text of an agent, bytes: why a task failed, a note, a finding. It is read by people.
+pub const TEXT_BYTES: usize = 12_000;
 
 /// A message that can be written as a record.
 pub trait Encode {
@@ -411,7 +426,7 @@ impl<'a> FromAgent<'a> {
     pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
         let mut fields = Fields::new(message_kind, payload);
         let code = |code| BadMessage::Code { kind: message_kind, code };
-        Ok(match message_kind {
+        let message = match message_kind {
             kind::READY => FromAgent::Ready { core: fields.u32()? },
             kind::DONE | kind::DONE_IN_PLACE => FromAgent::Done(Done {
                 task: TaskId(fields.u64()?),
@@ -444,7 +459,17 @@ impl<'a> FromAgent<'a> {
                 text: fields.text(),
             },
             other => return Err(BadMessage::Kind(other)),
-        })
+        };
+        let (bytes, most) = match &message {
+            FromAgent::Ready { .. } => (0, 0),
+            FromAgent::Done(done) if done.verdict == Verdict::Succeeded => (done.body.len(), RESULT_BYTES),
+            FromAgent::Done(done) => (done.body.len(), TEXT_BYTES),
+            FromAgent::Ask { finding: text, .. } | FromAgent::Note { text, .. } => (text.len(), TEXT_BYTES),
+        };
+        if bytes > most {
+            return Err(BadMessage::Long { kind: message_kind, bytes, most });
+        }
+        Ok(message)
     }
 }
 
@@ -735,6 +760,26 @@ mod tests {
         assert!(buffer.len() <= SLOT_PAYLOAD);
         FromAgent::Done(done()).encode(&mut buffer);
         assert!(buffer.len() <= SLOT_PAYLOAD);
+    }
+
+    #[test]
+    fn who_says_too_much_is_not_believed() {
+        let (mut buffer, words) = (Vec::new(), "x".repeat(RESULT_BYTES + 1));
+        let mut passes = |message: FromAgent<'_>| {
+            let kind = message.encode(&mut buffer);
+            FromAgent::decode(kind, &buffer).is_ok()
+        };
+        for (verdict, most) in
+            [(Verdict::Succeeded, RESULT_BYTES), (Verdict::Wrong, TEXT_BYTES), (Verdict::Failed, TEXT_BYTES)]
+        {
+            let mut says =
+                |bytes| passes(FromAgent::Done(Done { verdict, body: &words.as_bytes()[..bytes], ..done() }));
+            assert!(says(most) && !says(most + 1), "{verdict:?}");
+        }
+        for bytes in [TEXT_BYTES, TEXT_BYTES + 1] {
+            let note = FromAgent::Note { severity: Severity::Info, text: &words[..bytes] };
+            assert_eq!(passes(note), bytes == TEXT_BYTES);
+        }
     }
 
     #[test]

@@ -572,7 +572,8 @@ impl LinkPulse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messaging::envelope::{Run, Severity};
+    use crate::base::clock::Nanos;
+    use crate::messaging::envelope::{Done, Run, Verdict};
     use crate::messaging::{FromAgent, ToAgent};
 
     /// Both ends in one process, as if the descriptors had been handed over.
@@ -648,11 +649,22 @@ mod tests {
             assert!(agent.receive(&mut message).expect("sound"));
             assert_eq!(ToAgent::decode(message.kind, message.payload()), Ok(run(body)));
             agent.ring();
-            let text = "x".repeat(body.len());
-            agent.send(Lane::Bulk, &FromAgent::Note { severity: Severity::Info, text: &text }).expect("room");
+            let done = Done {
+                task: TaskId(1),
+                attempt: Attempt(1),
+                verdict: Verdict::Succeeded,
+                level: 0,
+                started: Nanos(1),
+                service_ns: 1,
+                flops: 0.0,
+                bytes: 0.0,
+                kept_input: false,
+                body,
+            };
+            agent.send(Lane::Bulk, &FromAgent::Done(done)).expect("room");
             assert!(supervisor.receive(&mut message).expect("sound"));
-            let note = FromAgent::decode(message.kind, message.payload());
-            assert_eq!(note, Ok(FromAgent::Note { severity: Severity::Info, text: &text }));
+            let answer = FromAgent::decode(message.kind, message.payload());
+            assert_eq!(answer, Ok(FromAgent::Done(done)));
             supervisor.ring();
             assert!(!agent.receive(&mut message).expect("sound"), "only blocks came back");
         }
