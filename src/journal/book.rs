@@ -100,7 +100,11 @@ fn read_task(frame: &Frame<'_>) -> Option<Task> {
     Some(Task::new(TaskId(frame.task), spec, TaskState::Queued, 0, submitted))
 }
 
-fn put_end(buffer: &mut Vec<u8>, task: &Task, with_result: bool) {
+/// Bytes that the end of a task has beside its texts, at most.
+const END_BYTES: usize = 128;
+
+/// `most`: bytes of its result, and of the words of its error, that are kept; a longer result is not kept at all.
+fn put_end(buffer: &mut Vec<u8>, task: &Task, most: usize) {
     buffer.push(task.state as u8);
     buffer.push(task.ran_level.unwrap_or(NO_LEVEL));
     put_number(buffer, task.agent.map_or(0, |slot| u64::from(slot.0) + 1));
@@ -111,8 +115,8 @@ fn put_end(buffer: &mut Vec<u8>, task: &Task, with_result: bool) {
         put_number(buffer, task.finished.0.wrapping_sub(time.0));
     }
     put_number(buffer, task.service_ns);
-    put_text(buffer, task.result.as_deref().filter(|_| with_result));
-    put_text(buffer, task.error.as_deref());
+    put_text(buffer, task.result.as_deref().filter(|result| result.len() <= most));
+    put_text(buffer, task.error.as_deref().map(|error| &error[..error.floor_char_boundary(most)]));
     // At the end and only where it is so: of a record without it, it is not.
     if task.kept_input {
         buffer.push(1);
@@ -157,6 +161,7 @@ impl Book for Recorder {
     }
 
     fn note(&mut self, event: Event, task: &Task) {
+        let most = self.journal.payload_bytes_max();
         let buffer = &mut self.buffer;
         buffer.clear();
         let (kind, value) = match event {
@@ -180,17 +185,13 @@ impl Book for Recorder {
                 buffer.extend_from_slice(task.error.as_deref().unwrap_or("").as_bytes());
                 (Kind::Retrying, task.retries_left)
             }
+            Event::Cancelling => (Kind::Cancelling, 0),
             Event::Ended => {
-                put_end(buffer, task, true);
+                // It ends all the same; only what it left in words may be too much for later lives.
+                put_end(buffer, task, (most / 2).saturating_sub(END_BYTES));
                 (Kind::Ended, task.attempt.0)
             }
         };
-        let most = self.journal.payload_bytes_max();
-        if buffer.len() > most && event == Event::Ended {
-            // It has ended all the same; only its result is not for later lives.
-            buffer.clear();
-            put_end(buffer, task, false);
-        }
         buffer.truncate(most);
         self.journal.write(kind, value, task.id.0, buffer);
     }
@@ -293,10 +294,19 @@ impl Restored {
                 task.retries_left = frame.value;
                 task.error = Some(String::from_utf8_lossy(frame.payload).into());
             }
+            Kind::Cancelling => task.cancelling = Some(true),
             Kind::Ended => read_end(task, frame)?,
             _ => return None,
         }
         Some(())
+    }
+
+    /// There was this attempt, though no record tells of it: its number is not given again.
+    pub fn count_attempt(&mut self, id: TaskId, attempt: Attempt) {
+        let at = id.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        if let Some(task) = at.and_then(|at| self.tasks.get_mut(at)).and_then(Option::as_deref_mut) {
+            task.attempt = task.attempt.max(attempt);
+        }
     }
 
     /// Attempts that may have left files beside the output, or it in the place of an input, in the order in which they were
@@ -323,8 +333,14 @@ mod tests {
 
     fn open(folder: &Path) -> Ledger {
         let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
-        let options =
-            Options { synced: false, retention, salvage: false, ring: RING_BYTES, keeper_cores: None };
+        let options = Options {
+            synced: false,
+            retention,
+            salvage: false,
+            ring: RING_BYTES,
+            keeper_cores: None,
+            run: 7,
+        };
         let mut restored = Restored::default();
         let (journal, _) =
             Journal::open(folder, options, Box::new(|| {}), |frame| restored.take(&frame)).expect("opened");
@@ -354,8 +370,14 @@ mod tests {
         ids[..2].iter().for_each(|id| _ = ledger.on_success(*id, None, Nanos(3)));
         drop(ledger);
         let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
-        let options =
-            Options { synced: false, retention, salvage: false, ring: RING_BYTES, keeper_cores: None };
+        let options = Options {
+            synced: false,
+            retention,
+            salvage: false,
+            ring: RING_BYTES,
+            keeper_cores: None,
+            run: 7,
+        };
         let mut restored = Restored::default();
         Journal::open(folder.path(), options, Box::new(|| {}), |frame| restored.take(&frame))
             .expect("opened");
@@ -364,6 +386,49 @@ mod tests {
             .map(|(task, _, run)| (task.id, task.state == TaskState::Succeeded, run))
             .collect();
         assert_eq!(left, [(ids[0], true, 7), (ids[2], false, 7)], "it may be there still, or again");
+    }
+
+    #[test]
+    fn an_end_with_endless_words_is_readable_and_so_is_what_follows() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut ledger = open(folder.path());
+        let lease = Lease { slot: AgentSlot(2), incarnation: crate::base::ids::Incarnation(1) };
+        let spec = TaskSpec { kernel: KernelId::Noop.code(), ..TaskSpec::default() };
+        let mut run = |end: &mut dyn FnMut(&mut Ledger, TaskId)| {
+            let id = ledger.submit(spec.clone(), Nanos(1)).expect("accepted");
+            ledger.dispatch(id, lease, Nanos(2));
+            end(&mut ledger, id);
+        };
+        let words = "\u{fffd}".repeat(8 << 20);
+        run(&mut |ledger, id| _ = ledger.on_failure(id, &words, false, Nanos(3)));
+        run(&mut |ledger, id| _ = ledger.on_success(id, Some(words.as_str().into()), Nanos(3)));
+        run(&mut |ledger, id| _ = ledger.on_success(id, Some("7".into()), Nanos(3)));
+        drop(ledger);
+        let ledger = open(folder.path());
+        let tasks: Vec<&Task> = ledger.tasks().collect();
+        let states = [TaskState::Failed, TaskState::Succeeded, TaskState::Succeeded];
+        assert!(tasks.iter().map(|task| task.state).eq(states));
+        let error = tasks[0].error.as_deref().expect("the beginning of it");
+        assert!(words.starts_with(error) && error.len() > 1 << 20, "{} bytes", error.len());
+        assert_eq!([&tasks[1].result, &tasks[2].result], [&None, &Some("7".into())]);
+    }
+
+    #[test]
+    fn who_was_to_be_given_up_is_not_tried_again_in_the_next_life() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut ledger = open(folder.path());
+        let lease = Lease { slot: AgentSlot(2), incarnation: crate::base::ids::Incarnation(1) };
+        let spec = TaskSpec { kernel: KernelId::Noop.code(), ..TaskSpec::default() };
+        let id = ledger.submit(spec, Nanos(1)).expect("accepted");
+        ledger.dispatch(id, lease, Nanos(2));
+        ledger.cancel(id, Nanos(3));
+        let asked = ledger.book().expect("kept").written();
+        ledger.cancel(id, Nanos(4));
+        assert_eq!(ledger.book().expect("kept").written(), asked, "once is enough");
+        drop(ledger);
+        let ledger = open(folder.path());
+        let task = ledger.get(id).expect("known");
+        assert_eq!((task.state, task.error.as_deref()), (TaskState::Cancelled, Some("cancelled on request")));
     }
 
     #[test]

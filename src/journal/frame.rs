@@ -31,6 +31,8 @@ pub enum Kind {
     Ended = 5,
     /// Something happened that is about no task; the payload says what.
     Event = 6,
+    /// It was with an agent, which was asked to give it up.
+    Cancelling = 7,
     /// The rest of the ring is not used.
     Skip = 16,
     /// First frame of a group: which records it holds.
@@ -46,7 +48,7 @@ pub enum Kind {
 impl Kind {
     fn from_code(code: u8) -> Option<Self> {
         use Kind::*;
-        [Accepted, Dispatched, Died, Retrying, Ended, Event, Skip, Group, Mark, Front, Position]
+        [Accepted, Dispatched, Died, Retrying, Ended, Event, Cancelling, Skip, Group, Mark, Front, Position]
             .into_iter()
             .find(|kind| *kind as u8 == code)
     }

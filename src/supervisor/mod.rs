@@ -1175,8 +1175,8 @@ impl Supervisor {
                 waiter.open -= 1;
                 if waiter.open == 0 {
                     let waiter = self.waiters.remove(batch).expect("just found");
-                    self.ledger.release_batch(*batch);
                     let answers = waiter.tasks.iter().map(|task| self.submitted(task)).collect();
+                    waiter.tasks.iter().flatten().for_each(|task| self.ledger.pay(*task));
                     (waiter.answer)(Reply::Submitted(answers));
                 }
             }
@@ -1220,7 +1220,7 @@ impl Supervisor {
                 }
                 let open = if wait { self.follow_all(&tasks, batch) } else { 0 };
                 if open > 0 {
-                    self.ledger.hold_batch(batch);
+                    tasks.iter().flatten().for_each(|task| self.ledger.owe(*task));
                     self.waiters.insert(batch, Waiter { tasks, open, answer });
                     return;
                 }
@@ -1288,9 +1288,7 @@ impl Supervisor {
         let is_new = match self.ledger.cancel(id, self.now).expect("just found") {
             CancelOutcome::AskAgent(lease, attempt) => {
                 self.ask_to_give_up(id, lease, attempt);
-                return answer(Reply::Task(Box::new(
-                    self.task_view(self.ledger.get(id).expect("just found")),
-                )));
+                true
             }
             CancelOutcome::Cancelled => true,
             CancelOutcome::AlreadyEnded(_) => false,
@@ -1315,6 +1313,9 @@ impl Drop for Supervisor {
         }
         self.nursery.end_left_behind();
         self.close_gateway();
+        if !self.home.is_there() {
+            self.switchboard.leave_socket();
+        }
         process::set_turn(Duration::ZERO);
         if let Some(mask) = self.cores_before {
             mask.apply();

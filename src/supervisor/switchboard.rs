@@ -31,7 +31,7 @@ use crate::shm::Words;
 use crate::shm::arena::ArenaUsage;
 use crate::shm::lossy::LossyMemory;
 use crate::shm::ring::Message;
-use crate::tasks::Priority;
+use crate::tasks::{Priority, Task};
 use events::Throttle;
 use rustix::net::SocketType;
 use std::collections::{BTreeMap, VecDeque};
@@ -367,6 +367,13 @@ impl Switchboard {
                 .and_then(|member| member.client.as_ref())
                 .is_some_and(|client| client.link.is_ready())
         })
+    }
+}
+
+impl Switchboard {
+    /// What is at the path of our socket may be another swarm's by now, and stays.
+    pub(super) fn leave_socket(&mut self) {
+        self.listener = None;
     }
 }
 
@@ -848,6 +855,7 @@ impl Supervisor {
         let Some(mut member) = self.switchboard.members.get_mut(at).and_then(Option::take) else { return };
         let _ = epoll::delete(&self.epoll, &member.mouth);
         if let Some(client) = &mut member.client {
+            self.write_off(client);
             let _ = epoll::delete(&self.epoll, &client.event);
             let LinkTraffic { down, up } = client.link.traffic();
             self.switchboard.past.add_closed(&down);
@@ -1020,8 +1028,9 @@ impl Supervisor {
             let mut message = self.switchboard.message.take().unwrap_or_default();
             let outcome = self.serve_client(at, &mut client, &mut message, &mut work);
             self.switchboard.message = Some(message);
-            if let Some(member) = self.switchboard.members[at].as_mut() {
-                member.client = Some(client);
+            match self.switchboard.members[at].as_mut() {
+                Some(member) => member.client = Some(client),
+                None => self.write_off(&mut client),
             }
             if let Err(reason) = outcome {
                 self.quarantine(at, &reason);
@@ -1046,6 +1055,7 @@ impl Supervisor {
                 break;
             }
             client.unsent.pop_front();
+            self.ledger.pay(task);
             *work += 1;
         }
         let mut bytes = 0;
@@ -1064,7 +1074,7 @@ impl Supervisor {
                 FromClient::Submit(submit) => {
                     client.taken += 1;
                     match self.take_task(at, &submit) {
-                        Ok(id) => self.note_taken(at, client, submit.ticket, id),
+                        Ok(id) => self.note_taken(at, client, submit.ticket, id)?,
                         Err(why) => {
                             let why = &why[..why.floor_char_boundary(1000)];
                             send_surely(client, &ToClient::Refused(submit.ticket, why))?;
@@ -1106,14 +1116,32 @@ impl Supervisor {
     }
 
     /// A submission was taken; its task may be one that was there before, under the same key.
-    fn note_taken(&mut self, at: usize, client: &mut Client, ticket: u64, id: TaskId) {
+    fn note_taken(&mut self, at: usize, client: &mut Client, ticket: u64, id: TaskId) -> Result<(), String> {
         let batch = batch_of(at, ticket);
-        if self.ledger.get(id).is_some_and(|task| task.batch == batch) || self.ledger.follow(id, batch) {
+        // The same batch, and open: just accepted. Ended: that of an earlier client in this place, asked for again under its key.
+        let is_new = |task: &Task| task.batch == batch && !task.state.is_final();
+        if self.ledger.get(id).is_some_and(is_new) || self.ledger.follow(id, batch) {
             client.open.insert(ticket, id);
         } else {
             client.ended += 1;
-            client.unsent.push_back((ticket, id));
+            self.owe_end(client, ticket, id)?;
         }
+        Ok(())
+    }
+
+    /// What it was owed is owed to nobody any more.
+    fn write_off(&mut self, client: &mut Client) {
+        client.unsent.drain(..).for_each(|(_, task)| self.ledger.pay(task));
+    }
+
+    /// It is told as soon as there is room. Who reads nothing is told no more at last.
+    fn owe_end(&mut self, client: &mut Client, ticket: u64, id: TaskId) -> Result<(), String> {
+        if client.unsent.len() >= UNSENT_MAX {
+            return Err(format!("it left {UNSENT_MAX} answers unread"));
+        }
+        self.ledger.owe(id);
+        client.unsent.push_back((ticket, id));
+        Ok(())
     }
 
     fn take_task(&mut self, at: usize, submit: &Submit<'_>) -> Result<TaskId, String> {
@@ -1169,14 +1197,12 @@ impl Supervisor {
             match told {
                 Some(Ok(true)) => {}
                 Some(Err(reason)) => cut = Some(reason),
-                _ if client.unsent.len() >= UNSENT_MAX => {
-                    cut = Some(format!("it left {UNSENT_MAX} answers unread"));
-                }
-                _ => client.unsent.push_back((ticket, task)),
+                _ => cut = self.owe_end(&mut client, ticket, task).err(),
             }
         }
-        if let Some(member) = self.switchboard.members[at].as_mut() {
-            member.client = Some(client);
+        match self.switchboard.members[at].as_mut() {
+            Some(member) => member.client = Some(client),
+            None => self.write_off(&mut client),
         }
         if let Some(reason) = cut {
             self.quarantine(at, &reason);

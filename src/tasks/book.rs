@@ -13,6 +13,8 @@ pub enum Event {
     Died,
     /// It failed and will be tried again.
     Retrying,
+    /// It runs, and somebody wants it gone.
+    Cancelling,
     /// It ended.
     Ended,
 }

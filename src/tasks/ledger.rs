@@ -8,6 +8,7 @@ use super::{Book, Event, Hedge, Lease, Task, TaskSpec, TaskState};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -194,8 +195,10 @@ pub struct Ledger {
     tasks: VecDeque<Option<Box<Task>>>,
     /// Ended tasks in the order in which they will be forgotten.
     remembered: VecDeque<TaskId>,
-    /// Batches that somebody waits for: their tasks are not forgotten.
-    held: HashSet<u64>,
+    /// Tasks whose end somebody has not heard yet, and how many have not.
+    owed: HashMap<TaskId, u32>,
+    /// Numbers whose ids are names of tasks.
+    numerals: HashSet<u64>,
     first: u64,
     names: HashMap<Box<str>, TaskId>,
     keys: HashMap<Box<str>, TaskId>,
@@ -234,7 +237,8 @@ impl Ledger {
             limits,
             tasks: VecDeque::new(),
             remembered: VecDeque::new(),
-            held: HashSet::new(),
+            owed: HashMap::new(),
+            numerals: HashSet::new(),
             first: 1,
             names: HashMap::new(),
             keys: HashMap::new(),
@@ -295,7 +299,7 @@ impl Ledger {
             let Some(mut task) = self.tasks[at].take() else { continue };
             let id = task.id;
             if let Some(name) = &task.spec.name {
-                self.names.insert(name.clone(), id);
+                self.give_name(name.clone(), id);
             }
             if let Some(key) = &task.spec.key {
                 self.keys.insert(key.clone(), id);
@@ -313,18 +317,21 @@ impl Ledger {
             task.queued = now;
             for name in &task.spec.after {
                 // One that is not known any more succeeded: else this task had ended with it.
-                let Some(&other) = self.names.get(name).filter(|other| **other != id) else { continue };
-                match self.get(other).map(|other| other.state) {
-                    None | Some(TaskState::Succeeded) => {}
-                    Some(state) if state.is_final() => {
+                let other = self.find_exactly(name).filter(|other| other.id != id);
+                match other.map(|other| (other.id, other.state)) {
+                    None | Some((_, TaskState::Succeeded)) => {}
+                    Some((_, state)) if state.is_final() => {
                         let error = format!("not run: task {name:?}, which it comes after, {}", state.name());
                         hopeless.push((id, TaskState::Cancelled, error));
                     }
-                    Some(_) => {
+                    Some((other, _)) => {
                         task.missing += 1;
                         self.get_mut(other).expect("just seen").dependents.push(id);
                     }
                 }
+            }
+            if task.cancelling.take() == Some(true) {
+                hopeless.push((id, TaskState::Cancelled, "cancelled on request".to_owned()));
             }
             if task.deaths.0 >= self.limits.poison_deaths || task.deaths.1 >= KILL_LIMIT {
                 let deaths = task.deaths.0 + task.deaths.1;
@@ -385,6 +392,19 @@ impl Ledger {
         }
         let number = name.strip_prefix('t').unwrap_or(name).parse().ok()?;
         self.get(TaskId(number)).filter(|task| task.spec.name.is_none() || name.starts_with('t'))
+    }
+
+    /// The task that has this id: its name or, for want of one, its number behind a `t`.
+    fn find_exactly(&self, id: &str) -> Option<&Task> {
+        if let Some(&id) = self.names.get(id) {
+            return self.get(id);
+        }
+        self.get(TaskId(numeral(id)?)).filter(|task| task.spec.name.is_none())
+    }
+
+    fn give_name(&mut self, name: Box<str>, id: TaskId) {
+        self.numerals.extend(numeral(&name));
+        self.names.insert(name, id);
     }
 
     /// All tasks still known, oldest first.
@@ -476,18 +496,24 @@ impl Ledger {
         batch: u64,
         now: Nanos,
     ) -> Vec<Result<TaskId, SubmitError>> {
-        let plan = plan_batch(&specs, |name| {
-            self.names.get(name).and_then(|&id| self.get(id)).map(|task| task.state)
-        });
+        let plan = plan_batch(&specs, |name| self.find_exactly(name).map(|task| task.state));
         let mut answers: Vec<Option<Result<TaskId, SubmitError>>> = specs.iter().map(|_| None).collect();
         let mut specs: Vec<Option<TaskSpec>> = specs.into_iter().map(Some).collect();
         for (at, error) in plan.refused {
             answers[at] = Some(Err(error));
         }
+        // Whoever has no name in this batch gets no number that another one in it is called by.
+        let numeral_of = |spec: &Option<TaskSpec>| numeral(spec.as_ref()?.name.as_deref()?);
+        self.numerals.extend(plan.order.iter().filter_map(|&at| numeral_of(&specs[at])));
         // In an order in which everything comes after what it waits for.
         for at in plan.order {
+            let number = numeral_of(&specs[at]);
             let spec = specs[at].take().expect("planned once");
-            answers[at] = Some(self.accept_after(spec, now, batch));
+            let answer = self.accept_after(spec, now, batch);
+            if let (Some(number), Err(_)) = (number, &answer) {
+                self.numerals.remove(&number);
+            }
+            answers[at] = Some(answer);
         }
         answers.into_iter().map(|answer| answer.expect("planned or refused")).collect()
     }
@@ -496,7 +522,7 @@ impl Ledger {
         self.check_acceptable(&spec)?;
         let mut waits_for = Vec::new();
         for name in &spec.after {
-            match self.names.get(name).and_then(|&id| self.get(id)).map(|task| (task.id, task.state)) {
+            match self.find_exactly(name).map(|task| (task.id, task.state)) {
                 Some((_, TaskState::Succeeded)) => {}
                 Some((id, state)) if !state.is_final() => waits_for.push(id),
                 _ => {
@@ -532,7 +558,7 @@ impl Ledger {
             });
         }
         if let Some(name) = &spec.name
-            && self.names.contains_key(name)
+            && self.find_exactly(name).is_some()
         {
             return Err(SubmitError::DuplicateName { name: label() });
         }
@@ -541,10 +567,16 @@ impl Ledger {
 
     fn accept(&mut self, spec: TaskSpec, now: Nanos, batch: u64, state: TaskState) -> TaskId {
         self.forget_old();
-        let id = TaskId(self.first + self.tasks.len() as u64);
+        let next = |this: &Self| this.first + this.tasks.len() as u64;
         if let Some(name) = &spec.name {
-            self.names.insert(name.clone(), id);
+            self.give_name(name.clone(), TaskId(next(self)));
+        } else {
+            // A number that another task has for a name would be the name of both.
+            while !self.numerals.is_empty() && self.numerals.contains(&next(self)) {
+                self.tasks.push_back(None);
+            }
         }
+        let id = TaskId(next(self));
         self.counts.total += 1;
         if let Some(key) = &spec.key {
             self.keys.insert(key.clone(), id);
@@ -561,25 +593,30 @@ impl Ledger {
     /// Records a task that was wrong from the start, so that lists and reports show it.
     pub fn record_refused(&mut self, spec: TaskSpec, error: &str, now: Nanos) -> TaskId {
         // A second task of the same name stays visible under its number only.
-        let name = spec.name.clone().filter(|name| !self.names.contains_key(name));
+        let name = spec.name.clone().filter(|name| self.find_exactly(name).is_none());
         // Nor does a wrong task keep a right one from using its key.
         let id = self.accept(TaskSpec { name, key: None, ..spec }, now, 0, TaskState::Waiting);
         self.end(id, TaskState::Failed, Some(error), now);
         id
     }
 
-    /// Somebody waits for these tasks: they are remembered until [`release_batch`](Self::release_batch).
-    pub fn hold_batch(&mut self, batch: u64) {
-        self.held.insert(batch);
+    /// Somebody has not heard yet how this task ended: it is remembered until [`pay`](Self::pay) was called as often.
+    pub fn owe(&mut self, id: TaskId) {
+        *self.owed.entry(id).or_default() += 1;
     }
 
-    /// Nobody waits for them any more.
-    pub fn release_batch(&mut self, batch: u64) {
-        self.held.remove(&batch);
+    /// One of them has heard it, or does not listen any more.
+    pub fn pay(&mut self, id: TaskId) {
+        if let Entry::Occupied(mut owed) = self.owed.entry(id) {
+            *owed.get_mut() -= 1;
+            if *owed.get() == 0 {
+                owed.remove();
+            }
+        }
     }
 
     /// Forgets the tasks that ended longest ago, beyond [`REMEMBERED`]. A bounded number of steps:
-    /// what is held goes to the end of the line.
+    /// what is owed goes to the end of the line.
     fn forget_old(&mut self) {
         for _ in 0..4 {
             if self.remembered.len() <= REMEMBERED {
@@ -590,15 +627,18 @@ impl Ledger {
             else {
                 continue;
             };
-            if place.as_ref().is_some_and(|task| self.held.contains(&task.batch)) {
+            if self.owed.contains_key(&id) {
                 self.remembered.push_back(id);
                 continue;
             }
             let Some(task) = place.take() else { continue };
-            if let Some(name) = task.spec.name {
+            // After a restart a younger task may have them.
+            let is_its_own = |known: Option<&TaskId>| known == Some(&id);
+            if let Some(name) = task.spec.name.filter(|name| is_its_own(self.names.get(name))) {
                 self.names.remove(&name);
+                numeral(&name).map(|number| self.numerals.remove(&number));
             }
-            if let Some(key) = task.spec.key {
+            if let Some(key) = task.spec.key.filter(|key| is_its_own(self.keys.get(key))) {
                 self.keys.remove(&key);
             }
         }
@@ -783,6 +823,10 @@ impl Ledger {
     /// The holder says that the task did not succeed. `may_help`: another attempt could.
     pub fn on_failure(&mut self, id: TaskId, error: &str, may_help: bool, now: Nanos) -> Transition {
         let Some(task) = self.get_mut(id) else { return Transition::Again };
+        if may_help && task.cancelling == Some(true) {
+            // The answer and the request have crossed.
+            return self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now);
+        }
         if may_help && task.retries_left > 0 && !self.stopping {
             let task = self.get_mut(id).expect("just seen");
             task.retries_left -= 1;
@@ -901,9 +945,13 @@ impl Ledger {
             return Some(CancelOutcome::AlreadyEnded(task.state));
         }
         if let (TaskState::Dispatched, Some(lease)) = (task.state, task.lease) {
-            task.cancelling = Some(true);
+            let is_known = task.cancelling.replace(true) == Some(true);
             let (first, second) = (task.leased, task.hedge);
             self.unwanted.extend(second.map(|hedge| (id, hedge.lease, hedge.attempt)));
+            // At the end of the swarm nobody wishes that; who dies in the middle of that end goes on.
+            if !is_known && !self.stopping {
+                self.note(Event::Cancelling, id);
+            }
             return Some(CancelOutcome::AskAgent(lease, first));
         }
         self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now);
@@ -1033,9 +1081,11 @@ impl Ledger {
             self.remembered.push_back(id);
             for dependent in dependents {
                 if state == TaskState::Succeeded {
-                    let task = self.get_mut(dependent).expect("tasks outlive what they wait for");
+                    // One that was cancelled while it waited may be forgotten by now.
+                    let waiting = self.get_mut(dependent).filter(|task| task.state == TaskState::Waiting);
+                    let Some(task) = waiting else { continue };
                     task.missing -= 1;
-                    if task.missing == 0 && task.state == TaskState::Waiting {
+                    if task.missing == 0 {
                         self.queue_last(dependent, now);
                     }
                 } else if self.get(dependent).is_some_and(|task| !task.state.is_final()) {
@@ -1046,6 +1096,12 @@ impl Ledger {
         }
         Transition::Ended(state)
     }
+}
+
+/// The number of the task that would be called so if it had no name.
+fn numeral(name: &str) -> Option<u64> {
+    let number = name.strip_prefix('t')?.parse().ok()?;
+    (TaskId(number).to_string() == name).then_some(number)
 }
 
 /// Whether this task of the list that begins with `first` waits to be sent.
@@ -1066,10 +1122,15 @@ fn plan_batch(specs: &[TaskSpec], known: impl Fn(&str) -> Option<TaskState>) -> 
     let label = |at: usize| specs[at].name.as_deref().unwrap_or("(unnamed)").to_owned();
     let mut refused: Vec<Option<SubmitError>> = specs.iter().map(|_| None).collect();
     let mut by_name: HashMap<&str, usize> = HashMap::new();
+    // Names of this batch that belong to somebody outside: who comes after one of them means the one in the batch.
+    let mut taken: HashSet<&str> = HashSet::new();
     for (at, spec) in specs.iter().enumerate() {
         if let Some(name) = spec.name.as_deref() {
             if by_name.contains_key(name) || known(name).is_some() {
                 refused[at] = Some(SubmitError::DuplicateName { name: name.to_owned() });
+                if !by_name.contains_key(name) {
+                    taken.insert(name);
+                }
             } else {
                 by_name.insert(name, at);
             }
@@ -1082,6 +1143,9 @@ fn plan_batch(specs: &[TaskSpec], known: impl Fn(&str) -> Option<TaskState>) -> 
             if let Some(&other) = by_name.get(&**name) {
                 inside[at].push(other);
                 followers[other].push(at);
+            } else if taken.contains(&**name) && refused[at].is_none() {
+                refused[at] =
+                    Some(SubmitError::DependencyRefused { task: label(at), dependency: name.to_string() });
             } else if known(name).is_none() && refused[at].is_none() {
                 refused[at] =
                     Some(SubmitError::UnknownDependency { task: label(at), missing: name.to_string() });
@@ -1194,6 +1258,129 @@ mod tests {
         let mut ended = Vec::new();
         ledger.take_ended(&mut ended);
         assert_eq!(ended, [(id, 1)]);
+    }
+
+    /// So many others end that everything older is forgotten.
+    fn end_many(ledger: &mut Ledger) {
+        for _ in 0..REMEMBERED + 10 {
+            let id = ledger.submit(TaskSpec::default(), Nanos(5)).expect("accepted");
+            ledger.dispatch(id, LEASE, Nanos(5));
+            ledger.on_success(id, None, Nanos(6));
+        }
+        ledger.take_ended(&mut Vec::new());
+    }
+
+    #[test]
+    fn who_was_forgotten_while_it_waited_is_not_missed() {
+        let mut ledger = ledger();
+        let first = ledger.submit(spec("first", &[]), Nanos(1)).expect("accepted");
+        let second = ledger.submit(spec("second", &["first"]), Nanos(1)).expect("accepted");
+        let third = ledger.submit(spec("third", &["first"]), Nanos(1)).expect("accepted");
+        ledger.dispatch(first, LEASE, Nanos(2));
+        ledger.cancel(second, Nanos(3));
+        end_many(&mut ledger);
+        assert!(ledger.get(second).is_none(), "it is forgotten");
+        ledger.on_success(first, None, Nanos(7));
+        assert_eq!(run_next(&mut ledger, Nanos(8)), third);
+    }
+
+    #[test]
+    fn an_end_that_somebody_has_not_heard_is_remembered() {
+        let mut ledger = ledger();
+        let ids = [(); 2].map(|()| ledger.submit(spec("", &[]), Nanos(1)).expect("accepted"));
+        for id in ids {
+            ledger.dispatch(id, LEASE, Nanos(2));
+            ledger.on_success(id, None, Nanos(3));
+            ledger.owe(id);
+            ledger.owe(id);
+        }
+        ids.iter().for_each(|&id| ledger.pay(id));
+        ledger.pay(ids[0]);
+        end_many(&mut ledger);
+        assert!(ledger.get(ids[0]).is_none() && ledger.get(ids[1]).is_some());
+        ledger.pay(ids[1]);
+        end_many(&mut ledger);
+        assert!(ledger.get(ids[1]).is_none());
+    }
+
+    #[test]
+    fn what_is_forgotten_takes_no_name_or_key_of_a_younger_task_along() {
+        let mut ledger = ledger();
+        let twin = |id: u64, state| {
+            let spec = TaskSpec { key: Some("key".into()), ..spec("name", &[]) };
+            let mut task = Task::new(TaskId(id), spec, state, 0, Nanos(1));
+            task.earlier = state.is_final();
+            Some(Box::new(task))
+        };
+        let tasks = [twin(1, TaskState::Succeeded), twin(2, TaskState::Queued)];
+        ledger.restore(tasks.into(), 1, Nanos(1));
+        let running = run_next(&mut ledger, Nanos(2));
+        end_many(&mut ledger);
+        assert!(ledger.get(TaskId(1)).is_none());
+        let again = TaskSpec { key: Some("key".into()), ..spec("name", &[]) };
+        assert_eq!(ledger.submit(again, Nanos(9)), Ok(running), "its key still means it");
+        assert!(ledger.submit(spec("name", &[]), Nanos(9)).is_err(), "its name is taken");
+    }
+
+    #[test]
+    fn no_two_tasks_have_one_id() {
+        let mut ledger = ledger();
+        let mut submit = |name: &str| ledger.submit(spec(name, &[]), Nanos(1));
+        assert_eq!(submit("t3"), Ok(TaskId(1)));
+        assert_eq!([submit(""), submit("")], [Ok(TaskId(2)), Ok(TaskId(4))], "3 would be a second t3");
+        assert!(matches!(submit("t2"), Err(SubmitError::DuplicateName { .. })), "it is one without a name");
+        assert_eq!(submit("t1"), Ok(TaskId(5)), "1 is called t3");
+        assert_eq!(submit("t04"), Ok(TaskId(6)), "4 is not called so");
+        let (_, answers) =
+            ledger.submit_batch(vec![spec("", &[]), spec("t7", &[]), spec("b", &["t4"])], Nanos(2));
+        assert_eq!(
+            answers,
+            [8, 9, 10].map(|id| Ok(TaskId(id))),
+            "7 is a name, a number is an id to wait for"
+        );
+        assert_eq!(ledger.find("t3").map(|task| task.id), Some(TaskId(1)));
+        assert_eq!(ledger.find("t4").map(|task| task.id), Some(TaskId(4)));
+    }
+
+    #[test]
+    fn who_comes_after_an_id_means_the_one_of_its_own_job() {
+        let mut ledger = ledger();
+        let (_, answers) =
+            ledger.submit_batch(vec![spec("", &[]), spec("t1", &[]), spec("b", &["t1"])], Nanos(1));
+        assert_eq!(answers, [Ok(TaskId(2)), Ok(TaskId(3)), Ok(TaskId(4))]);
+        assert_eq!(ledger.get(TaskId(3)).map(|task| task.dependents.clone()), Some(vec![TaskId(4)]));
+        // 2 is one without a name.
+        let (_, answers) = ledger.submit_batch(vec![spec("t2", &[]), spec("c", &["t2"])], Nanos(1));
+        assert!(matches!(answers[0], Err(SubmitError::DuplicateName { .. })));
+        assert!(matches!(answers[1], Err(SubmitError::DependencyRefused { .. })), "{answers:?}");
+    }
+
+    #[test]
+    fn what_comes_after_a_number_does_so_in_the_next_life() {
+        let mut before = ledger();
+        before.submit(spec("", &[]), Nanos(1)).expect("accepted");
+        before.submit(spec("b", &["t1"]), Nanos(1)).expect("accepted");
+        let tasks = before.tasks().cloned().map(|mut task| {
+            (task.state, task.missing, task.dependents) = (TaskState::Queued, 0, Vec::new());
+            Some(Box::new(task))
+        });
+        let mut after = ledger();
+        after.restore(tasks.collect(), 1, Nanos(2));
+        assert_eq!(after.get(TaskId(2)).map(|task| task.state), Some(TaskState::Waiting));
+        assert_eq!(run_next(&mut after, Nanos(3)), TaskId(1));
+        after.on_success(TaskId(1), None, Nanos(4));
+        assert_eq!(run_next(&mut after, Nanos(5)), TaskId(2));
+    }
+
+    #[test]
+    fn a_failure_that_crosses_the_wish_to_cancel_is_not_tried_again() {
+        for (may_help, state) in [(true, TaskState::Cancelled), (false, TaskState::Failed)] {
+            let mut ledger = ledger();
+            let id = ledger.submit(spec("a", &[]), Nanos(1)).expect("accepted");
+            ledger.dispatch(id, LEASE, Nanos(2));
+            ledger.cancel(id, Nanos(3));
+            assert_eq!(ledger.on_failure(id, "why", may_help, Nanos(4)), Transition::Ended(state));
+        }
     }
 
     #[test]
@@ -1360,26 +1547,17 @@ mod tests {
     #[test]
     fn old_tasks_are_forgotten_except_those_that_somebody_waits_for() {
         let mut ledger = ledger();
-        let (batch, answers) = ledger.submit_batch(vec![spec("waited for", &[])], Nanos(0));
-        let waited = *answers[0].as_ref().expect("accepted");
-        ledger.hold_batch(batch);
+        let waited = ledger.submit(spec("waited for", &[]), Nanos(0)).expect("accepted");
+        ledger.owe(waited);
         run_next(&mut ledger, Nanos(0));
         ledger.on_success(waited, None, Nanos(0));
         let open = ledger.submit(spec("open", &[]), Nanos(0)).expect("accepted");
         ledger.dispatch(open, LEASE, Nanos(0));
-        for _ in 0..REMEMBERED + 1000 {
-            let id = ledger.submit(TaskSpec::default(), Nanos(1)).expect("accepted");
-            ledger.dispatch(id, LEASE, Nanos(1));
-            ledger.on_success(id, None, Nanos(1));
-        }
+        end_many(&mut ledger);
         assert!(ledger.get(waited).is_some() && ledger.find("open").is_some());
         assert!(ledger.tasks().count() <= REMEMBERED + 10, "others made room");
-        ledger.release_batch(batch);
-        for _ in 0..REMEMBERED + 1000 {
-            let id = ledger.submit(TaskSpec::default(), Nanos(2)).expect("accepted");
-            ledger.dispatch(id, LEASE, Nanos(2));
-            ledger.on_success(id, None, Nanos(2));
-        }
+        ledger.pay(waited);
+        end_many(&mut ledger);
         assert!(ledger.get(waited).is_none() && ledger.find("waited for").is_none());
         assert_eq!(ledger.counts().duplicated, 0);
     }

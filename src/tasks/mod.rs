@@ -320,3 +320,13 @@ impl Task {
 pub fn attempt_tag(token: &str, task: TaskId, attempt: Attempt) -> String {
     format!("{token}-{task}-{}", attempt.0)
 }
+
+/// What [`attempt_tag`] wrote: life, task and attempt. `None`: somebody else did.
+pub fn read_attempt_tag(tag: &str) -> Option<(u64, TaskId, Attempt)> {
+    let mut parts = tag.split('-');
+    let token = parts.next().filter(|token| token.len() == 16)?;
+    let run = u64::from_str_radix(token, 16).ok()?;
+    let task = TaskId(parts.next()?.strip_prefix('t')?.parse().ok()?);
+    let attempt = Attempt(parts.next()?.parse().ok()?);
+    (attempt_tag(&format!("{run:016x}"), task, attempt) == tag).then_some((run, task, attempt))
+}
