@@ -12,6 +12,7 @@
 #   soak          20 minutes with two faults of any kind a second
 #   disks         a debug build, which has places at which a disk can fail: 10 minutes of bad disks, kills and deaths of the
 #                 supervisor
+#   writes        every write and every sync of the journal fails once, each in a life of its own
 #   spinners      10 minutes of a working swarm among 32 spinners: nobody is taken for hung
 #   forecasts     what failures are foretold, on twenty seeds
 #   figures       the limits of `bench recovery` and `bench journal`; wants a host that does nothing else
@@ -27,7 +28,7 @@ if [[ "${1-}" == -h || "${1-}" == --help ]]; then
 fi
 for part in "$@"; do
     case "$part" in
-        kills | agents | supervisors | gateways | soak | disks | spinners | forecasts | figures | races) ;;
+        kills | agents | supervisors | gateways | soak | disks | writes | spinners | forecasts | figures | races) ;;
         *)
             echo "slow.sh: unknown part \"$part\"; scripts/slow.sh --help names them" >&2
             exit 2
@@ -66,6 +67,10 @@ if wanted disks "$@"; then
     heading "disks"
     cargo build --locked --bin ai_swarm_deploy
     "$target/debug/ai_swarm_deploy" chaos --for 10m --rate 2 --fault disk --fault kill --fault supervisor
+fi
+if wanted writes "$@"; then
+    heading "writes"
+    AI_SWARM_EVERY_PASS=1 cargo test --locked -p ai_swarm --test swarm -- --nocapture after_a_failed_ what_fails_while_the_journal
 fi
 if wanted spinners "$@"; then
     heading "spinners"

@@ -17,7 +17,7 @@ mod npy;
 
 pub use npy::{
     HEADER_BYTES_MAX, NDIM_MAX, NpyDraft, NpyError, NpyFile, NpyHeader, NpyWriteError, forget, parse_header,
-    put_back, take_back, temporary_name, write_npy,
+    put_back, tag_of, take_back, temporary_name, write_npy,
 };
 
 use std::fmt;

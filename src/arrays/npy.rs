@@ -514,6 +514,13 @@ pub fn temporary_name(output: &Path, tag: &str) -> PathBuf {
     output.with_file_name(OsString::from_vec(temporary))
 }
 
+/// The tag in a name that [`temporary_name`] made, or in that of a file which was kept. `None`: neither.
+pub fn tag_of(name: &str) -> Option<&str> {
+    let stem = name.strip_prefix('.')?;
+    let stem = stem.strip_suffix(".tmp").or_else(|| stem.strip_suffix(".old"))?;
+    stem.rsplit_once('.').map(|(_, tag)| tag)
+}
+
 /// Where [`NpyDraft::publish_keeping`] keeps what stood at the path.
 fn old_name(temporary: &Path) -> PathBuf {
     temporary.with_extension("old")
@@ -866,6 +873,8 @@ mod tests {
     fn temporary_names_stay_beside_the_output_and_within_the_limit() {
         assert_eq!(temporary_name(Path::new("/a/b/z.npy"), "c0-7"), Path::new("/a/b/.z.npy.c0-7.tmp"));
         assert_eq!(temporary_name(Path::new("z.npy"), "a/b"), Path::new(".z.npy.a_b.tmp"));
+        let names = [".z.npy.c0-7.tmp", ".z.npy.c0-7.old", "z.npy.c0-7.tmp", ".z.npy.c0-7", ".tmp"];
+        assert_eq!(names.map(tag_of), [Some("c0-7"), Some("c0-7"), None, None, None]);
         let long = PathBuf::from("x".repeat(250));
         assert_eq!(temporary_name(&long, "tag").as_os_str().len(), NAME_BYTES_MAX);
     }

@@ -10,7 +10,8 @@
 //! Places: of the journal `journal.commit` (a group goes into the store), `journal.head` (its place in the front is given
 //! free), `journal.sync` (what was acknowledged goes to the disk), `journal.read` (a group is read from the front),
 //! `journal.retain` (old records are forgotten, and their pages given back), `journal.close` (the store is closed), and of its start
-//! `journal.create` (steps of making a store) and `journal.front` (steps of making a front);
+//! `journal.create` (steps of making a store), `journal.front` (steps of making a front) and `journal.salvage` (steps of putting
+//! what was salvaged in the place of what is damaged);
 //! of the supervisor `spawn` (an agent or a standby is to be started).
 
 use std::io;

@@ -6,7 +6,8 @@ use crate::base::clock::Nanos;
 use crate::config::{Count, Durability, SwarmConfig};
 use crate::gateway::client::Client;
 use crate::jobs::{self, Defaults};
-use crate::journal;
+use crate::journal::store::Store;
+use crate::journal::{self, Journal, frame};
 use crate::os::clock;
 use crate::os::signals::StopSignals;
 use crate::supervisor::home::socket_path;
@@ -64,7 +65,87 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
     let mut figures = throughput(quick, config)?;
     figures.push(wait_for_disk(quick, config)?);
     figures.push(way_back(quick, config)?);
+    figures.extend(record_costs(quick)?);
     Ok(figures)
+}
+
+/// Records that a turn of the loop may have to keep at once.
+const GROUP: u64 = 64;
+
+/// Why there is a ring before the store: what one record costs whoever has to know that it is safe from his own death.
+fn record_costs(quick: bool) -> anyhow::Result<Vec<Figure>> {
+    let rounds = if quick { 200 } else { 2000 };
+    let (payload, folder) = ([7; 100], Folder::new()?);
+    let retention = journal::Retention { tasks: u64::MAX, events: 0, age: Duration::from_secs(3600) };
+    let options = journal::Options {
+        synced: false,
+        retention,
+        salvage: false,
+        ring: journal::RING_BYTES,
+        keeper_cores: None,
+        run: 0,
+    };
+    let (mut journal, _) = Journal::open(&folder.0, options, Box::new(|| {}), |_| true)?;
+    let mut ring = Vec::new();
+    for _ in 0..rounds {
+        let began = clock::now();
+        (0..GROUP).for_each(|task| journal.write(journal::Kind::Accepted, 0, task, &payload));
+        ring.push(micros_since(began, GROUP));
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    ensure!(journal.safe() == rounds as u64 * GROUP, "the journal has not taken all records");
+    drop(journal);
+
+    let path = folder.0.join("alone.db");
+    Store::create(&path, 0)?;
+    let mut store = Store::open(&path)?;
+    store.load(|_| {}).map_err(|bad| anyhow::anyhow!("{}: {}", bad.place, bad.what))?;
+    store.accept()?;
+    store.set_synced(false)?;
+    let (mut last, mut frames) = (0, Vec::new());
+    let mut commits = |group: u64| -> anyhow::Result<Vec<f64>> {
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            frames.clear();
+            let after = last;
+            for _ in 0..group {
+                last += 1;
+                frame::encode(&mut frames, last, journal::Kind::Accepted, 0, last, &[&payload]);
+            }
+            let began = clock::now();
+            store.append(&frames, after, last)?;
+            times.push(micros_since(began, group));
+        }
+        Ok(times)
+    };
+    let each = commits(1)?;
+    let grouped = commits(GROUP)?;
+    let figure = |name: &str, times: Vec<f64>, note: &str| {
+        let times = sorted(times);
+        Figure {
+            bench: "journal",
+            name: name.to_owned(),
+            value: quantile(&times, 0.5),
+            unit: "us",
+            p50: Some(quantile(&times, 0.5)),
+            p99: Some(quantile(&times, 0.99)),
+            note: note.to_owned(),
+            ..Figure::default()
+        }
+    };
+    Ok(vec![
+        figure("ring_record", ring, "a record of 100 bytes into the front, at level `process`"),
+        figure(
+            "sqlite_record",
+            each,
+            "the same into the store alone, a commit each, none of which waits for the disk",
+        ),
+        figure("sqlite_record_of_64", grouped, "a sixty-fourth of a commit of 64 records"),
+    ])
+}
+
+fn micros_since(began: Nanos, records: u64) -> f64 {
+    clock::now().since(began).as_nanos() as f64 / 1000.0 / records as f64
 }
 
 /// A task that computes for ten microseconds or a little more.

@@ -6,7 +6,7 @@
 //! that, 2 to 3 ms.
 //!
 //! ```text
-//!     0  what this front is: run, host boot, level, first record          (written once)
+//!     0  what this front is: whose journal, lives, host boot, level, first record (written once)
 //!  1024  the tail: where the next record goes                            (writer, one word)
 //!  2048  the head: how far the store has taken it over                   (keeper)
 //!  3072  how far the disk has it for certain, at level `power`           (sync thread)
@@ -32,7 +32,9 @@ const TAIL_AT: usize = 1024;
 const HEAD_AT: u64 = 2048;
 const SYNCED_AT: u64 = 3072;
 const RING_AT: u64 = 4096;
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// The same without the number of the journal and the names of lives.
+const VERSION_BEFORE: u32 = 2;
 /// Bytes that are read at once, unless one frame is longer.
 const READ_BYTES: usize = 1 << 20;
 
@@ -51,6 +53,11 @@ fn tail_position(word: u64) -> Option<u64> {
 /// What a front is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
+    /// The journal that it belongs to: its store has the same number.
+    pub journal: u64,
+    /// Names of this life of the swarm and of the last ones before it, oldest first: what they may have left beside outputs
+    /// is called after them.
+    pub runs: Vec<u64>,
     /// The host's run in which it was written: after another one began, memory that was not synced is gone.
     pub boot: String,
     /// Whether acknowledgements waited for the disk.
@@ -126,13 +133,18 @@ impl Front {
         let mut map = FileMap::reserve(file, (RING_AT + ring) as usize)?;
         let mut bytes = Vec::new();
         let synced = u32::from(identity.synced);
-        let payload = [&VERSION.to_le_bytes()[..], &ring.to_le_bytes(), identity.boot.as_bytes()];
-        frame::encode(&mut bytes, last, Kind::Front, synced, 0, &payload);
+        let runs: Vec<u8> = identity.runs.iter().flat_map(|run| run.to_le_bytes()).collect();
+        let count = [identity.runs.len() as u8];
+        let payload =
+            [&VERSION.to_le_bytes()[..], &ring.to_le_bytes(), &count, &runs, identity.boot.as_bytes()];
+        frame::encode(&mut bytes, last, Kind::Front, synced, identity.journal, &payload);
         map.write(0, &bytes);
         map.publish(TAIL_AT, tail_word(0));
         trouble::check("journal.front")?;
         note_head(file, Place { position: 0, seq: last })?;
         note_synced(file, Place { position: 0, seq: last })?;
+        // What it is has to be known after a power cut: at level `process` this is all that is on the disk for certain.
+        file.sync_data()?;
         if identity.synced {
             // Blocks that were never written cost the disk a note of its own with the first sync of each.
             let zeros = vec![0; (1 << 20).min(ring as usize)];
@@ -271,9 +283,19 @@ impl<'a> Reading<'a> {
         let (Some(version), Some(ring)) = (reader.u32(), reader.u64()) else {
             return bad(0, "it does not begin as a journal's front");
         };
-        if version != VERSION || !ring.is_multiple_of(ALIGNMENT as u64) || ring == 0 {
+        if ![VERSION, VERSION_BEFORE].contains(&version)
+            || !ring.is_multiple_of(ALIGNMENT as u64)
+            || ring == 0
+        {
             return bad(0, "it is of another version");
         }
+        let runs: Option<Vec<u64>> = match version {
+            VERSION_BEFORE => Some(Vec::new()),
+            _ => reader.u8().and_then(|count| (0..count).map(|_| reader.u64()).collect()),
+        };
+        let Some(runs) = runs else {
+            return bad(0, "it does not begin as a journal's front");
+        };
         let boot = String::from_utf8_lossy(reader.0).into_owned();
         let place = |at: u64| match frame::decode(&head[at as usize..]) {
             Ok(frame) if frame.kind == Kind::Position => Ok(Place { position: frame.task, seq: frame.seq }),
@@ -288,7 +310,7 @@ impl<'a> Reading<'a> {
         Ok(Ok(Self {
             file,
             ring,
-            identity: Identity { boot, synced: identity.value == 1 },
+            identity: Identity { journal: identity.task, runs, boot, synced: identity.value == 1 },
             head: start,
             synced,
             tail: tail_position(word),
@@ -383,7 +405,7 @@ pub struct Taker<'a> {
 impl<'a> Taker<'a> {
     /// Begins at `from`, in a ring of so many bytes.
     pub fn new(file: &'a File, ring: u64, from: Place) -> Self {
-        let identity = Identity { boot: String::new(), synced: false };
+        let identity = Identity { journal: 0, runs: Vec::new(), boot: String::new(), synced: false };
         let reading = Reading { file, ring, identity, head: from, synced: from, tail: None };
         Self { reading, bytes: Vec::new() }
     }
@@ -420,7 +442,7 @@ mod tests {
     use super::*;
 
     fn identity() -> Identity {
-        Identity { boot: "this boot".to_owned(), synced: false }
+        Identity { journal: 7, runs: vec![1, 2], boot: "this boot".to_owned(), synced: false }
     }
 
     fn frame_of(seq: u64, payload: usize) -> Vec<u8> {
@@ -510,7 +532,8 @@ mod tests {
             assert!(!fine && seen < 12, "cut at {end}: {seen}");
         }
         // Of the fixed places, those in use; of the ring, all that was written.
-        for byte in (0..56).chain(TAIL_AT..TAIL_AT + 8).chain(2048..2080).chain(RING_AT as usize..used) {
+        let head = frame::decode(&whole).expect("whole").bytes.len();
+        for byte in (0..head).chain(TAIL_AT..TAIL_AT + 8).chain(2048..2080).chain(RING_AT as usize..used) {
             let mut copy = whole.clone();
             copy[byte] ^= 1 << (byte % 8);
             let (fine, seen) = look(&copy);

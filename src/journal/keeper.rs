@@ -6,7 +6,7 @@ use super::store::{Retention, Store, StoreError};
 use crate::base::sync::{AtomicU64, Ordering, fence};
 use crate::base::trouble;
 use crate::os::affinity::CoreMask;
-use crate::os::process;
+use crate::os::{files, process};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -110,6 +110,11 @@ impl Shared {
 
     pub(super) fn has_failed(&self) -> bool {
         self.state.load(Ordering::Relaxed) == FAILED
+    }
+
+    /// Nothing more becomes safe, and the front stays for the next start.
+    pub(super) fn fail(&self, why: String) {
+        self.set_state(FAILED, why);
     }
 
     /// A failure is for good; whatever comes after it changes nothing.
@@ -259,8 +264,14 @@ fn keep(shared: &Shared, files: Files, retention: Retention) {
     let mut forget = |store: &mut Store| {
         if Instant::now() >= next_look {
             next_look = Instant::now() + RETAIN_EVERY;
-            if let Err(error) = store.retain(retention) {
-                give_up(shared, &error);
+            if !files::is_at(&front, &front_path).unwrap_or(false) {
+                let words = format!("{} was moved or removed", front_path.display());
+                return shared.fail(words);
+            }
+            match store.retain(retention) {
+                // Whether there is room for what comes in, only what comes in can tell.
+                Err(error) if !error.is_full() => give_up(shared, &error),
+                _ => {}
             }
         }
     };
@@ -318,7 +329,11 @@ fn keep(shared: &Shared, files: Files, retention: Retention) {
     }
     match store.close() {
         // All is in the store: the front is of no more use.
-        Ok(()) => drop(std::fs::remove_file(front_path)),
+        Ok(()) => {
+            if files::is_at(&front, &front_path).unwrap_or(false) {
+                drop(std::fs::remove_file(front_path));
+            }
+        }
         Err(error) => give_up(shared, &error),
     }
 }

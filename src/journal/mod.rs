@@ -15,7 +15,7 @@
 //! Invariants
 //! 1. A record is in the front, or in the store, or in both; its place in the front is given free after the store has committed it.
 //! 2. The store and the front each betray what is missing from the other: the store says up to which record it goes, the front
-//!    from which one on it is needed.
+//!    from which one on it is needed, and both whose they are. While one run of the host lasts, the front goes as far as the store.
 //! 3. Damage is never repaired in silence. [`Journal::open`] names file and place and refuses, unless it was told to salvage;
 //!    then the damaged files are set aside under another name and what was before the damage goes on.
 //! 4. A failed write or sync is final for this life: nothing more is acknowledged. A full disk is not a failure.
@@ -31,7 +31,10 @@ pub use frame::{Frame, Kind, Reader};
 pub use keeper::Trouble;
 pub use store::Retention;
 
+use crate::base::trouble;
+use crate::base::words::things;
 use crate::os::affinity::CoreMask;
+use crate::os::files;
 use front::{Front, Identity, Place, Reading};
 use keeper::{Files, Shared, Threads};
 use std::collections::VecDeque;
@@ -40,12 +43,17 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use store::{Store, StoreError, with_suffix};
+use std::time::{Duration, Instant};
+use store::{Mark, Store, StoreError, with_suffix};
 
 /// Bytes of the ring: what a busy swarm writes while the store is held up for about a second.
 pub const RING_BYTES: u64 = 64 << 20;
 /// As much at level `power`, where it is written once before it is used.
 pub const SYNCED_RING_BYTES: u64 = 16 << 20;
+/// Earlier lives that a front knows of: so many starts in a row may be killed before what the first one left is forgotten.
+const RUNS_REMEMBERED: usize = 16;
+/// How long a journal that shall end waits for the store to take anything.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// Recovered records go into the store in groups of about so many bytes.
 const GROUP_BYTES: usize = 4 << 20;
 
@@ -62,6 +70,8 @@ pub struct Options {
     pub ring: u64,
     /// Where the thread that fills the store runs; `None`: where the others do.
     pub keeper_cores: Option<CoreMask>,
+    /// Names this life of the swarm.
+    pub run: u64,
 }
 
 /// Why there is no journal.
@@ -111,12 +121,54 @@ pub struct Paths {
     pub store: PathBuf,
     /// The front.
     pub front: PathBuf,
+    /// A store on its way: what was salvaged, not whole yet.
+    draft: PathBuf,
+    /// The same, whole: from now on it is the store, and the damaged files are not.
+    salvaged: PathBuf,
 }
 
 impl Paths {
     /// Where they lie.
     pub fn new(folder: &Path) -> Self {
-        Self { store: folder.join("journal.db"), front: folder.join("journal.front") }
+        let [store, front, draft, salvaged] =
+            ["journal.db", "journal.front", "journal.draft", "journal.salvaged"]
+                .map(|name| folder.join(name));
+        Self { store, front, draft, salvaged }
+    }
+
+    /// Makes what was salvaged the store, if a start came that far, perhaps an earlier one that was killed then. Returns the new
+    /// names of the damaged files, but for those that got theirs before the kill.
+    fn take_salvaged(&self) -> Result<Option<Vec<PathBuf>>, JournalError> {
+        if !self.salvaged.exists() {
+            return Ok(None);
+        }
+        let aside =
+            self.set_aside().map_err(io_error("set aside the damaged journal beside", &self.store))?;
+        trouble::check("journal.salvage").map_err(io_error("replace", &self.store))?;
+        std::fs::rename(&self.salvaged, &self.store).map_err(io_error("replace", &self.store))?;
+        front::sync_folder(&self.store).map_err(io_error("replace", &self.store))?;
+        Ok(Some(aside))
+    }
+
+    /// Puts what was read before the damage into a store of its own. Nothing else is touched before that is whole.
+    fn salvage(&self, saved: &[u8], before: u64) -> Result<(), JournalError> {
+        let failed = || store_error("create", &self.draft);
+        let draft = || -> Result<(), StoreError> {
+            Store::create(&self.draft, before)?;
+            let mut store = Store::open(&self.draft)?;
+            store.load(|_| {}).map_err(|bad| io::Error::other(bad.what))?;
+            store.accept()?;
+            append_all(&mut store, saved, before)?;
+            store.mark_closed()?;
+            // Its log is not taken along.
+            store.move_into_file()?;
+            drop(store);
+            File::open(&self.draft)?.sync_all()?;
+            trouble::check("journal.salvage")?;
+            std::fs::rename(&self.draft, &self.salvaged)?;
+            Ok(front::sync_folder(&self.store)?)
+        };
+        draft().map_err(failed())
     }
 
     fn set_aside(&self) -> io::Result<Vec<PathBuf>> {
@@ -143,6 +195,9 @@ pub struct Found {
     pub records: u64,
     /// What is worth telling.
     pub notes: Vec<String>,
+    /// Earlier lives that may have done what no record tells of, because they did not end in order; at most
+    /// [`RUNS_REMEMBERED`] of them.
+    pub runs: Vec<u64>,
 }
 
 /// The writer's end.
@@ -183,9 +238,11 @@ impl Journal {
         mut visit: impl FnMut(Frame<'_>) -> bool,
     ) -> Result<(Self, Found), JournalError> {
         let paths = Paths::new(folder);
-        for path in [&paths.store, &paths.front] {
-            let _ = std::fs::remove_file(path.with_extension("new"));
+        let drafts = ["", "-wal", "-journal"].map(|suffix| with_suffix(&paths.draft, suffix));
+        for path in [paths.store.with_extension("new")].iter().chain(&drafts) {
+            let _ = std::fs::remove_file(path);
         }
+        let earlier = paths.take_salvaged()?;
         let (mut saved, mut understood, mut strange) = (Vec::new(), 0, None);
         let mut survey = survey(&paths, |frame| {
             // Nothing behind a record that cannot be understood is what was meant.
@@ -208,32 +265,27 @@ impl Journal {
                 return Err(damage);
             }
             drop(survey.store.take());
-            let aside = paths.set_aside().map_err(io_error("set aside the damaged journal in", folder))?;
             let before = frame::decode(&saved).map_or(survey.before, |first| first.seq - 1);
-            Store::create(&paths.store, before).map_err(store_error("create", &paths.store))?;
-            survey.store = Some(open_store(&paths.store)?);
-            let mut store = survey.store.take().expect("just opened");
+            paths.salvage(&saved, before)?;
+            let aside = paths.take_salvaged()?.unwrap_or_default();
+            let mut store = open_store(&paths.store)?;
             store.load(|_| {}).map_err(|bad| store_damaged(&paths, bad.place, bad.what, 0))?;
-            (survey.store, survey.fresh, survey.fresh_after) = (Some(store), saved, before);
-            let names: Vec<String> = aside.iter().map(|path| path.display().to_string()).collect();
-            survey.found.notes.push(format!("{damage}; set aside as {}", names.join(", ")));
+            (survey.store, survey.fresh) = (Some(store), Vec::new());
+            survey.found.notes.push(format!("{damage}; set aside as {}", names(&aside)));
+        } else if earlier.is_some() {
+            let words = "what an earlier start could read of a damaged journal is the journal now; the damaged files lie \
+                         beside it, called `journal.*.damaged-*`";
+            survey.found.notes.push(words.to_owned());
         }
         let mut store = survey.store.take().expect("a survey without damage has a store");
         store.accept().map_err(store_error("set up", &paths.store))?;
         store.set_synced(options.synced).map_err(store_error("set up", &paths.store))?;
-        let (mut rest, mut after) = (&survey.fresh[..], survey.fresh_after);
-        while !rest.is_empty() {
-            let (mut end, mut last) = (0, after);
-            while end < GROUP_BYTES
-                && let Ok(frame) = frame::decode(&rest[end..])
-            {
-                (end, last) = (end + frame.bytes.len(), frame.seq);
-            }
-            store.append(&rest[..end], after, last).map_err(store_error("write", &paths.store))?;
-            (rest, after) = (&rest[end..], last);
-        }
-        let last = store.mark().last;
-        let identity = Identity { boot: boot_id(), synced: options.synced };
+        append_all(&mut store, &survey.fresh, survey.fresh_after)
+            .map_err(store_error("write", &paths.store))?;
+        let Mark { journal, last, .. } = store.mark();
+        let runs = &survey.found.runs;
+        let runs = runs.iter().copied().chain([options.run]).collect();
+        let identity = Identity { journal, runs, boot: boot_id(), synced: options.synced };
         let mut front = Front::create(&paths.front, options.ring, &identity, last);
         if front.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
             && paths.front.exists()
@@ -244,6 +296,11 @@ impl Journal {
             front = Front::create(&paths.front, options.ring, &identity, last);
         }
         let (front, file, staging) = front.map_err(io_error("make room for the journal in", &paths.front))?;
+        match store.mark_open() {
+            // The first record that finds room brings it.
+            Err(error) if !error.is_full() => return Err(store_error("write", &paths.store)(error)),
+            _ => {}
+        }
         let shared = Arc::new(Shared::new(last, wake));
         let start = Place { position: 0, seq: last };
         let files = Files {
@@ -326,7 +383,26 @@ impl Journal {
 
     /// Brings what was written to its place, and ends the threads: whether that went well says [`trouble`](Self::trouble).
     pub fn close(&mut self) {
-        self.push_waiting();
+        let (mut head, mut moved) = (self.threads.shared.head(), Instant::now());
+        loop {
+            self.push_waiting();
+            let shared = &self.threads.shared;
+            if self.waiting.is_empty() || shared.has_failed() {
+                break;
+            }
+            let now = shared.head();
+            if now != head {
+                (head, moved) = (now, Instant::now());
+            } else if moved.elapsed() > CLOSE_PATIENCE {
+                // Without its end in order, the next start looks at the front, and goes on with what it does not know to be over.
+                shared.fail(format!(
+                    "{} found no room in the journal before the end",
+                    things(self.waiting.len(), "record")
+                ));
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.threads.stop();
     }
 
@@ -357,13 +433,33 @@ fn store_damaged(paths: &Paths, place: String, what: String, readable: u64) -> J
     let log = with_suffix(&paths.store, "-wal");
     let place = match std::fs::metadata(&log) {
         Ok(log_file) if log_file.len() > 0 => format!("{place}, there or in its log {}", log.display()),
-        _ => place,
+        Ok(_) => format!("{place}, there or in its log {}, which is empty", log.display()),
+        Err(_) => format!("{place}, there or in its log {}, which is missing", log.display()),
     };
     damaged(&paths.store, place, what, readable)
 }
 
 fn damaged(path: &Path, place: impl Into<String>, what: impl Into<String>, readable: u64) -> JournalError {
     JournalError::Damaged { path: path.to_owned(), place: place.into(), what: what.into(), readable }
+}
+
+/// Adds frames, one behind the other, the first of which follows record `after`.
+fn append_all(store: &mut Store, mut frames: &[u8], mut after: u64) -> Result<(), StoreError> {
+    while !frames.is_empty() {
+        let (mut end, mut last) = (0, after);
+        while end < GROUP_BYTES
+            && let Ok(frame) = frame::decode(&frames[end..])
+        {
+            (end, last) = (end + frame.bytes.len(), frame.seq);
+        }
+        store.append(&frames[..end], after, last)?;
+        (frames, after) = (&frames[end..], last);
+    }
+    Ok(())
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Names the host's run since it was switched on.
@@ -404,6 +500,12 @@ fn survey(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, Jou
         fresh: Vec::new(),
         fresh_after: 0,
     };
+    for path in [&paths.store, &with_suffix(&paths.store, "-wal"), &paths.front] {
+        if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+            survey.damage = Some(damaged(path, "the whole file", "it is no file", 0));
+            return Ok(survey);
+        }
+    }
     match (store_length, front_length) {
         (None, None) => {
             Store::create(&paths.store, 0).map_err(store_error("create", &paths.store))?;
@@ -453,7 +555,7 @@ fn survey(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, Jou
             ));
         }
     } else {
-        survey.damage = survey_front(paths, &mut survey, mark.last, &mut records, visit)?;
+        survey.damage = survey_front(paths, &mut survey, mark, &mut records, visit)?;
     }
     survey.found.records = records;
     survey.store = Some(store);
@@ -464,11 +566,11 @@ fn survey(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, Jou
 fn survey_front(
     paths: &Paths,
     survey: &mut Survey,
-    stored: u64,
+    mark: Mark,
     records: &mut u64,
     mut visit: impl FnMut(Frame<'_>),
 ) -> Result<Option<JournalError>, JournalError> {
-    let file = File::open(&paths.front).map_err(io_error("open", &paths.front))?;
+    let file = files::open_regular(&paths.front).map_err(io_error("open", &paths.front))?;
     let io = || io_error("read", &paths.front);
     let reading = match Reading::open(&file).map_err(io())? {
         Ok(reading) => reading,
@@ -476,6 +578,16 @@ fn survey_front(
             return Ok(Some(damaged(&paths.front, format!("offset {}", bad.offset), bad.what, *records)));
         }
     };
+    let stored = mark.last;
+    if reading.identity.journal != mark.journal {
+        let what = format!(
+            "it belongs to another journal than {}: which of the two is the wrong one is not known",
+            paths.store.display()
+        );
+        return Ok(Some(damaged(&paths.front, "offset 0", what, *records)));
+    }
+    let runs = &reading.identity.runs;
+    survey.found.runs = runs[runs.len().saturating_sub(RUNS_REMEMBERED - 1)..].to_vec();
     // Memory that was not synced ended with the host's run; what was synced did not.
     let restarted = reading.identity.boot != boot_id();
     let lost_with_the_host = |what: String| {
@@ -503,6 +615,16 @@ fn survey_front(
         })
         .map_err(io())?;
     survey.last = last;
+    if let Ok(end) = outcome
+        && end.seq < stored
+        && !restarted
+    {
+        let what = format!(
+            "it ends with record {}, and the store with record {stored}: is it an older copy?",
+            end.seq
+        );
+        return Ok(Some(damaged(&paths.front, "the whole file", what, *records)));
+    }
     if let Err((place, bad)) = outcome {
         if !restarted || (reading.identity.synced && place.seq < reading.synced.seq) {
             return Ok(Some(damaged(&paths.front, format!("offset {}", bad.offset), bad.what, *records)));

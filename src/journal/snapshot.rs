@@ -118,7 +118,11 @@ impl Snapshots {
             bytes: body.len(),
             crc32c: format!("{:08x}", crc32c::crc32c(body.as_bytes())),
         };
-        fs::create_dir_all(&self.folder)?;
+        // Not the folders above: where a state directory was removed, none shall be made that says that there was a swarm.
+        match fs::create_dir(&self.folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         let path = self.path(generation);
         let temporary = self.folder.join(format!(".{}.{}.tmp", self.stem, std::process::id()));
         let written = (|| {
@@ -171,7 +175,7 @@ impl Snapshots {
     /// The state in a file and the version that wrote it, or what is wrong.
     fn read<T: DeserializeOwned>(&self, path: &Path, generation: u64) -> Result<(T, String), String> {
         let mut text = String::new();
-        let file = File::open(path).map_err(|error| error.to_string())?;
+        let file = crate::os::files::open_regular(path).map_err(|error| error.to_string())?;
         file.take(BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
         if text.len() as u64 > BYTES_MAX {
             return Err(format!("longer than {BYTES_MAX} bytes"));

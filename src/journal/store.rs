@@ -19,7 +19,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// The same without a number of the journal, which is 0 then.
+const VERSION_BEFORE: u32 = 2;
 /// Pages in the write-ahead log at which SQLite moves them into the file. Few, so that a move never holds a core for long:
 /// where cores are few it is one that somebody else could use.
 const CHECKPOINT_PAGES: u32 = 64;
@@ -76,6 +78,9 @@ pub struct Bad {
 /// What row 0 says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
+    /// Which journal it is: drawn when the store was made, and repeated by every front of it. 0 where that was before there
+    /// were numbers.
+    pub journal: u64,
     /// Record before the first row.
     pub before: u64,
     /// Last record.
@@ -96,9 +101,9 @@ struct Group {
     bytes: u64,
     /// Tasks that ended in it.
     ended: u64,
-    /// Tasks that were accepted in it and have not ended.
+    /// Tasks that were accepted in it and have not ended, or have not for long.
     open: u64,
-    /// Tasks that were accepted in it and have ended.
+    /// Other tasks that were accepted in it.
     over: u64,
     /// Events about no task.
     events: u64,
@@ -128,8 +133,11 @@ pub struct Store {
     log: NewLog,
     groups: VecDeque<Group>,
     mark: Mark,
-    /// Tasks that have not ended, with the row in which they were accepted.
+    /// Tasks whose records are kept, with the row in which they were accepted: those that have not ended, and those of `late`.
     open: HashMap<u64, u64>,
+    /// Tasks that ended in a younger row than they were accepted in, oldest end first, with the row of the end: as long as that
+    /// row is kept, so is what is older of them.
+    late: VecDeque<(u64, u64)>,
     /// Ended tasks that the store still has.
     ended: u64,
     /// Events that it has.
@@ -154,10 +162,17 @@ fn wall_seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
+/// Another one each time.
+fn random_number() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
 fn encode_mark(mark: Mark) -> Vec<u8> {
     let mut bytes = Vec::new();
     let payload = [&VERSION.to_le_bytes()[..], &mark.before.to_le_bytes(), &[u8::from(mark.closed)]];
-    frame::encode(&mut bytes, mark.last, Kind::Mark, 0, 0, &payload);
+    frame::encode(&mut bytes, mark.last, Kind::Mark, 0, mark.journal, &payload);
     bytes
 }
 
@@ -166,8 +181,8 @@ fn decode_mark(bytes: &[u8]) -> Result<Mark, &'static str> {
     let mut reader = Reader(frame.payload);
     let (version, before, closed) = (reader.u32(), reader.u64(), reader.u8());
     match (frame.kind, version, before, closed) {
-        (Kind::Mark, Some(VERSION), Some(before), Some(closed)) => {
-            Ok(Mark { before, last: frame.seq, closed: closed == 1 })
+        (Kind::Mark, Some(VERSION | VERSION_BEFORE), Some(before), Some(closed)) => {
+            Ok(Mark { journal: frame.task, before, last: frame.seq, closed: closed == 1 })
         }
         (Kind::Mark, Some(_), ..) => Err("it was written by another version"),
         _ => Err("it is no mark"),
@@ -193,7 +208,7 @@ impl Store {
                 "PRAGMA page_size = 4096; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA synchronous = FULL;
                  CREATE TABLE journal (row INTEGER PRIMARY KEY, written INTEGER NOT NULL, records BLOB NOT NULL);",
             )?;
-            let mark = Mark { before, last: before, closed: true };
+            let mark = Mark { journal: random_number()?, before, last: before, closed: true };
             trouble::check("journal.create")?;
             db.execute(
                 "INSERT INTO journal VALUES (0, ?1, ?2)",
@@ -230,6 +245,7 @@ impl Store {
             groups: VecDeque::new(),
             mark: Mark::default(),
             open: HashMap::new(),
+            late: VecDeque::new(),
             ended: 0,
             events: 0,
             row: Vec::new(),
@@ -321,7 +337,8 @@ impl Store {
                 }
                 seq = frame.seq;
                 // Not through `self`, of which the rows still hold a part.
-                note(&mut self.open, &mut self.groups, (&mut self.ended, &mut self.events), &frame);
+                let kept = (&mut self.open, &mut self.late);
+                note(kept, &mut self.groups, (&mut self.ended, &mut self.events), &frame);
                 visit(frame);
                 offset += frame.bytes.len();
             }
@@ -374,7 +391,8 @@ impl Store {
         for (group, mut records) in added {
             self.groups.push_back(group);
             while let Ok(frame) = frame::decode(records) {
-                note(&mut self.open, &mut self.groups, (&mut self.ended, &mut self.events), &frame);
+                let kept = (&mut self.open, &mut self.late);
+                note(kept, &mut self.groups, (&mut self.ended, &mut self.events), &frame);
                 records = &records[frame.bytes.len()..];
             }
         }
@@ -409,8 +427,8 @@ impl Store {
     /// Forgets ended tasks and events beyond the limits, oldest first, and never a task that has not ended. A bounded step, so
     /// that it never holds the keeper for long; what is left over is for the next call. Says whether something was done.
     ///
-    /// Groups are gone through from the oldest on: the end of a task is never forgotten before its beginning, which
-    /// stands in the same group or in an older one. What little is left of neighbours is put together, so that the
+    /// Groups are gone through from the oldest on, and a task goes when the group of its end does: its beginning, which stands in
+    /// the same group or in an older one, is never forgotten later than its end, nor while that is kept. What little is left of neighbours is put together, so that the
     /// number of rows follows what is kept and not what was written.
     pub fn retain(&mut self, retention: Retention) -> Result<bool, StoreError> {
         let tasks_over = self.groups_over(retention.age, retention.tasks, self.ended, |group| group.ended);
@@ -420,6 +438,10 @@ impl Store {
             return Ok(false);
         }
         trouble::check("journal.retain")?;
+        let boundary = self.groups.get(tasks_over).map_or(u64::MAX, |group| group.row);
+        while let Some((_, task)) = self.late.pop_front_if(|(row, _)| *row < boundary) {
+            release(&mut self.open, &mut self.groups, task);
+        }
         // Before the first open task every record of a task is of an ended one: nothing needs to be read there.
         let all_ended = self.groups.iter().take_while(|group| group.open == 0).count();
         let transaction = self.db.unchecked_transaction()?;
@@ -539,6 +561,23 @@ impl Store {
         Ok(write_mark(&self.db, Mark { closed: true, ..self.mark })?)
     }
 
+    /// Moves everything from the log into the file. SQLite itself tries that when it closes, and does not say whether it could.
+    pub fn move_into_file(&self) -> Result<(), StoreError> {
+        let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let (busy, left) =
+            self.db.query_row(checkpoint, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+        if (busy, left) != (0, 0) {
+            return Err(io::Error::other(format!("{left} pages stay in its log")).into());
+        }
+        Ok(())
+    }
+
+    /// There is a front, and without it something may be missing.
+    pub fn mark_open(&mut self) -> Result<(), StoreError> {
+        self.mark.closed = false;
+        Ok(write_mark(&self.db, self.mark)?)
+    }
+
     /// The swarm ended in order.
     pub fn close(self) -> Result<(), StoreError> {
         trouble::check("journal.close")?;
@@ -554,9 +593,19 @@ fn write_mark(db: &Connection, mark: Mark) -> rusqlite::Result<()> {
     db.prepare_cached("UPDATE journal SET records = ?1 WHERE row = 0")?.execute([encode_mark(mark)]).map(drop)
 }
 
+/// The records of this task need not be kept any more.
+fn release(open: &mut HashMap<u64, u64>, groups: &mut VecDeque<Group>, task: u64) {
+    if let Some(row) = open.remove(&task)
+        && let Ok(at) = groups.binary_search_by_key(&row, |group| group.row)
+    {
+        groups[at].open -= 1;
+        groups[at].over += 1;
+    }
+}
+
 /// Keeps count of which tasks are open, and of what the newest group holds.
 fn note(
-    open: &mut HashMap<u64, u64>,
+    (open, late): (&mut HashMap<u64, u64>, &mut VecDeque<(u64, u64)>),
     groups: &mut VecDeque<Group>,
     (ended, events): (&mut u64, &mut u64),
     frame: &Frame<'_>,
@@ -570,11 +619,10 @@ fn note(
         Kind::Ended => {
             newest.ended += 1;
             *ended += 1;
-            if let Some(row) = open.remove(&frame.task)
-                && let Ok(at) = groups.binary_search_by_key(&row, |group| group.row)
-            {
-                groups[at].open -= 1;
-                groups[at].over += 1;
+            match open.get(&frame.task) {
+                Some(&row) if row < newest.row => late.push_back((newest.row, frame.task)),
+                Some(_) => release(open, groups, frame.task),
+                None => {}
             }
         }
         Kind::Event => {

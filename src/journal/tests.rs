@@ -2,13 +2,12 @@
 
 use super::*;
 use crate::base::prng::SplitMix64;
-use std::time::Duration;
 
 type Record = (u64, Kind, u32, u64, Vec<u8>);
 
 const KEEP: Retention = Retention { tasks: u64::MAX, events: u64::MAX, age: Duration::from_secs(1 << 40) };
 const OPTIONS: Options =
-    Options { synced: false, retention: KEEP, salvage: false, ring: 1 << 16, keeper_cores: None };
+    Options { synced: false, retention: KEEP, salvage: false, ring: 1 << 16, keeper_cores: None, run: 7 };
 
 fn owned(frame: Frame<'_>) -> Record {
     (frame.seq, frame.kind, frame.value, frame.task, frame.payload.to_vec())
@@ -222,6 +221,114 @@ fn a_file_that_is_missing_is_noticed() {
         std::fs::remove_file(place.join(name)).expect("there");
         assert!(!look(&place, &whole, name), "{name}");
     }
+    // Nor has the store to have anything of this life before the front is missed.
+    let (journal, ..) = open(&folder.path().join("inside"), OPTIONS).expect("closed well");
+    copy(&folder.path().join("inside"), &place);
+    drop(journal);
+    std::fs::remove_file(place.join("journal.front")).expect("there");
+    assert!(!look(&place, &whole, "a front of a life that has just begun"));
+}
+
+#[test]
+fn what_found_no_room_until_the_end_is_there_in_the_next_life() {
+    let folder = quick_folder();
+    let (mut journal, ..) = open(folder.path(), Options { ring: 4096, ..OPTIONS }).expect("new");
+    for task in 0..5000 {
+        journal.write(Kind::Accepted, 0, task, b"more than the ring has room for");
+    }
+    assert!(!journal.waiting.is_empty(), "else this shows nothing");
+    journal.close();
+    assert!(journal.is_fine(), "{:?}", journal.trouble());
+    drop(journal);
+    assert_eq!(open(folder.path(), OPTIONS).expect("closed well").1.len(), 5000);
+}
+
+/// Files of one journal beside files of another: with more records, or with fewer, or with as many.
+#[test]
+fn a_file_of_another_journal_is_noticed() {
+    let folder = quick_folder();
+    let place = |name: &str| {
+        let place = folder.path().join(name);
+        std::fs::create_dir(&place).expect("folder");
+        place
+    };
+    let [one, same, more] = ["one", "same", "more"].map(place);
+    let whole = small(&one);
+    small(&same);
+    let (mut journal, ..) = open(&place("inside"), OPTIONS).expect("new");
+    (10..40).for_each(|task| live(&mut journal, task, true));
+    drain(&journal);
+    copy(&folder.path().join("inside"), &more);
+    drop(journal);
+    let mixed = place("mixed");
+    for (other, what) in [(&same, "as many records"), (&more, "more records")] {
+        for names in [&["journal.front"][..], &["journal.db", "journal.db-wal"]] {
+            for (ours, theirs) in [(&one, other), (other, &one)] {
+                copy(ours, &mixed);
+                for name in names {
+                    std::fs::copy(theirs.join(name), mixed.join(name)).expect("copied");
+                }
+                let before = bytes_of(&mixed);
+                let refused = open(&mixed, OPTIONS).expect_err(what).to_string();
+                assert!(refused.contains("belongs to another journal than"), "{what}, {names:?}: {refused}");
+                assert!(bytes_of(&mixed) == before, "{what}, {names:?}: changed");
+            }
+        }
+    }
+    copy(&one, &mixed);
+    assert!(look(&mixed, &whole, "put right"));
+}
+
+/// What a build left that gave journals no number goes on, and goes on without one.
+#[test]
+fn a_journal_of_the_version_before_goes_on() {
+    let folder = quick_folder();
+    let whole = small(folder.path());
+    let paths = Paths::new(folder.path());
+    let db = rusqlite::Connection::open(&paths.store).expect("opened");
+    let mark: Vec<u8> =
+        db.query_row("SELECT records FROM journal WHERE row = 0", [], |row| row.get(0)).expect("a mark");
+    let (mut old, mark) = (Vec::new(), frame::decode(&mark).expect("whole"));
+    frame::encode(&mut old, mark.seq, Kind::Mark, 0, 0, &[&2u32.to_le_bytes(), &mark.payload[4..]]);
+    db.execute("UPDATE journal SET records = ?1 WHERE row = 0", [&old]).expect("written");
+    drop(db);
+    let mut front = std::fs::read(&paths.front).expect("there");
+    let (mut old, head) = (Vec::new(), frame::decode(&front).expect("whole"));
+    let boot = boot_id();
+    let payload = [&2u32.to_le_bytes()[..], &head.payload[4..12], boot.as_bytes()];
+    frame::encode(&mut old, head.seq, Kind::Front, head.value, 0, &payload);
+    front[..old.len()].copy_from_slice(&old);
+    std::fs::write(&paths.front, front).expect("written");
+    let (mut journal, records, _) = open(folder.path(), OPTIONS).expect("understood");
+    assert_eq!(records, whole);
+    live(&mut journal, 9, true);
+    drop(journal);
+    assert_eq!(open(folder.path(), OPTIONS).expect("ours").1.len(), whole.len() + 3);
+    assert_eq!(loaded(folder.path()).0.mark().journal, 0);
+}
+
+#[test]
+fn an_older_front_is_noticed_where_the_store_went_on() {
+    let folder = quick_folder();
+    let [inside, older, now] = ["inside", "older", "now"].map(|name| {
+        let place = folder.path().join(name);
+        std::fs::create_dir(&place).expect("folder");
+        place
+    });
+    let (mut journal, ..) = open(&inside, OPTIONS).expect("new");
+    live(&mut journal, 1, false);
+    copy(&inside, &older);
+    live(&mut journal, 2, true);
+    drain(&journal);
+    live(&mut journal, 3, true);
+    copy(&inside, &now);
+    drop(journal);
+    let newest = std::fs::read(now.join("journal.front")).expect("there");
+    std::fs::copy(older.join("journal.front"), now.join("journal.front")).expect("copied");
+    let refused = open(&now, OPTIONS).expect_err("an older front").to_string();
+    assert!(refused.contains("the whole file: it ends with record 2, and the store"), "{refused}");
+    std::fs::write(now.join("journal.front"), newest).expect("put right");
+    assert_eq!(open(&now, OPTIONS).expect("whole").1.len(), 8);
 }
 
 #[test]
@@ -300,7 +407,8 @@ fn what_a_restarted_host_lost_is_said_aloud() {
         copy(folder.path(), place.path());
         // A front of another run of the host, whose ring never reached the disk: the ids have one length.
         let path = place.path().join("journal.front");
-        let other = Identity { boot: "another-run".to_owned(), synced };
+        let journal = loaded(place.path()).0.mark().journal;
+        let other = Identity { journal, runs: vec![7], boot: "another-run".to_owned(), synced };
         let (mut front, file, staging) = Front::create(&path, 1 << 16, &other, 3).expect("made");
         let mut bytes = Vec::new();
         frame::encode(&mut bytes, 4, Kind::Accepted, 0, 2, &[b"lost"]);
@@ -402,6 +510,12 @@ fn retention_forgets_ended_tasks_and_never_an_open_one() {
         store.retain(retention).expect("retained");
     }
     group(&mut store, &[(Kind::Ended, 2)]);
+    // Its end is the newest of all: what is older of it stays as long.
+    while store.retain(retention).expect("retained") {}
+    drop(store);
+    let (mut store, records) = loaded(folder.path());
+    let of_it: Vec<Kind> = records.iter().filter(|(_, task)| *task == 2).map(|(kind, _)| *kind).collect();
+    assert_eq!(of_it, [Kind::Accepted, Kind::Dispatched, Kind::Ended]);
     for task in 200..240 {
         group(&mut store, &[(Kind::Accepted, task), (Kind::Ended, task)]);
         store.retain(retention).expect("retained");

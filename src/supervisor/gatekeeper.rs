@@ -227,7 +227,9 @@ impl Supervisor {
     /// No more requests: answers that are ready go out, streams end, the socket is gone.
     pub(super) fn close_gateway(&mut self) {
         let Some(keeper) = self.gatekeeper.take() else { return };
-        let _ = std::fs::remove_file(&keeper.socket);
+        if self.home.is_there() {
+            let _ = std::fs::remove_file(&keeper.socket);
+        }
         drop(keeper.listener);
         let Some(life) = keeper.life else { return };
         life.hatch.close();

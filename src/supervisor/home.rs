@@ -3,11 +3,11 @@
 //! The lock belongs to the kernel: it is free when its holder is dead, however it died, and with it a child that it was just
 //! starting, which has a copy until its exec. So whoever gets the lock of a home may remove what lies in it.
 
-use crate::os::containment;
+use crate::os::{containment, files};
 use crate::shm::segment;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -92,6 +92,9 @@ pub fn attach_path(control: &Path) -> PathBuf {
     control.with_file_name(ATTACH)
 }
 
+/// Longest text that is read where the name of a board should be.
+const BOARD_NAME_BYTES: u64 = 4096;
+
 /// A locked state directory.
 #[derive(Debug)]
 pub struct Home {
@@ -99,7 +102,7 @@ pub struct Home {
     socket: Option<PathBuf>,
     /// Removed as a whole at the end.
     private: bool,
-    _lock: File,
+    lock: File,
 }
 
 fn make_dir(path: &Path) -> Result<(), HomeError> {
@@ -228,9 +231,11 @@ impl Home {
             if let Some(folder) = socket.parent() {
                 make_dir(folder)?;
             }
+            // Whoever listens there still has lost its home.
             let _ = fs::remove_file(socket);
+            let _ = fs::remove_file(attach_path(socket));
         }
-        Ok(Self { path, socket, private: false, _lock: lock })
+        Ok(Self { path, socket, private: false, lock })
     }
 
     /// A home for a swarm that nobody else talks to, gone with it. What killed ones left is removed.
@@ -255,7 +260,7 @@ impl Home {
                 }
             }
         }
-        Ok(Self { path: path.clone(), socket: None, private: true, _lock: outcome? })
+        Ok(Self { path: path.clone(), socket: None, private: true, lock: outcome? })
     }
 
     /// Makes and locks a folder. Fails when somebody removes it meanwhile.
@@ -264,14 +269,16 @@ impl Home {
         let taken = |pid| HomeError::Taken { name: name.to_owned(), pid, path: path.to_owned() };
         let lock = lock(path)?.map_err(taken)?;
         // The lock of a file that was removed in between is nobody's lock.
-        let number = |metadata: io::Result<fs::Metadata>| metadata.map(|file| file.ino());
-        let is_there =
-            number(fs::metadata(path.join(LOCK))).and_then(|there| Ok(there == number(lock.metadata())?));
-        match is_there {
+        match files::is_at(&lock, &path.join(LOCK)) {
             Ok(true) => Ok(lock),
             Ok(false) => Err(taken("unknown".to_owned())),
             Err(source) => Err(HomeError::Io { verb: "lock", path: path.join(LOCK), source }),
         }
+    }
+
+    /// Whether the directory is still at its path. It may have been moved or removed, and another swarm may live there.
+    pub(super) fn is_there(&self) -> bool {
+        files::is_at(&self.lock, &self.path.join(LOCK)).unwrap_or(false)
     }
 
     /// The state directory.
@@ -323,7 +330,8 @@ fn clean(path: &Path) {
 
 /// Removes a dead swarm's board; the token of that life. The name is checked: it came from a file that others may have written.
 fn remove_board(path: &Path) -> Option<String> {
-    let name = fs::read_to_string(path.join(BOARD)).ok()?;
+    let mut name = String::new();
+    files::open_regular(&path.join(BOARD)).ok()?.take(BOARD_NAME_BYTES).read_to_string(&mut name).ok()?;
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.starts_with("ai_swarm-")
         && name.len() < 200
@@ -343,6 +351,9 @@ fn end_strays_of(token: &str) -> usize {
 
 impl Drop for Home {
     fn drop(&mut self) {
+        if !self.is_there() {
+            return;
+        }
         if let Some(socket) = &self.socket {
             let _ = fs::remove_file(socket);
         }

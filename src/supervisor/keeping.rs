@@ -20,6 +20,8 @@ struct Unanswered {
 
 /// An answer to somebody who wanted a task cancelled that has ended.
 struct Cancel {
+    /// The record that has to be safe.
+    record: u64,
     task: TaskId,
     name: String,
     is_new: bool,
@@ -99,11 +101,12 @@ pub(super) fn open(
             "{} is left of an earlier life; its tasks rest until `durability.level` is another than \"none\"",
             left.display()
         );
-        let notes = if left.exists() { vec![note] } else { Vec::new() };
-        return Ok(Kept { notes, ..Kept::default() });
+        let losses = if left.exists() { vec![note] } else { Vec::new() };
+        return Ok(Kept { losses, ..Kept::default() });
     }
     let bell = handle.bell();
     let synced = waits_for_disk(config, options.private);
+    let run = u64::from_str_radix(token, 16).unwrap_or(0);
     let journal_options = journal::Options {
         synced,
         retention: journal::Retention {
@@ -114,6 +117,7 @@ pub(super) fn open(
         salvage: options.salvage,
         ring: if synced { journal::SYNCED_RING_BYTES } else { journal::RING_BYTES },
         keeper_cores: synced.then_some(keeper_cores),
+        run,
     };
     let mut restored = Restored::default();
     let (journal, found) =
@@ -122,7 +126,9 @@ pub(super) fn open(
         })?;
     let mut spoiled = Vec::new();
     // What was done last is undone first: one may have replaced what another one had put there.
-    for (task, attempt, run) in restored.leftovers().rev() {
+    let unrecorded = leftovers::unrecorded(restored.tasks.iter().flatten().map(|task| &**task), &found.runs);
+    let made: Vec<_> = unrecorded.iter().map(|(task, attempt, _)| (task.id, *attempt)).collect();
+    for (task, attempt, run) in unrecorded.into_iter().chain(restored.leftovers().rev()) {
         let Some(output) = &task.spec.output else { continue };
         let tag = attempt_tag(&format!("{run:016x}"), task.id, attempt);
         if task.state == TaskState::Succeeded {
@@ -131,7 +137,7 @@ pub(super) fn open(
             spoiled.push((task.id, words));
         }
     }
-    let run = u64::from_str_radix(token, 16).unwrap_or(0);
+    made.into_iter().for_each(|(task, attempt)| restored.count_attempt(task, attempt));
     ledger.keep_in(Box::new(Recorder::new(journal, run)));
     let first = if restored.tasks.is_empty() { restored.highest + 1 } else { restored.first };
     ledger.restore(restored.tasks, first, clock::now());
@@ -192,13 +198,17 @@ impl Supervisor {
         if written <= safe && self.kept.ended.is_empty() {
             return;
         }
-        self.kept.ended.extend(ended.drain(..).map(|(task, batch)| (written, task, batch)));
+        for (task, batch) in ended.drain(..) {
+            self.ledger.owe(task);
+            self.kept.ended.push_back((written, task, batch));
+        }
         // After a failure nothing becomes safe any more: work that was under way ends in memory.
         let failed = self.kept.failure.is_some();
         while let Some(&(record, task, batch)) = self.kept.ended.front()
             && (record <= safe || failed)
         {
             self.kept.ended.pop_front();
+            self.ledger.pay(task);
             ended.push((task, batch));
         }
     }
@@ -209,17 +219,22 @@ impl Supervisor {
         self.kept.failure.is_some() || is_safe()
     }
 
-    /// Answers who wanted this task cancelled, once its end is safe: it is cancelled now, or had ended before.
+    /// Answers who wanted this task cancelled, once that is safe: it is cancelled now, or will be when its agent gives it up, or
+    /// had ended before.
     pub(super) fn answer_when_safe(&mut self, task: TaskId, name: String, is_new: bool, answer: Answer) {
-        self.kept.cancels.push_back(Cancel { task, name, is_new, answer });
+        let record = match self.ledger.get(task) {
+            Some(task) if !is_new => task.end_record,
+            _ => self.written(),
+        };
+        self.kept.cancels.push_back(Cancel { record, task, name, is_new, answer });
         self.answer_cancels();
     }
 
     fn answer_cancels(&mut self) {
         while let Some(first) = self.kept.cancels.front()
-            && self.ledger.get(first.task).is_none_or(|task| self.may_be_told(task))
+            && (first.record <= self.safe() || self.kept.failure.is_some())
         {
-            let Cancel { task, name, is_new, answer } = self.kept.cancels.pop_front().expect("just seen");
+            let Cancel { task, name, is_new, answer, .. } = self.kept.cancels.pop_front().expect("just seen");
             answer(match self.ledger.get(task) {
                 Some(task) if is_new => Reply::Task(Box::new(self.task_view(task))),
                 Some(task) => Reply::Refused(Refused::Conflict(format!(

@@ -10,8 +10,9 @@ use crate::arrays;
 use crate::base::ids::{Attempt, TaskId};
 use crate::kernels::{EXTRA_SUFFIXES, extra_path};
 use crate::os::affinity::CoreMask;
-use crate::tasks::attempt_tag;
+use crate::tasks::{Task, attempt_tag, read_attempt_tag};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,6 +38,39 @@ fn put_back(output: &Path, tag: &str) -> Result<(), String> {
         all = all.and(arrays::put_back(&file, tag));
     }
     all
+}
+
+/// So many attempts at one task may have no record: those of some lives that were killed at once. A name with a greater number is
+/// somebody's joke.
+const UNRECORDED_MAX: u32 = 64;
+
+/// Attempts at open tasks of which no record tells, by what they left beside the outputs: the life that made them was killed
+/// before the record of them was safe. Only those of `runs`, the last ones first; each folder is read once.
+pub(super) fn unrecorded<'a>(
+    tasks: impl Iterator<Item = &'a Task>,
+    runs: &[u64],
+) -> Vec<(&'a Task, Attempt, u64)> {
+    let mut folders: BTreeMap<&Path, HashMap<TaskId, &Task>> = BTreeMap::new();
+    for task in tasks.filter(|task| !task.state.is_final() && !runs.is_empty()) {
+        if let Some(folder) = task.spec.output.as_deref().and_then(Path::parent) {
+            folders.entry(folder).or_default().insert(task.id, task);
+        }
+    }
+    let mut found = BTreeSet::new();
+    for (folder, tasks) in &folders {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let tag = arrays::tag_of(&name.to_string_lossy()).and_then(read_attempt_tag);
+            let Some((run, id, attempt)) = tag else { continue };
+            let is_next =
+                |task: &&Task| (1..=UNRECORDED_MAX).contains(&attempt.0.saturating_sub(task.attempt.0));
+            if runs.contains(&run) && tasks.get(&id).is_some_and(is_next) {
+                found.insert((id, attempt, run));
+            }
+        }
+    }
+    let task = |id| folders.values().find_map(|tasks| tasks.get(&id).copied());
+    found.into_iter().rev().filter_map(|(id, attempt, run)| Some((task(id)?, attempt, run))).collect()
 }
 
 /// Whatever a kernel may have put beside an output, and then the output.
@@ -132,6 +166,8 @@ impl Supervisor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::Nanos;
+    use crate::tasks::{TaskSpec, TaskState};
 
     #[test]
     fn what_was_handed_over_is_gone_at_the_end() {
@@ -150,6 +186,42 @@ mod tests {
         assert!(sweeper.finish());
         let left: Vec<_> = std::fs::read_dir(folder.path()).expect("readable").flatten().collect();
         assert_eq!(left.iter().map(|entry| entry.path()).collect::<Vec<_>>(), [kept]);
+    }
+
+    #[test]
+    fn attempts_without_a_record_are_found_by_what_they_left() {
+        let folder = tempfile::tempdir().expect("folder");
+        let task = |id: u64, attempt: u32, name: &str| {
+            let spec = TaskSpec { output: Some(folder.path().join(name)), ..TaskSpec::default() };
+            let mut task = Task::new(TaskId(id), spec, TaskState::Queued, 0, Nanos(1));
+            task.attempt = Attempt(attempt);
+            task
+        };
+        let mut ended = task(5, 0, "e.npy");
+        ended.state = TaskState::Succeeded;
+        let tasks = [task(3, 0, "a.npy"), task(4, 2, "b.npy"), ended, task(6, 0, "c.npy")];
+        let left = |id: u64, attempt: u32, run: u64| {
+            let output = tasks.iter().find(|task| task.id.0 == id).and_then(|task| task.spec.output.clone());
+            let tag = attempt_tag(&format!("{run:016x}"), TaskId(id), Attempt(attempt));
+            let file = arrays::temporary_name(&output.expect("an output"), &tag);
+            std::fs::write(&file, "half").expect("written");
+            file
+        };
+        std::fs::rename(left(3, 1, 70), left(3, 1, 70).with_extension("old")).expect("renamed");
+        let files = [(6, 65, 71), (3, 1, 70), (3, 1, 71), (4, 2, 71), (4, 3, 71), (5, 1, 71), (6, 1, 99)];
+        files.iter().for_each(|&(id, attempt, run)| _ = left(id, attempt, run));
+        std::fs::write(folder.path().join(".a.npy.71-t3-1.tmp"), "no tag of ours").expect("written");
+        let found = |runs: &[u64]| -> Vec<_> {
+            let all = unrecorded(tasks.iter(), runs).into_iter();
+            all.map(|(task, attempt, run)| (task.id.0, attempt.0, run)).collect()
+        };
+        assert_eq!(
+            found(&[70, 71]),
+            [(4, 3, 71), (3, 1, 71), (3, 1, 70)],
+            "open ones, beyond what is known of them"
+        );
+        assert_eq!(found(&[70]), [(3, 1, 70)]);
+        assert_eq!(found(&[]), []);
     }
 
     #[test]

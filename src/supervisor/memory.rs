@@ -186,6 +186,10 @@ impl Supervisor {
     /// Has what changed written down, when it is time for that.
     pub(super) fn remember(&mut self) {
         let Some((sender, _)) = &self.memory.work else { return };
+        if self.journal_failure().is_some() {
+            // Perhaps because another swarm lives there by now.
+            return;
+        }
         let (policy, written) = (self.dispatcher.policy(), &self.memory.written);
         let standing = policy.standing();
         let known = written.mode.as_ref().map_or(self.config.balancer.mode, |(mode, _)| mode.as_str());
@@ -207,7 +211,9 @@ impl Supervisor {
     /// The end: what is known is written, and that there was this life.
     pub(super) fn close_memory(&mut self) {
         (self.memory.ended, self.memory.due) = (u64::MAX, Nanos(0));
-        self.remember();
+        if self.home.is_there() {
+            self.remember();
+        }
         if let Some((sender, thread)) = self.memory.work.take() {
             drop(sender);
             let _ = thread.join();

@@ -68,6 +68,40 @@ fn an_input_that_was_replaced_is_put_back_for_the_next_attempt() {
     }
 }
 
+/// At level `power` a supervisor that is killed takes the newest records with it: those of which nobody was told. What an agent
+/// did meanwhile is found by its files.
+#[test]
+fn an_input_that_was_replaced_without_a_record_of_it_is_put_back_too() {
+    let mut config = config();
+    config["durability"] = json!({"level": "power"});
+    let slow =
+        [("AI_SWARM_FAIL_AT", "journal.sync:1-=slow:300ms"), ("AI_SWARM_AILMENT", "compute-0:linger:1")];
+    let swarm = Swarm::deploy_with(Place::new(), &config, &[], &slow);
+    swarm.place.write_array("x.npy", &[100], &[1.0f64; 100]);
+    let agent = pid(&swarm, "compute-0");
+    let mut late = double("a", "x.npy", "x.npy");
+    late["after"] = json!(["first"]);
+    // Acknowledged long before an agent gets it.
+    swarm.submit(&json!([{"id": "first", "kernel": "sleep", "params": {"seconds": 1.0}}, late]));
+    // Who syncs all the time is at it when the agent gets it, and the record of that waits for the next time.
+    let submitting = std::thread::scope(|scope| {
+        let others = || {
+            while !is_stopped(agent) {
+                swarm.submit(&json!([{"kernel": "noop", "priority": "low"}]));
+            }
+        };
+        scope.spawn(others).join()
+    });
+    submitting.expect("taken");
+    assert_eq!(value(&swarm.place), 2.0, "it has been replaced");
+    let swarm = Swarm::deploy_in(swarm.kill(), &config, &[]);
+    let task = swarm.until_task("a", "succeeded");
+    assert_eq!(task["attempts"], 2, "{task:#}");
+    assert_eq!(value(&swarm.place), 2.0, "doubled once, and not twice");
+    swarm.until("nothing is kept any more", |swarm| beside(&swarm.place).is_empty().then_some(()));
+    swarm.end();
+}
+
 #[test]
 fn an_input_that_cannot_be_put_back_fails_its_task() {
     for who in ["agent", "supervisor"] {

@@ -1,6 +1,7 @@
 //! What was accepted outlives the supervisor: kills at any moment, damaged files, disks that fail and disks that are full.
 
-use crate::support::{Place, Swarm, read_array, request, send, signal_child};
+use crate::hedging::pid;
+use crate::support::{Place, Swarm, read_array, request, send, signal, signal_child};
 use ai_swarm::base::prng::SplitMix64;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -269,12 +270,13 @@ fn end_of_life(order: &str, config: &Value, place: Place, accepted: &[String], i
     if is_felt { Felt::Yes } else { Felt::No }
 }
 
-/// Each of the first passes, then later and later ones, until one never comes.
+/// Each of the first passes, then later and later ones, until one never comes; where `AI_SWARM_EVERY_PASS` is set, each of all.
 fn fails_in_turn(place_of_failure: &str, config: &Value, least: u32) {
+    let is_patient = std::env::var_os("AI_SWARM_EVERY_PASS").is_some();
     let (mut pass, mut felt) = (1, 0);
     while let Felt::Yes = fails_at(place_of_failure, pass, config) {
         felt += 1;
-        pass += 1 + pass / 3;
+        pass += if is_patient { 1 } else { 1 + pass / 3 };
         assert!(pass < 10_000, "{place_of_failure} comes for ever");
     }
     println!("{place_of_failure}: {felt} failures were felt, pass {pass} never came");
@@ -712,6 +714,143 @@ fn a_damaged_journal_stops_the_start_and_is_named() {
         assert_eq!(swarm.task("new")["state"], "succeeded");
         swarm.end();
     }
+}
+
+/// A pipe in the place of a file is no reason to wait for whoever has its other end.
+#[test]
+fn what_is_no_file_is_damage() {
+    for (name, is_pipe) in [("journal.front", true), ("journal.front", false), ("journal.db", true)] {
+        let swarm = Swarm::deploy(&config("process"));
+        swarm.submit(&json!([{"id": "kept", "kernel": "noop"}]));
+        swarm.until_task("kept", "succeeded");
+        let place = swarm.kill();
+        let path = folder(&place).join(name);
+        fs::remove_file(&path).expect("there");
+        if is_pipe {
+            let kind = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, &path, kind, 0o600.into(), 0).expect("a pipe");
+        } else {
+            fs::create_dir(&path).expect("a folder");
+        }
+        let words = format!("{name}, the whole file: it is no file");
+        place.cli(&["--monitor-duration", "0.1"]).ends(3).complains(&words).complains("--salvage-journal");
+        let swarm = Swarm::deploy_in(place, &config("process"), &["--salvage-journal"]);
+        swarm.submit(&json!([{"id": "new", "kernel": "noop"}]));
+        swarm.until_task("new", "succeeded");
+        swarm.end();
+    }
+}
+
+#[test]
+fn a_state_directory_that_was_moved_is_noticed_and_its_successor_is_let_be() {
+    let swarm = Swarm::deploy(&config("process"));
+    swarm.submit(&json!([{"id": "kept", "kernel": "noop"}]));
+    swarm.until_task("kept", "succeeded");
+    let moved = swarm.place.beside("moved");
+    fs::rename(folder(&swarm.place), &moved).expect("moved");
+    swarm.until("it is noticed", |swarm| (swarm.status()["durability"]["state"] == "failed").then_some(()));
+    let (status, words) = try_submit(&swarm, &json!([{"kernel": "noop"}]));
+    assert!(status == 503 && words.contains("journal.front was moved or removed"), "{status}: {words}");
+
+    let file = swarm.place.path("config.json");
+    let words = ["--config", file.to_str().expect("text")];
+    let successor = swarm.place.start(swarm.place.command(&words).stdin(std::process::Stdio::null()));
+    let front = folder(&swarm.place).join("journal.front");
+    let is_new = |swarm: &Swarm| {
+        let answer = send(&swarm.place.socket(), &request("GET", "/api/v1/tasks", None))?;
+        (front.exists() && answer.status == 200 && answer.json()["tasks"] == json!([])).then_some(())
+    };
+    swarm.until("another one lives there", is_new);
+    swarm.submit(&json!([{"id": "its own", "kernel": "noop"}]));
+    swarm.signal(Signal::TERM);
+    let Swarm { place, running, .. } = swarm;
+    running.finish().ends(1).complains("journal.front was moved or removed");
+    assert!(front.exists() && place.socket().exists(), "they are the other one's");
+    let answer = send(&place.socket(), &request("GET", "/api/v1/tasks/its%20own", None)).expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(moved.join("journal.front").exists(), "what it had is where it went");
+    signal(successor.pid(), Signal::TERM);
+    successor.finish().ends(0);
+    place.is_clean();
+}
+
+/// Whoever salvages may be stopped at any step: the damaged files are there, or what was read of them is.
+#[test]
+fn a_salvage_that_is_cut_off_loses_nothing_more() {
+    for step in 1..=3 {
+        let swarm = Swarm::deploy(&config("process"));
+        swarm.submit(&json!([{"id": "kept", "kernel": "noop"}]));
+        swarm.until_task("kept", "succeeded");
+        swarm.until("it is in the store", |swarm| {
+            (swarm.status()["durability"]["backlog_bytes"] == 0).then_some(())
+        });
+        let place = swarm.kill();
+        let front = folder(&place).join("journal.front");
+        let mut bytes = fs::read(&front).expect("a front");
+        bytes[1024] ^= 4;
+        fs::write(&front, &bytes).expect("written");
+        let order = format!("journal.salvage:{step}");
+        let mut command = place.command(&["--monitor-duration", "0.1", "--salvage-journal"]);
+        let ran = place.finish(command.env("AI_SWARM_FAIL_AT", &order));
+        if step == 3 {
+            // There are two; this one went through.
+            ran.ends(0);
+        } else {
+            ran.ends(3).complains("Input/output error");
+        }
+        if step == 1 {
+            place.cli(&["--monitor-duration", "0.1"]).ends(3).complains("the journal is damaged");
+            assert_eq!(fs::read(&front).expect("a front"), bytes, "nothing was touched");
+        }
+        let salvage: &[&str] = if step == 1 { &["--salvage-journal"] } else { &[] };
+        let swarm = Swarm::deploy_in(place, &config("process"), salvage);
+        assert_eq!(swarm.task("kept")["state"], "succeeded", "step {step}");
+        let told = swarm.events_of("journal");
+        let is_told = told.iter().any(|event| event["text"].to_string().contains(".damaged-"));
+        assert!(is_told || step == 3, "step {step}: {told:?}");
+        let left: Vec<String> = fs::read_dir(folder(&swarm.place))
+            .expect("the state directory")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .filter(|name| name.contains("draft") || name.contains("salvaged") || name.ends_with(".new"))
+            .collect();
+        assert!(left.is_empty(), "step {step}: {left:?}");
+        swarm.end();
+    }
+}
+
+/// A client that died is asked for by its successor, who has the same place and the same numbers for its tasks.
+#[test]
+fn who_comes_back_with_the_same_keys_hears_how_its_tasks_ended() {
+    let swarm = Swarm::deploy(&config("process"));
+    let task = json!({"kernel": "noop", "idempotency_key": "order-8"});
+    let mut numbers = Vec::new();
+    for life in 0..3 {
+        let mut client = ai_swarm::client::Attach::at(&swarm.place.socket()).attach().expect("attached");
+        let ticket = client.submit_json(&task).expect("submitted");
+        let end = client.wait(ticket, Duration::from_secs(20)).expect("an end");
+        assert_eq!(end.state, "succeeded", "life {life}");
+        numbers.push(end.task);
+        drop(client);
+        swarm.until("its place is free", |swarm| (swarm.events_of("client_left").len() > life).then_some(()));
+    }
+    assert!(numbers.iter().all(|number| *number == numbers[0]), "{numbers:?}");
+    swarm.end();
+}
+
+/// A task that its agent was asked to give up does not begin again, whoever dies before it did.
+#[test]
+fn a_wish_to_cancel_outlives_the_supervisor() {
+    // Nobody looks for agents that hang, as this one will.
+    let mut lonely = config("process");
+    lonely["agents"]["fault"] = json!({"count": 0});
+    let swarm = Swarm::deploy(&lonely);
+    swarm.submit(&json!([{"id": "long", "kernel": "sleep", "params": {"seconds": 30}}]));
+    let agent = swarm.until("it runs", |swarm| swarm.task("long")["agent"].as_str().map(str::to_owned));
+    assert!(signal(pid(&swarm, &agent), Signal::STOP), "it does not hear the wish");
+    swarm.ask("POST", "/api/v1/tasks/long/cancel", None).is(200);
+    let swarm = Swarm::deploy_in(swarm.kill(), &config("process"), &[]);
+    assert_eq!(swarm.task("long")["state"], "cancelled");
+    swarm.end();
 }
 
 #[test]
