@@ -2,10 +2,11 @@
 //! whoever runs the task again finds the input as it was.
 
 use crate::hedging::{double, is_stopped, pid};
-use crate::support::{Place, Swarm, read_array, signal, until};
+use crate::support::{Place, Swarm, kill_with_reaper, read_array, request, send, signal, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Nobody looks for hangs, and nobody takes the place of the dead but their successor.
 fn config() -> Value {
@@ -75,7 +76,7 @@ fn an_input_that_was_replaced_without_a_record_of_it_is_put_back_too() {
     let mut config = config();
     config["durability"] = json!({"level": "power"});
     let slow =
-        [("AI_SWARM_FAIL_AT", "journal.sync:1-=slow:300ms"), ("AI_SWARM_AILMENT", "compute-0:linger:1")];
+        [("AI_SWARM_FAIL_AT", "journal.sync:1-=slow:500ms"), ("AI_SWARM_AILMENT", "compute-0:linger:1")];
     let swarm = Swarm::deploy_with(Place::new(), &config, &[], &slow);
     swarm.place.write_array("x.npy", &[100], &[1.0f64; 100]);
     let agent = pid(&swarm, "compute-0");
@@ -84,17 +85,27 @@ fn an_input_that_was_replaced_without_a_record_of_it_is_put_back_too() {
     // Acknowledged long before an agent gets it.
     swarm.submit(&json!([{"id": "first", "kernel": "sleep", "params": {"seconds": 1.0}}, late]));
     // Who syncs all the time is at it when the agent gets it, and the record of that waits for the next time.
-    let submitting = std::thread::scope(|scope| {
-        let others = || {
-            while !is_stopped(agent) {
-                swarm.submit(&json!([{"kernel": "noop", "priority": "low"}]));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let job = json!({"tasks": [{"kernel": "noop", "priority": "low"}]});
+            let request = request("POST", "/api/v1/tasks/submit", Some(&job));
+            while !is_over.load(Ordering::Relaxed) {
+                let _ = send(&swarm.place.socket(), &request);
             }
-        };
-        scope.spawn(others).join()
+        });
+        until(
+            "its agent has stopped",
+            || is_stopped(agent).then_some(()),
+            || format!("{:#}", swarm.task("a")),
+        );
+        kill_with_reaper(swarm.running.pid());
+        is_over.store(true, Ordering::Relaxed);
     });
-    submitting.expect("taken");
-    assert_eq!(value(&swarm.place), 2.0, "it has been replaced");
-    let swarm = Swarm::deploy_in(swarm.kill(), &config, &[]);
+    let Swarm { place, running, .. } = swarm;
+    running.finish();
+    assert_eq!(value(&place), 2.0, "it has been replaced");
+    let swarm = Swarm::deploy_in(place, &config, &[]);
     let task = swarm.until_task("a", "succeeded");
     assert_eq!(task["attempts"], 2, "{task:#}");
     assert_eq!(value(&swarm.place), 2.0, "doubled once, and not twice");
