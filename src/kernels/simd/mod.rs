@@ -60,6 +60,25 @@ pub use stencil::{stencil5_rows, stencil5_step};
 
 use super::Level;
 
+/// How answers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stores {
+    /// Into the cache, as usual.
+    Cached,
+    /// Past it where the level can and the answer's start allows, for answers that would not stay there: then no line
+    /// is read before it is written. The same values.
+    Streaming,
+}
+
+impl Stores {
+    /// Whether vectors of `I` go past the cache at `target`, where they have to be on a boundary of their own size.
+    #[inline(always)]
+    fn streams<T: SimdElem, I: lanes::Isa>(self, target: *const T) -> bool {
+        let vector = <T::Lanes<I> as lanes::Lanes>::N * size_of::<T>();
+        self == Stores::Streaming && target.addr().is_multiple_of(vector)
+    }
+}
+
 /// The forms compiled into this binary.
 enum Form {
     Scalar,
