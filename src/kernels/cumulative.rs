@@ -1,12 +1,13 @@
 //! `cumsum`: running sums along an axis.
 //!
-//! Elements are added one after the other at every level, so the answer is the same bit by bit and never falls
-//! while the elements are 0 or above. Floats are added in 64 bits: of `f64` each sum has one rounding per
-//! element, as in NumPy, and of `f32` one rounding in the end on top of that. Integers wrap at 64 bits.
+//! Floats are added in 64 bits, and sums of `f32` are rounded once in the end on top of that. Along the last axis they are
+//! added in rows and runs ([`simd::cumulate`] has the order), along others one after the other. So the answer is the same
+//! bit by bit at every level, never falls while the elements are 0 or above, and is wrong by at most
+//! `n * 2^-53 * sum |x|` at its `n`-th element, and half an ulp of `f32`, as NumPy's is. Integers wrap at 64 bits.
 
 use super::lines::{self, Lines};
 use super::simd::{self, SimdElem};
-use super::{BLOCK, Call, KernelError, Outcome, Pace, elements_mut};
+use super::{BLOCK, Call, KernelError, Outcome, Pace, elements_mut, stores_for};
 use crate::arrays::{Array, DType, Element};
 
 /// Columns walked down together: their sums stay in the first-level cache.
@@ -40,19 +41,13 @@ fn of_floats<T: SimdElem + Element>(
 ) -> Result<Array, KernelError> {
     // What changes no number that is added to it, a negative zero included.
     const NOTHING: f64 = -0.0;
-    let level = call.level();
+    let (level, stores) = (call.level(), stores_for(call.inputs[0].bytes().len()));
     walk::<T, T, f64>(
         call,
         shape,
         axis,
         NOTHING,
-        |mut sum, x, out| {
-            for (out, x) in out.iter_mut().zip(x) {
-                sum += x.to_f64();
-                *out = T::from_f64(sum);
-            }
-            sum
-        },
+        |sum, x, out| simd::cumulate(level, sum, x, out, stores),
         |sums, x, out| simd::running_sums(level, sums, x, out),
     )
 }
@@ -99,7 +94,7 @@ fn of_integers<T: Whole>(call: &Call<'_>, shape: &[usize], axis: usize) -> Resul
     )
 }
 
-/// Walks along the axis: `line` goes on along one line from a sum and gives the new one, `row` goes on by one
+/// Walks along the axis: `line` goes on along one line from a sum, a whole [`BLOCK`] unless it ends, and gives the new one, `row` goes on by one
 /// element on each of some neighbouring lines.
 fn walk<T: Element, R: Element, S: Copy + Default>(
     call: &Call<'_>,

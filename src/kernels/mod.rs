@@ -67,6 +67,7 @@ use serde_json::Value;
 
 use crate::arrays::{Array, ArrayError, ArrayRef, DType, Element, Shape};
 use crate::os::map::OutOfMemory;
+use crate::os::topology::last_cache_bytes;
 
 /// What a kernel reads.
 pub type Input = ArrayRef;
@@ -347,6 +348,18 @@ impl Call<'_> {
 /// The elements of an answer made by [`Call::answer`] with the type of `T`.
 fn elements_mut<T: Element>(array: &mut Array) -> &mut [T] {
     array.as_mut_slice().expect("the answer was made with this type")
+}
+
+/// Answers below this size are never too large for a cache.
+const STREAMED_BYTES_MIN: usize = 4 << 20;
+
+/// How an answer of so many bytes is written: past the cache when it has more than half of the last one, and would push
+/// itself out of it.
+fn stores_for(bytes: usize) -> simd::Stores {
+    // Of a host that does not say.
+    const USUAL_CACHE_BYTES: usize = 32 << 20;
+    let is_large = || bytes > last_cache_bytes().unwrap_or(USUAL_CACHE_BYTES) / 2;
+    if bytes >= STREAMED_BYTES_MIN && is_large() { simd::Stores::Streaming } else { simd::Stores::Cached }
 }
 
 /// A number as JSON, or the word for it where JSON has none.

@@ -6,8 +6,8 @@
 //! eliminate idle time due to memory bandwidth", 2000). No value is computed twice, and both choices give the
 //! same bits.
 
-use super::simd::{self, SimdElem};
-use super::{Call, KernelError, Level, Outcome, Pulse, elements_mut};
+use super::simd::{self, SimdElem, Stores};
+use super::{Call, KernelError, Level, Outcome, Pulse, elements_mut, stores_for};
 use crate::arrays::{DType, Element};
 
 /// Memory that the windows of all stages may fill: half a usual second-level cache.
@@ -35,7 +35,8 @@ fn stencil5_of<T: SimdElem + Element>(call: &Call<'_>) -> Result<Outcome, Kernel
     let steps = call.params.count("steps");
     let alpha = T::from_f64(call.params.float("alpha").unwrap_or(0.1));
     let mut answer = call.answer(T::DTYPE, &[rows, columns])?;
-    let grid = Grid { level: call.level(), rows, columns, alpha };
+    let stores = stores_for(size_of_val(source));
+    let grid = Grid { level: call.level(), rows, columns, alpha, stores };
     let target = elements_mut::<T>(&mut answer);
     // Without an inner point nothing ever changes, however many steps are asked for.
     if steps == 0 || rows < 3 || columns < 3 {
@@ -102,6 +103,7 @@ struct Grid<T> {
     rows: usize,
     columns: usize,
     alpha: T,
+    stores: Stores,
 }
 
 impl<T: SimdElem> Grid<T> {
@@ -119,7 +121,9 @@ impl<T: SimdElem> Grid<T> {
             let band = (POINTS / columns).max(1);
             for (index, piece) in target.chunks_mut(band * columns).enumerate() {
                 pulse.beat()?;
-                simd::stencil5_rows(self.level, source, piece, index * band, self.rows, columns, self.alpha);
+                let first = index * band;
+                let Grid { level, rows, alpha, stores, .. } = *self;
+                simd::stencil5_rows(level, source, piece, first, rows, columns, alpha, stores);
             }
             return Ok(());
         }
@@ -168,10 +172,10 @@ impl<T: SimdElem> Grid<T> {
             if last <= first {
                 continue;
             }
-            let out = match from_here.first_mut() {
+            let (out, stores) = match from_here.first_mut() {
                 None => {
                     *finished = last;
-                    &mut target[first * columns..last * columns]
+                    (&mut target[first * columns..last * columns], self.stores)
                 }
                 Some(window) => {
                     // The next stage still looks at the row above the one it computes next.
@@ -179,10 +183,12 @@ impl<T: SimdElem> Grid<T> {
                     let held = (keep - window.start) * columns..(window.end - window.start) * columns;
                     window.space.copy_within(held, 0);
                     (window.start, window.end) = (keep, last);
-                    &mut window.space[(first - keep) * columns..(last - keep) * columns]
+                    let rows = (first - keep) * columns..(last - keep) * columns;
+                    (&mut window.space[rows], Stores::Cached)
                 }
             };
-            simd::stencil5_rows(self.level, input, out, first - start, end - start, columns, self.alpha);
+            let (level, alpha) = (self.level, self.alpha);
+            simd::stencil5_rows(level, input, out, first - start, end - start, columns, alpha, stores);
         }
     }
 }

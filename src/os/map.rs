@@ -15,10 +15,11 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, RangeInclusive};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 
@@ -34,9 +35,11 @@ const POPULATE_BYTES_MAX: usize = 64 << 20;
 const MAPPED_BYTES_MIN: usize = 64 << 10;
 /// A huge page is 2 MiB; asking below two of them is not worth the call.
 const HUGE_BYTES_MIN: usize = 4 << 20;
-/// The pool keeps at most so many bytes and so many buffers per thread.
-const POOL_BYTES_MAX: usize = 32 << 20;
+/// The pool keeps at most so many buffers per thread, and so many bytes at least and at most: see [`pool_bytes_max`].
 const POOL_BUFFERS_MAX: usize = 16;
+const POOL_BYTES: RangeInclusive<usize> = 32 << 20..=256 << 20;
+/// Threads of all cores together keep at most one part in so many of this host's memory.
+const POOL_SHARE: usize = 16;
 
 /// Memory could not be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -238,6 +241,22 @@ impl Drop for Buffer {
     }
 }
 
+/// Bytes that a thread keeps at most: an answer of 64 MiB took as long to be given fresh pages, filled with zeros by the
+/// kernel, as to be computed. An agent keeps them from one task to the next only, and not while it has nothing to do.
+fn pool_bytes_max() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let asked = |name| {
+            // SAFETY: `sysconf` reads a number that the system knows, -1 where it does not.
+            let answer = unsafe { libc::sysconf(name) };
+            usize::try_from(answer).unwrap_or(0)
+        };
+        let memory = asked(libc::_SC_PHYS_PAGES).saturating_mul(asked(libc::_SC_PAGESIZE));
+        let share = memory / POOL_SHARE / asked(libc::_SC_NPROCESSORS_ONLN).max(1);
+        share.clamp(*POOL_BYTES.start(), *POOL_BYTES.end())
+    })
+}
+
 /// The maps a thread keeps, oldest first.
 struct Pool {
     maps: Vec<MmapMut>,
@@ -249,12 +268,13 @@ thread_local! {
 
 impl Pool {
     fn give(&mut self, map: MmapMut) {
-        if map.len() > POOL_BYTES_MAX {
+        let most = pool_bytes_max();
+        if map.len() > most {
             return;
         }
         self.maps.push(map);
         let mut bytes: usize = self.maps.iter().map(|map| map.len()).sum();
-        while bytes > POOL_BYTES_MAX || self.maps.len() > POOL_BUFFERS_MAX {
+        while bytes > most || self.maps.len() > POOL_BUFFERS_MAX {
             bytes -= self.maps.remove(0).len();
         }
     }
@@ -354,9 +374,14 @@ mod tests {
         Buffer::release_pool();
         let many: Vec<Buffer> = (0..40).map(|_| Buffer::scratch(3 << 20).unwrap()).collect();
         drop(many);
-        assert!(Buffer::pool_bytes() <= POOL_BYTES_MAX);
-        drop(Buffer::scratch(POOL_BYTES_MAX + 1).unwrap());
-        assert!(Buffer::pool_bytes() <= POOL_BYTES_MAX);
+        let most = pool_bytes_max();
+        assert!(POOL_BYTES.contains(&most), "{most}");
+        assert!(Buffer::pool_bytes() <= most.min(POOL_BUFFERS_MAX * (3 << 20)));
+        drop(Buffer::scratch(most - (20 << 20)).unwrap());
+        assert!((most - (20 << 20)..=most).contains(&Buffer::pool_bytes()));
+        drop(Buffer::scratch(most + 1).unwrap());
+        assert!((most - (20 << 20)..=most).contains(&Buffer::pool_bytes()));
+        Buffer::release_pool();
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Call [`Topology::read`] before anything is pinned: a pinned process only sees its own core.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::sysfs::{self, Missing, Reason};
 
@@ -149,6 +150,15 @@ impl Topology {
     pub fn cache_bytes(&self, name: &str) -> Option<u64> {
         self.caches.iter().find(|cache| cache.name == name).map(|cache| cache.bytes)
     }
+}
+
+/// Bytes of the last cache that the first core sees, when the host tells. Looked up once per process.
+pub fn last_cache_bytes() -> Option<usize> {
+    static BYTES: OnceLock<Option<usize>> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let caches = caches(Path::new("/sys/devices/system/cpu/cpu0/cache"));
+        caches.iter().filter_map(|cache| usize::try_from(cache.bytes).ok()).max()
+    })
 }
 
 fn nodes(folder: &Path) -> Vec<Node> {

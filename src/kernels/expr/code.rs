@@ -16,7 +16,7 @@ use super::emit::{self, Emitted, Frame};
 use super::encode::Encoding;
 use super::graph::{Op, Program, Type};
 use super::interpret::Source;
-use super::lower::{SIN_LIMIT, lower};
+use super::lower::{SIN_LIMIT, SIN_LIMIT_F32, lower};
 use super::parse::Reduction;
 use super::reduce::{Running, neutral};
 use crate::kernels::Level;
@@ -34,22 +34,34 @@ pub struct Compiled {
     reduction: Option<Reduction>,
     /// Type of each input that is read.
     inputs: Vec<(u8, Type)>,
-    repeated: u16,
+    form: Form,
+}
+
+/// What code is made for, beside its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Form {
+    pub level: Level,
+    /// Inputs that have one element for all, a bit each.
+    pub repeated: u16,
+    /// Whether the output goes past the cache: see [`Compiled::run`].
+    pub streams: bool,
+    /// Whether sines and cosines of `f32` are made in `f32`.
+    pub is_narrow: bool,
 }
 
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
     program: Program,
-    level: Level,
-    repeated: u16,
+    form: Form,
 }
 
 /// What was compiled in this process, what cannot be compiled included.
 static KEPT: LazyLock<Mutex<HashMap<Key, Option<Arc<Compiled>>>>> = LazyLock::new(Mutex::default);
 
-/// `program` as code for `level`, from the store when it is there; `None` where only the interpreter can run
-/// it: other levels, operations the level lacks, or a system that allows no new code.
-pub fn compiled(program: &Program, level: Level, repeated: u16) -> Option<Arc<Compiled>> {
+/// `program` as code in this form, from the store when it is there; `None` where there is none of it: other levels,
+/// operations the level lacks, a program that is not narrow, or a system that allows no new code.
+pub fn compiled(program: &Program, form: Form) -> Option<Arc<Compiled>> {
+    let level = form.level;
     let encoding = match level {
         Level::Avx512 => Encoding::Evex,
         Level::Avx2 => Encoding::Vex,
@@ -60,22 +72,22 @@ pub fn compiled(program: &Program, level: Level, repeated: u16) -> Option<Arc<Co
         return None;
     }
     let mut kept = KEPT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let key = Key { program: program.clone(), level, repeated };
+    let key = Key { program: program.clone(), form };
     if let Some(found) = kept.get(&key) {
         return found.clone();
     }
     if kept.len() >= KEPT_MAX {
         kept.clear();
     }
-    let code = Compiled::new(program, encoding, repeated).map(Arc::new);
+    let code = Compiled::new(program, encoding, form).map(Arc::new);
     kept.insert(key, code.clone());
     code
 }
 
 impl Compiled {
-    fn new(program: &Program, encoding: Encoding, repeated: u16) -> Option<Compiled> {
-        let lowered = lower(program, encoding == Encoding::Evex)?;
-        let Emitted { code, pool, lanes } = emit::emit(&lowered, encoding, repeated)?;
+    fn new(program: &Program, encoding: Encoding, form: Form) -> Option<Compiled> {
+        let lowered = lower(program, encoding == Encoding::Evex, form.is_narrow)?;
+        let Emitted { code, pool, lanes } = emit::emit(&lowered, encoding, form.repeated, form.streams)?;
         let mut pages = MmapMut::map_anon(code.len()).ok()?;
         pages.copy_from_slice(&code);
         let pages = pages.make_exec().ok()?;
@@ -85,12 +97,14 @@ impl Compiled {
         });
         let root = program.nodes[program.root].ty;
         let (inputs, reduction) = (inputs.collect(), program.reduction);
-        Some(Compiled { pages, pool, lanes, root, reduction, inputs, repeated })
+        Some(Compiled { pages, pool, lanes, root, reduction, inputs, form })
     }
 
     /// Computes `count` elements into `output`, or into `running` when the program reduces. Answers `false`,
     /// with `running` as it was, when an argument was beyond what the code can do; then `output` is to be
     /// written again.
+    ///
+    /// Code that streams wants `output` on a boundary of 64 bytes, and [`fence`] before anybody looks at it.
     pub fn run(
         &self,
         frame: &mut Frame,
@@ -101,7 +115,7 @@ impl Compiled {
     ) -> bool {
         for &(index, ty) in &self.inputs {
             let source = inputs[usize::from(index)];
-            let repeated = self.repeated >> index & 1 == 1;
+            let repeated = self.form.repeated >> index & 1 == 1;
             let needed = if repeated { ty.size() } else { count.saturating_mul(ty.size()) };
             assert!(
                 source.bytes.len() >= needed && source.repeated == repeated,
@@ -111,8 +125,10 @@ impl Compiled {
         }
         let written = if self.reduction.is_some() { 0 } else { count.saturating_mul(self.root.size()) };
         assert!(output.len() >= written, "the output is too short");
+        let fits = !self.form.streams || output.as_ptr().addr().is_multiple_of(64);
+        assert!(fits, "the output is not on a boundary");
         (frame.pool, frame.output) = (self.pool.as_ptr(), output.as_mut_ptr());
-        (frame.watched, frame.any) = ([0.0; 8], 0);
+        (frame.watched, frame.any) = ([0; 8], 0);
         if let Some(how) = self.reduction {
             let bits = neutral(how, self.root);
             frame.accumulator =
@@ -127,7 +143,12 @@ impl Compiled {
             let function: extern "sysv64" fn(*mut Frame) = core::mem::transmute(self.pages.as_ptr());
             function(frame);
         }
-        if frame.watched.iter().any(|&magnitude| magnitude >= SIN_LIMIT) {
+        let is_far = if self.form.is_narrow {
+            bytemuck::cast_slice::<u64, f32>(&frame.watched).iter().any(|&x| x >= SIN_LIMIT_F32)
+        } else {
+            bytemuck::cast_slice::<u64, f64>(&frame.watched).iter().any(|&x| x >= SIN_LIMIT)
+        };
+        if is_far {
             return false;
         }
         match (self.reduction, self.root) {
@@ -144,4 +165,10 @@ impl Compiled {
         }
         true
     }
+}
+
+/// Ends what code that streams put off.
+pub fn fence() {
+    // SAFETY: every x86-64 has the instruction.
+    unsafe { core::arch::x86_64::_mm_sfence() }
 }

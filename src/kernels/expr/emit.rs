@@ -28,8 +28,8 @@ const SLOTS_MAX: usize = 32;
 #[repr(C, align(64))]
 pub struct Frame {
     pub accumulator: [u64; 8],
-    /// Greatest magnitudes that were watched.
-    pub watched: [f64; 8],
+    /// Greatest magnitudes that were watched: numbers of `f64`, or twice as many of `f32`.
+    pub watched: [u64; 8],
     slots: [[u64; 8]; SLOTS_MAX],
     /// Ones in the lanes of the last vector that hold elements.
     tail64: [u64; 4],
@@ -53,7 +53,7 @@ impl Frame {
     pub fn new() -> Frame {
         Frame {
             accumulator: [0; 8],
-            watched: [0.0; 8],
+            watched: [0; 8],
             slots: [[0; 8]; SLOTS_MAX],
             tail64: [0; 4],
             tail32: [0; 8],
@@ -89,12 +89,14 @@ pub struct Emitted {
 }
 
 /// Code for `program`, whose inputs in `repeated` (a bit each) have one element for all; `None` when it needs
-/// more places than there are.
-pub fn emit(program: &Lowered, encoding: Encoding, repeated: u16) -> Option<Emitted> {
+/// more places than there are. If it `streams`, whole vectors of numbers go past the cache, and the output has to begin on
+/// a boundary of 64 bytes.
+pub fn emit(program: &Lowered, encoding: Encoding, repeated: u16, streams: bool) -> Option<Emitted> {
     let has_long = program.nodes.iter().any(|node| matches!(node.ty, Type::I64 | Type::F64));
     let word = if has_long { 8 } else { 4 };
     let bytes = if encoding == Encoding::Evex { 64 } else { 32 };
     let mut emitter = Emitter::new(program, encoding, repeated, word, bytes / word);
+    emitter.streams = streams;
     emitter.function();
     let Emitter { code, pool, lanes, out_of_slots, .. } = emitter;
     (!out_of_slots).then_some(Emitted { code: code.bytes, pool, lanes })
@@ -111,6 +113,7 @@ struct Emitter<'p> {
     program: &'p Lowered,
     encoding: Encoding,
     repeated: u16,
+    streams: bool,
     word: usize,
     lanes: usize,
     code: Code,
@@ -172,6 +175,7 @@ impl<'p> Emitter<'p> {
             program,
             encoding,
             repeated,
+            streams: false,
             word,
             lanes,
             code: Code::default(),
@@ -582,7 +586,10 @@ impl<'p> Emitter<'p> {
     fn store(&mut self, register: u8, ty: Type, at: Rm) {
         let width = self.width(ty);
         match (self.in_tail, self.encoding) {
-            (false, _) => self.op(self.move_row(ty, 0x11), width, register, 0, at),
+            (false, _) => {
+                let opcode = if self.streams { 0x2B } else { 0x11 };
+                self.op(self.move_row(ty, opcode), width, register, 0, at);
+            }
             (true, Encoding::Evex) => {
                 let row = self.move_row(ty, 0x11);
                 self.code.vector(self.encoding, row, width, register, 0, at, TAIL_MASK, false);
@@ -633,8 +640,9 @@ impl<'p> Emitter<'p> {
         if node.op == Op::Watch {
             let watched = self.watched.expect("pinned before the body");
             // The second operand is the answer when the first is NaN.
+            let is_long = node.ty == Type::F64;
             self.op(
-                row(P66, MAP_0F, 0x5F, true),
+                row(if is_long { P66 } else { NONE }, MAP_0F, 0x5F, is_long),
                 self.width(node.ty),
                 watched,
                 registers[0],
@@ -716,8 +724,12 @@ impl<'p> Emitter<'p> {
             Op::BitOr => two(self, whole(MAP_0F, 0xEB)),
             Op::BitXor => two(self, whole(MAP_0F, 0xEF)),
             // The target stands in the second operand's place, and a number in its own tells left from right.
-            Op::ShiftLeft(by) => self.op_with(whole(MAP_0F, 0x73), width, 6, to, Rm::Reg(first), by),
-            Op::ShiftRight(by) => self.op_with(whole(MAP_0F, 0x73), width, 2, to, Rm::Reg(first), by),
+            Op::ShiftLeft(by) => {
+                self.op_with(whole(MAP_0F, 0x72 + u8::from(is_long)), width, 6, to, Rm::Reg(first), by);
+            }
+            Op::ShiftRight(by) => {
+                self.op_with(whole(MAP_0F, 0x72 + u8::from(is_long)), width, 2, to, Rm::Reg(first), by);
+            }
             Op::Eq | Op::Ne | Op::Lt | Op::Le => self.comparison(node.op, from, to, first, second),
             Op::And | Op::Or | Op::Not => self.logic(node.op, to, first, second),
             Op::Select => self.select(ty, to, registers),

@@ -4,7 +4,8 @@
 //! What is written here decides the error of compiled code; only functions differ from the interpreter, all
 //! else gives the same bits. Largest differences from the standard library seen, in units of the last place:
 //! 1 for `exp` and `log`, 2 for `sin` and `cos`, 3 for `tanh`. `f32` arguments are widened and the result is
-//! rounded once.
+//! rounded once; but where nothing else in a program is 64 bits wide, sines and cosines of `f32` are made in `f32`, 16 at a
+//! time instead of 8, and differ by up to 3.
 
 use core::f64::consts::{FRAC_1_PI, LOG2_E};
 
@@ -16,10 +17,15 @@ use super::reduce::neutral;
 /// taken away then has more bits than three numbers hold.
 pub const SIN_LIMIT: f64 = 1e9;
 
-/// `1.5 * 2^52`: adding it rounds to the nearest integer, which then stands in the low mantissa bits.
+/// The same for those that are made in `f32`, which leave the work to those that are made in `f64`.
+pub const SIN_LIMIT_F32: f32 = 65_536.0;
+
+/// `1.5 * 2^23` and `1.5 * 2^52`: adding it rounds to the nearest integer, which then stands in the low mantissa bits.
+const ROUNDER_F32: f64 = 12_582_912.0;
 const ROUNDER: f64 = 6_755_399_441_055_744.0;
 /// Pi in three parts.
 const PI: [f64; 3] = [core::f64::consts::PI, 1.2246467991473532e-16, -2.9947698097183397e-33];
+const PI_F32: [f64; 3] = [3.1415927410125732, -8.742277657347586e-8, -3.4302490200117637e-15];
 /// `(sin(r) / r - 1) / r^2` over `r^2` up to `(pi / 2)^2`, by interpolation at Chebyshev's points; relative
 /// error of the sine 2e-17.
 const SIN: [f64; 9] = [
@@ -32,6 +38,15 @@ const SIN: [f64; 9] = [
     -7.647139107307692e-13,
     2.8104683856171073e-15,
     -8.006027518524349e-18,
+];
+/// The same by fewer points up to `(pi / 2 + 0.004)^2`, because the multiple of pi to be taken away is not always the nearest;
+/// relative error of the sine 2e-8.
+const SIN_F32: [f64; 5] = [
+    -0.1666666716337204,
+    0.00833333283662796,
+    -0.000198410838493146,
+    2.7536252673598938e-6,
+    -2.407532839754367e-8,
 ];
 /// ln 2 in two parts; the high one has 21 trailing zeros, so a multiple of up to 2^20 is exact.
 const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
@@ -55,9 +70,17 @@ pub struct Lowered {
 }
 
 /// `program` in vector operations, or `None` where the level has none for it: 256-bit vectors have no
-/// products, extremes or conversions of 64-bit integers.
-pub fn lower(program: &Program, has_long: bool) -> Option<Lowered> {
-    let mut lower = Lower { graph: Graph::default() };
+/// products, extremes or conversions of 64-bit integers. If `is_narrow`, functions of `f32` are made in `f32`, and the
+/// answer is `None` where that is not possible or makes no difference.
+pub fn lower(program: &Program, has_long: bool, is_narrow: bool) -> Option<Lowered> {
+    let is_sine = |node: &Node| matches!(node.op, Op::Sin | Op::Cos);
+    let is_wide = |node: &Node| {
+        matches!(node.op, Op::Exp | Op::Log | Op::Tanh) || matches!(node.ty, Type::I64 | Type::F64)
+    };
+    if is_narrow && (!program.nodes.iter().any(is_sine) || program.nodes.iter().any(is_wide)) {
+        return None;
+    }
+    let mut lower = Lower { graph: Graph::default(), real: if is_narrow { Type::F32 } else { Type::F64 } };
     let mut places: Vec<Id> = Vec::with_capacity(program.nodes.len());
     for node in &program.nodes {
         let from = program.nodes[node.args[0]].ty;
@@ -85,15 +108,21 @@ pub fn lower(program: &Program, has_long: bool) -> Option<Lowered> {
 
 struct Lower {
     graph: Graph,
+    /// What functions are made in.
+    real: Type,
 }
 
-/// Short names for what polynomials are written in; all of it on `f64`.
+/// Short names for what polynomials are written in.
 impl Lower {
+    /// The integers as wide as the real numbers.
+    fn whole(&self) -> Type {
+        if self.real == Type::F32 { Type::I32 } else { Type::I64 }
+    }
     fn at(&mut self, value: f64) -> Id {
-        self.graph.constant(value.to_bits(), Type::F64)
+        self.graph.constant(constant_bits(value, self.real), self.real)
     }
     fn two(&mut self, op: Op, a: Id, b: Id) -> Id {
-        self.graph.push(op, Type::F64, &[a, b])
+        self.graph.push(op, self.real, &[a, b])
     }
     fn add(&mut self, a: Id, b: Id) -> Id {
         self.two(Op::Add, a, b)
@@ -106,18 +135,18 @@ impl Lower {
     }
     /// `a * b + c`.
     fn fma(&mut self, a: Id, b: Id, c: Id) -> Id {
-        self.graph.push(Op::MulAdd, Type::F64, &[a, b, c])
+        self.graph.push(Op::MulAdd, self.real, &[a, b, c])
     }
     /// `c - a * b`.
     fn fnma(&mut self, a: Id, b: Id, c: Id) -> Id {
-        self.graph.push(Op::NegMulAdd, Type::F64, &[a, b, c])
+        self.graph.push(Op::NegMulAdd, self.real, &[a, b, c])
     }
     fn bits(&mut self, op: Op, a: Id, bits: u64) -> Id {
-        let bits = self.graph.constant(bits, Type::I64);
-        self.graph.push(op, Type::I64, &[a, bits])
+        let bits = self.graph.constant(bits, self.whole());
+        self.graph.push(op, self.whole(), &[a, bits])
     }
     fn shift(&mut self, op: Op, a: Id) -> Id {
-        self.graph.push(op, Type::I64, &[a])
+        self.graph.push(op, self.whole(), &[a])
     }
     fn test(&mut self, op: Op, a: Id, b: Id) -> Id {
         self.graph.push(op, Type::Bool, &[a, b])
@@ -137,7 +166,8 @@ impl Lower {
     }
     /// The integer nearest to `a * factor`, as a number and, in its low bits, as itself.
     fn nearest(&mut self, a: Id, factor: f64) -> (Id, Id) {
-        let (factor, rounder) = (self.at(factor), self.at(ROUNDER));
+        let rounder = if self.real == Type::F32 { ROUNDER_F32 } else { ROUNDER };
+        let (factor, rounder) = (self.at(factor), self.at(rounder));
         let shifted = self.fma(a, factor, rounder);
         (self.sub(shifted, rounder), shifted)
     }
@@ -147,7 +177,7 @@ impl Lower {
     fn node(&mut self, node: &Node, from: Type, args: &[Id]) -> Id {
         let ty = node.ty;
         match node.op {
-            Op::Exp | Op::Log | Op::Sin | Op::Cos | Op::Tanh if ty == Type::F32 => {
+            Op::Exp | Op::Log | Op::Sin | Op::Cos | Op::Tanh if ty == Type::F32 && self.real != ty => {
                 let wide = self.graph.push(Op::Cast, Type::F64, args);
                 let result = self.function(node.op, wide);
                 self.graph.push(Op::Cast, Type::F32, &[result])
@@ -215,8 +245,10 @@ impl Lower {
     /// Sine, or cosine as the sine of a quarter turn more. `x - n pi` is exact after the first part, because
     /// it is a multiple of the last bit of both and below 2; what the second rounds away is kept.
     fn sine(&mut self, x: Id, is_cosine: bool) -> Id {
-        let magnitude = self.bits(Op::BitAnd, x, i64::MAX as u64);
-        self.graph.push(Op::Watch, Type::F64, &[magnitude]);
+        let is_narrow = self.real == Type::F32;
+        let sign_bit = constant_bits(-0.0, self.real);
+        let magnitude = self.bits(Op::BitAnd, x, sign_bit - 1);
+        self.graph.push(Op::Watch, self.real, &[magnitude]);
         let (n, turns) = if is_cosine {
             let (factor, half, minus_half) = (self.at(FRAC_1_PI), self.at(0.5), self.at(-0.5));
             let before = self.fma(x, factor, minus_half);
@@ -225,21 +257,34 @@ impl Lower {
         } else {
             self.nearest(x, FRAC_1_PI)
         };
-        let [first, second, third] = PI.map(|part| self.at(part));
+        let pi = if is_narrow { PI_F32 } else { PI };
+        let [first, second, third] = pi.map(|part| self.at(part));
         let near = self.fnma(n, first, x);
-        let r = self.fnma(n, second, near);
-        let lost = self.sub(near, r);
-        let lost = self.fnma(n, second, lost);
+        let (r, lost) = if is_narrow {
+            // Multiples of pi are so dense in `f32` that a difference from one is often smaller than what is taken away
+            // second: that has to be rounded first for what is lost to be known (Dekker's sum).
+            let away = self.mul(n, second);
+            let away_lost = self.fnma(n, second, away);
+            let r = self.sub(near, away);
+            let lost = self.sub(near, r);
+            let lost = self.sub(lost, away);
+            (r, self.add(lost, away_lost))
+        } else {
+            let r = self.fnma(n, second, near);
+            let lost = self.sub(near, r);
+            (r, self.fnma(n, second, lost))
+        };
         let lost = self.fnma(n, third, lost);
         let z = self.mul(r, r);
-        let p = self.horner(z, &SIN);
+        let p = self.horner(z, if is_narrow { &SIN_F32 } else { &SIN });
         let cube = self.mul(r, z);
         let tail = self.fma(cube, p, lost);
         let sine = self.add(r, tail);
         // An odd number of half turns changes the sign; a cosine begins a quarter turn before a falling sine.
-        let sign = self.shift(Op::ShiftLeft(63), turns);
-        let sign = if is_cosine { self.bits(Op::BitXor, sign, 1 << 63) } else { sign };
-        self.graph.push(Op::BitXor, Type::F64, &[sine, sign])
+        let places = if is_narrow { 31 } else { 63 };
+        let sign = self.shift(Op::ShiftLeft(places), turns);
+        let sign = if is_cosine { self.bits(Op::BitXor, sign, sign_bit) } else { sign };
+        self.graph.push(Op::BitXor, self.real, &[sine, sign])
     }
 
     /// `(n, e^r - 1)` with `x = n ln 2 + r`.

@@ -11,6 +11,11 @@ impl Isa for Avx2 {
     type F32 = F32x8;
     type F64 = F64x4;
     const REGISTERS: usize = 16;
+    #[inline(always)]
+    fn fence() {
+        // SAFETY: every x86-64 has the instruction.
+        unsafe { _mm_sfence() }
+    }
 }
 
 /// Eight `f32`.
@@ -52,6 +57,29 @@ impl Lanes for F32x8 {
     unsafe fn store(self, target: *mut f32) {
         // SAFETY: by contract.
         unsafe { _mm256_storeu_ps(target, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f32) {
+        // SAFETY: by contract.
+        unsafe { _mm256_stream_ps(target, self.0) }
+    }
+    #[inline(always)]
+    fn after(self, before: Self) -> Self {
+        // SAFETY: `self` exists (rule 1).
+        unsafe {
+            let (whole, halves) =
+                (_mm256_castps_si256(self.0), _mm256_permute2f128_ps::<0x21>(before.0, self.0));
+            Self(_mm256_castsi256_ps(_mm256_alignr_epi8::<12>(whole, _mm256_castps_si256(halves))))
+        }
+    }
+    #[inline(always)]
+    fn before(self, behind: Self) -> Self {
+        // SAFETY: `self` exists (rule 1).
+        unsafe {
+            let (whole, halves) =
+                (_mm256_castps_si256(self.0), _mm256_permute2f128_ps::<0x21>(self.0, behind.0));
+            Self(_mm256_castsi256_ps(_mm256_alignr_epi8::<4>(_mm256_castps_si256(halves), whole)))
+        }
     }
     operations! {
         add(o) = _mm256_add_ps;
@@ -142,6 +170,27 @@ impl Lanes for F64x4 {
     unsafe fn store(self, target: *mut f64) {
         // SAFETY: by contract.
         unsafe { _mm256_storeu_pd(target, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f64) {
+        // SAFETY: by contract.
+        unsafe { _mm256_stream_pd(target, self.0) }
+    }
+    #[inline(always)]
+    fn after(self, before: Self) -> Self {
+        // SAFETY: `self` exists (rule 1).
+        unsafe {
+            let halves = _mm256_permute2f128_pd::<0x21>(before.0, self.0);
+            Self(_mm256_shuffle_pd::<0b0101>(halves, self.0))
+        }
+    }
+    #[inline(always)]
+    fn before(self, behind: Self) -> Self {
+        // SAFETY: `self` exists (rule 1).
+        unsafe {
+            let halves = _mm256_permute2f128_pd::<0x21>(self.0, behind.0);
+            Self(_mm256_shuffle_pd::<0b0101>(self.0, halves))
+        }
     }
     operations! {
         add(o) = _mm256_add_pd;

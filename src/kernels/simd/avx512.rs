@@ -14,6 +14,11 @@ impl Isa for Avx512 {
     type F32 = F32x16;
     type F64 = F64x8;
     const REGISTERS: usize = 32;
+    #[inline(always)]
+    fn fence() {
+        // SAFETY: every x86-64 has the instruction.
+        unsafe { _mm_sfence() }
+    }
 }
 
 /// Sixteen `f32`.
@@ -65,6 +70,27 @@ impl Lanes for F32x16 {
     unsafe fn store(self, target: *mut f32) {
         // SAFETY: by contract.
         unsafe { _mm512_storeu_ps(target, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f32) {
+        // SAFETY: by contract.
+        unsafe { _mm512_stream_ps(target, self.0) }
+    }
+    #[inline(always)]
+    fn after(self, before: Self) -> Self {
+        // SAFETY: `self` exists (rule 1).
+        unsafe {
+            let (low, high) = (_mm512_castps_si512(before.0), _mm512_castps_si512(self.0));
+            Self(_mm512_castsi512_ps(_mm512_alignr_epi32::<15>(high, low)))
+        }
+    }
+    #[inline(always)]
+    fn before(self, behind: Self) -> Self {
+        // SAFETY: `self` exists (rule 1).
+        unsafe {
+            let (low, high) = (_mm512_castps_si512(self.0), _mm512_castps_si512(behind.0));
+            Self(_mm512_castsi512_ps(_mm512_alignr_epi32::<1>(high, low)))
+        }
     }
     #[inline(always)]
     unsafe fn load_part(source: &[f32], fill: f32) -> Self {
@@ -177,6 +203,27 @@ impl Lanes for F64x8 {
     unsafe fn store(self, target: *mut f64) {
         // SAFETY: by contract.
         unsafe { _mm512_storeu_pd(target, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f64) {
+        // SAFETY: by contract.
+        unsafe { _mm512_stream_pd(target, self.0) }
+    }
+    #[inline(always)]
+    fn after(self, before: Self) -> Self {
+        // SAFETY: `self` exists (rule 1).
+        unsafe {
+            let (low, high) = (_mm512_castpd_si512(before.0), _mm512_castpd_si512(self.0));
+            Self(_mm512_castsi512_pd(_mm512_alignr_epi64::<7>(high, low)))
+        }
+    }
+    #[inline(always)]
+    fn before(self, behind: Self) -> Self {
+        // SAFETY: `self` exists (rule 1).
+        unsafe {
+            let (low, high) = (_mm512_castpd_si512(self.0), _mm512_castpd_si512(behind.0));
+            Self(_mm512_castsi512_pd(_mm512_alignr_epi64::<1>(high, low)))
+        }
     }
     #[inline(always)]
     unsafe fn load_part(source: &[f64], fill: f64) -> Self {

@@ -25,6 +25,9 @@ pub trait Isa: Copy {
     type F64: Lanes64;
     /// How many vector registers there are, which bounds the tiles of the matrix kernels.
     const REGISTERS: usize;
+    /// Ends what [`Lanes::stream`] put off: to be called before anybody looks at what it wrote.
+    #[inline(always)]
+    fn fence() {}
 }
 
 /// Lanes of one element type.
@@ -51,6 +54,21 @@ pub trait Lanes: Copy {
     /// # Safety
     /// `N` elements are writable at `target`.
     unsafe fn store(self, target: *mut Self::Elem);
+    /// `N` elements to `target`, past the cache where the level can, which then writes each line as a whole and does
+    /// not read it before. [`Isa::fence`] ends it.
+    ///
+    /// # Safety
+    /// `N` elements are writable at `target`, a multiple of their size in bytes.
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut Self::Elem) {
+        // SAFETY: by contract.
+        unsafe { self.store(target) }
+    }
+
+    /// The lanes one place up: the last of `before` comes in first.
+    fn after(self, before: Self) -> Self;
+    /// The lanes one place down: the first of `behind` comes in last.
+    fn before(self, behind: Self) -> Self;
 
     /// The first elements of a slice shorter than `N`, the other lanes `fill`.
     ///
@@ -237,6 +255,14 @@ pub trait SimdElem: Real {
     fn carrying(index: u32) -> Self;
     /// What [`SimdElem::carrying`] was given.
     fn carried(self) -> u32;
+    /// These elements, where they are `f32`.
+    fn f32s(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    /// These elements, where they are `f32`.
+    fn f32s_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
     /// Four rows of four as four columns.
     #[inline(always)]
     fn crossed(rows: [[Self; 4]; 4]) -> [[Self; 4]; 4] {
@@ -275,6 +301,14 @@ pub trait SimdElem: Real {
 
 impl SimdElem for f32 {
     type Lanes<I: Isa> = I::F32;
+    #[inline(always)]
+    fn f32s(elements: &[f32]) -> Option<&[f32]> {
+        Some(elements)
+    }
+    #[inline(always)]
+    fn f32s_mut(elements: &mut [f32]) -> Option<&mut [f32]> {
+        Some(elements)
+    }
     #[inline(always)]
     fn carrying(index: u32) -> f32 {
         f32::from_bits(index)

@@ -1,8 +1,8 @@
 //! Dot product and axpy.
 
-use super::kernel;
 use super::lanes::{Isa, Lanes, SimdElem};
 use super::reduce::{Product, blocked};
+use super::{Stores, kernel};
 
 /// # Safety
 /// The processor has `I`.
@@ -26,12 +26,28 @@ kernel! {
 /// # Safety
 /// The processor has `I`.
 #[inline(always)]
-unsafe fn axpy_body<I: Isa, T: SimdElem>(alpha: T, x: &[T], y: &[T], out: &mut [T]) {
+unsafe fn axpy_body<I: Isa, T: SimdElem>(alpha: T, x: &[T], y: &[T], out: &mut [T], stores: Stores) {
     assert!(x.len() == y.len() && y.len() == out.len(), "axpy of slices of different length");
+    // SAFETY: the processor has `I` by contract; the slices are equally long, and `streams` looked at where the last
+    // one begins.
+    unsafe {
+        if stores.streams::<T, I>(out.as_ptr()) {
+            axpy_walk::<I, T, true>(alpha, x, y, out);
+            I::fence();
+        } else {
+            axpy_walk::<I, T, false>(alpha, x, y, out);
+        }
+    }
+}
+
+/// # Safety
+/// The processor has `I`; the slices are equally long; `out` is on a boundary of whole vectors if it streams.
+#[inline(always)]
+unsafe fn axpy_walk<I: Isa, T: SimdElem, const STREAMS: bool>(alpha: T, x: &[T], y: &[T], out: &mut [T]) {
     let (n, length) = (<T::Lanes<I>>::N, x.len());
     let mut i = 0;
     // SAFETY: the processor has `I` by contract; every vector ends at or before `length`, the length of all
-    // three slices.
+    // three slices, and begins whole vectors behind the start.
     unsafe {
         let a = <T::Lanes<I>>::splat(alpha);
         let (x_at, y_at, out_at) = (x.as_ptr(), y.as_ptr(), out.as_mut_ptr());
@@ -39,7 +55,11 @@ unsafe fn axpy_body<I: Isa, T: SimdElem>(alpha: T, x: &[T], y: &[T], out: &mut [
             for j in 0..4 {
                 let k = i + j * n;
                 let v = a.mul_add(<T::Lanes<I>>::load(x_at.add(k)), <T::Lanes<I>>::load(y_at.add(k)));
-                v.store(out_at.add(k));
+                if STREAMS {
+                    v.stream(out_at.add(k));
+                } else {
+                    v.store(out_at.add(k));
+                }
             }
             i += 4 * n;
         }
@@ -61,12 +81,12 @@ kernel! {
     ///
     /// One rounding (half an ulp) where the level has fused multiply-add, two on the scalar and SSE2 levels:
     /// the error is then at most one ulp of the larger of product and result.
-    pub fn axpy<T>(alpha: T, x: &[T], y: &[T], out: &mut [T]) = axpy_body
+    pub fn axpy<T>(alpha: T, x: &[T], y: &[T], out: &mut [T], stores: Stores) = axpy_body
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{close, lengths, levels, values};
+    use super::super::testing::{aligned, close, lengths, levels, values};
     use super::*;
     use crate::kernels::reference;
 
@@ -106,14 +126,19 @@ mod tests {
             for (offset, level) in (0..4).flat_map(|o| levels().map(|l| (o, l))) {
                 let (x, y) = (&x[offset.min(3)..][..length], &y[offset.min(3)..][..length]);
                 let alpha = T::from_f64(-1.7);
-                let (mut got, mut want) = (vec![T::default(); length + 4], vec![T::default(); length]);
-                axpy(level, alpha, x, y, &mut got[offset.min(3)..][..length]);
+                let mut want = vec![T::default(); length];
                 reference::axpy(alpha, x, y, &mut want);
-                for i in 0..length {
-                    let g = got[offset.min(3) + i].to_f64();
-                    close(g, want[i].to_f64(), 4.0 * ulp, &format!("axpy {level} {length} at {i}"));
+                for stores in [Stores::Cached, Stores::Streaming] {
+                    // On a boundary of whole vectors, or beside it.
+                    let mut got = aligned::<T>(length + 4);
+                    axpy(level, alpha, x, y, &mut got[offset.min(3)..][..length], stores);
+                    for i in 0..length {
+                        let g = got[offset.min(3) + i].to_f64();
+                        let what = format!("axpy {level} {stores:?} {length} +{offset} at {i}");
+                        close(g, want[i].to_f64(), 4.0 * ulp, &what);
+                    }
+                    assert!(got[offset.min(3) + length..].iter().all(|v| v.to_f64() == 0.0), "wrote too far");
                 }
-                assert!(got[offset.min(3) + length..].iter().all(|v| v.to_f64() == 0.0), "wrote too far");
             }
         }
     }
@@ -130,7 +155,7 @@ mod tests {
             let (x, y) =
                 ([f64::NAN, f64::INFINITY, 0.0, 5e-324, -1.0], [1.0, 1.0, f64::NEG_INFINITY, 0.0, 2.0]);
             let mut out = [0.0; 5];
-            axpy(level, 2.0, &x, &y, &mut out);
+            axpy(level, 2.0, &x, &y, &mut out, Stores::Cached);
             assert!(out[0].is_nan());
             assert_eq!(out[1..], [f64::INFINITY, f64::NEG_INFINITY, 1e-323, 0.0]);
         }

@@ -25,6 +25,7 @@ mod scalar;
 mod clusters;
 mod codes;
 mod convolution;
+mod cumulative;
 mod histogram;
 mod linear;
 mod math;
@@ -42,6 +43,7 @@ mod stencil;
 pub use clusters::{TILE_ROWS, add_to_clusters, nearest_centroids};
 pub use codes::{COLUMNS_MAX, code_products};
 pub use convolution::windows;
+pub use cumulative::cumulate;
 pub use histogram::{histogram, histogram_u8};
 pub use lanes::SimdElem;
 pub use linear::{axpy, dot};
@@ -59,6 +61,25 @@ pub use sort::{SortKey, sort, sorts_in_vectors, split};
 pub use stencil::{stencil5_rows, stencil5_step};
 
 use super::Level;
+
+/// How answers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stores {
+    /// Into the cache, as usual.
+    Cached,
+    /// Past it where the level can and the answer's start allows, for answers that would not stay there: then no line
+    /// is read before it is written. The same values.
+    Streaming,
+}
+
+impl Stores {
+    /// Whether vectors of `I` go past the cache at `target`, where they have to be on a boundary of their own size.
+    #[inline(always)]
+    fn streams<T: SimdElem, I: lanes::Isa>(self, target: *const T) -> bool {
+        let vector = <T::Lanes<I> as lanes::Lanes>::N * size_of::<T>();
+        self == Stores::Streaming && target.addr().is_multiple_of(vector)
+    }
+}
 
 /// The forms compiled into this binary.
 enum Form {

@@ -15,6 +15,14 @@ impl Isa for Portable {
     type F32 = Wide<f32x4>;
     type F64 = Wide<f64x2>;
     const REGISTERS: usize = if cfg!(target_arch = "aarch64") { 32 } else { 16 };
+    #[inline(always)]
+    fn fence() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 has the instruction.
+        unsafe {
+            core::arch::x86_64::_mm_sfence();
+        }
+    }
 }
 
 /// A `wide` vector as lanes.
@@ -22,7 +30,7 @@ impl Isa for Portable {
 pub struct Wide<V>(V);
 
 macro_rules! wide_lanes {
-    ($vector:ident, $elem:ident, $n:literal) => {
+    ($vector:ident, $elem:ident, $n:literal, $stream:ident) => {
         impl Lanes for Wide<$vector> {
             type Elem = $elem;
             type Mask = $vector;
@@ -41,6 +49,27 @@ macro_rules! wide_lanes {
             unsafe fn store(self, target: *mut $elem) {
                 // SAFETY: N elements are writable by contract.
                 unsafe { target.cast::<[$elem; $n]>().write_unaligned(self.0.to_array()) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[inline(always)]
+            unsafe fn stream(self, target: *mut $elem) {
+                let whole = self.0.to_array();
+                // SAFETY: the array is 128 bits; N elements are writable by contract, at a multiple of their size.
+                unsafe { core::arch::x86_64::$stream(target, core::mem::transmute_copy(&whole)) }
+            }
+            #[inline(always)]
+            fn after(self, before: Self) -> Self {
+                let mut lanes = self.0.to_array();
+                lanes.copy_within(..$n - 1, 1);
+                lanes[0] = before.0.to_array()[$n - 1];
+                Wide($vector::new(lanes))
+            }
+            #[inline(always)]
+            fn before(self, behind: Self) -> Self {
+                let mut lanes = self.0.to_array();
+                lanes.copy_within(1.., 0);
+                lanes[$n - 1] = behind.0.to_array()[0];
+                Wide($vector::new(lanes))
             }
             #[inline(always)]
             fn add(self, o: Self) -> Self {
@@ -114,8 +143,8 @@ macro_rules! wide_lanes {
     };
 }
 
-wide_lanes!(f32x4, f32, 4);
-wide_lanes!(f64x2, f64, 2);
+wide_lanes!(f32x4, f32, 4, _mm_stream_ps);
+wide_lanes!(f64x2, f64, 2, _mm_stream_pd);
 
 impl Lanes64 for Wide<f64x2> {
     type Bits = Wide<u64x2>;

@@ -41,6 +41,14 @@ macro_rules! one_lane {
                 unsafe { target.write_unaligned(self.0) }
             }
             #[inline(always)]
+            fn after(self, before: Self) -> Self {
+                before
+            }
+            #[inline(always)]
+            fn before(self, behind: Self) -> Self {
+                behind
+            }
+            #[inline(always)]
             fn add(self, o: Self) -> Self {
                 One(self.0 + o.0)
             }

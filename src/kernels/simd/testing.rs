@@ -1,5 +1,7 @@
 //! What the tests of the kernels share: lengths, offsets, and values from a seed.
 
+use std::ops::{Deref, DerefMut};
+
 use super::SimdElem;
 use crate::kernels::{Level, reference::philox4x32};
 
@@ -21,6 +23,29 @@ pub fn values<T: SimdElem>(seed: u32, count: usize, scale: f64) -> Vec<T> {
             T::from_f64((f64::from(word) / f64::from(1_u32 << 31) - 1.0) * scale)
         })
         .collect()
+}
+
+/// `count` zeros that begin on a boundary of 64 bytes.
+pub fn aligned<T: SimdElem>(count: usize) -> impl DerefMut<Target = [T]> {
+    struct Aligned<T> {
+        room: Vec<T>,
+        start: usize,
+        count: usize,
+    }
+    impl<T> Deref for Aligned<T> {
+        type Target = [T];
+        fn deref(&self) -> &[T] {
+            &self.room[self.start..][..self.count]
+        }
+    }
+    impl<T> DerefMut for Aligned<T> {
+        fn deref_mut(&mut self) -> &mut [T] {
+            &mut self.room[self.start..][..self.count]
+        }
+    }
+    let room = vec![T::default(); count + 64 / size_of::<T>()];
+    let start = room.as_ptr().align_offset(64);
+    Aligned { room, start, count }
 }
 
 /// Panics unless `got` is within `tolerance` of `want`, or both are NaN, or equal infinities.
