@@ -97,7 +97,7 @@ fn record_costs(quick: bool) -> anyhow::Result<Vec<Figure>> {
     drop(journal);
 
     let path = folder.0.join("alone.db");
-    Store::create(&path, 0)?;
+    Store::create(&path, 0, 0)?;
     let mut store = Store::open(&path)?;
     store.load(|_| {}).map_err(|bad| anyhow::anyhow!("{}: {}", bad.place, bad.what))?;
     store.accept()?;

@@ -5,8 +5,8 @@ use super::{Frame, Journal, Kind, Reader, Trouble};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, TaskId};
 use crate::kernels::KernelId;
+use crate::tasks::numbered::Numbered;
 use crate::tasks::{Book, Event, Priority, Task, TaskSpec, TaskState};
-use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -238,10 +238,8 @@ impl Book for Recorder {
 /// What is known of earlier lives, built from records.
 #[derive(Debug, Default)]
 pub struct Restored {
-    /// Number of the first task.
-    pub first: u64,
-    /// Tasks from that number on.
-    pub tasks: VecDeque<Option<Box<Task>>>,
+    /// Tasks, ended ones included.
+    pub tasks: Numbered,
     /// The highest number of a task, forgotten ones included.
     pub highest: u64,
     /// What else happened, oldest first, in the words of [`Book::tell`].
@@ -264,21 +262,10 @@ impl Restored {
         }
         if frame.kind == Kind::Accepted {
             let task = read_task(frame)?;
-            if self.tasks.is_empty() {
-                self.first = frame.task;
-            }
-            let at = usize::try_from(frame.task.checked_sub(self.first)?).ok()?;
-            // Numbers are dense but for what was forgotten; a leap into nowhere is no number of ours.
-            if at < self.tasks.len() || at - self.tasks.len() > 1 << 28 {
-                return None;
-            }
-            self.tasks.resize_with(at, || None);
-            self.tasks.push_back(Some(Box::new(task)));
-            return Some(());
+            return self.tasks.push(Box::new(task)).then_some(());
         }
         // A task that was forgotten: its last records go later than its first one.
-        let at = frame.task.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        let Some(task) = at.and_then(|at| self.tasks.get_mut(at)).and_then(Option::as_deref_mut) else {
+        let Some(task) = self.tasks.get_mut(TaskId(frame.task)) else {
             return Some(());
         };
         let mut reader = Reader(frame.payload);
@@ -301,10 +288,15 @@ impl Restored {
         Some(())
     }
 
+    /// The tasks; new ones come behind `highest`, the highest number that the journal remembers, and behind all that it has.
+    pub fn into_tasks(mut self, highest: u64) -> Numbered {
+        self.tasks.skip_to(highest.max(self.highest) + 1);
+        self.tasks
+    }
+
     /// There was this attempt, though no record tells of it: its number is not given again.
     pub fn count_attempt(&mut self, id: TaskId, attempt: Attempt) {
-        let at = id.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        if let Some(task) = at.and_then(|at| self.tasks.get_mut(at)).and_then(Option::as_deref_mut) {
+        if let Some(task) = self.tasks.get_mut(id) {
             task.attempt = task.attempt.max(attempt);
         }
     }
@@ -313,7 +305,7 @@ impl Restored {
     /// sent: task, attempt, the run's name.
     pub fn leftovers(&self) -> impl DoubleEndedIterator<Item = (&Task, Attempt, u64)> {
         self.in_flight.iter().filter_map(|&(id, attempt, run)| {
-            let task = self.tasks.get((id - self.first) as usize)?.as_deref()?;
+            let task = self.tasks.get(TaskId(id))?;
             // Two attempts may have run at a time, and one of them may have outlived the task: only of one that ended in its
             // first attempt nothing can be left.
             let ran_at_last = attempt + 1 >= task.attempt.0;
@@ -342,12 +334,11 @@ mod tests {
             run: 7,
         };
         let mut restored = Restored::default();
-        let (journal, _) =
+        let (journal, found) =
             Journal::open(folder, options, Box::new(|| {}), |frame| restored.take(&frame)).expect("opened");
         let mut ledger = Ledger::new(LedgerLimits::default());
         ledger.keep_in(Box::new(Recorder::new(journal, 7)));
-        let first = if restored.tasks.is_empty() { restored.highest + 1 } else { restored.first };
-        ledger.restore(restored.tasks, first, Nanos(1000));
+        ledger.restore(restored.into_tasks(found.highest), Nanos(1000));
         ledger
     }
 
@@ -386,6 +377,33 @@ mod tests {
             .map(|(task, _, run)| (task.id, task.state == TaskState::Succeeded, run))
             .collect();
         assert_eq!(left, [(ids[0], true, 7), (ids[2], false, 7)], "it may be there still, or again");
+    }
+
+    #[test]
+    fn numbers_of_tasks_go_on_where_all_of_them_are_forgotten() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut ledger = open(folder.path());
+        let lease = Lease { slot: AgentSlot(2), incarnation: crate::base::ids::Incarnation(1) };
+        let spec = TaskSpec { kernel: KernelId::Noop.code(), ..TaskSpec::default() };
+        let waits = ledger.submit(spec.clone(), Nanos(1)).expect("accepted");
+        let mut highest = waits;
+        for _ in 0..5000 {
+            highest = ledger.submit(spec.clone(), Nanos(1)).expect("accepted");
+            ledger.dispatch(highest, lease, Nanos(2));
+            ledger.on_success(highest, None, Nanos(3));
+        }
+        drop(ledger);
+        let mut store = super::super::Store::open(&folder.path().join("journal.db")).expect("opened");
+        store.load(|_| {}).expect("whole");
+        store.accept().expect("set up");
+        let none = Retention { tasks: 0, events: 0, age: Duration::from_secs(3600) };
+        while store.retain(none).expect("retained") {}
+        store.close().expect("closed");
+        let mut ledger = open(folder.path());
+        assert!(ledger.tasks().count() < 3000, "most are forgotten, but for the newest group");
+        let next = ledger.submit(spec, Nanos(2000)).expect("accepted");
+        assert!(next > highest, "{next} again");
+        assert_eq!(ledger.peek(Nanos(2001)).map(|task| task.id), Some(waits));
     }
 
     #[test]

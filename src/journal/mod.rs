@@ -151,10 +151,10 @@ impl Paths {
     }
 
     /// Puts what was read before the damage into a store of its own. Nothing else is touched before that is whole.
-    fn salvage(&self, saved: &[u8], before: u64) -> Result<(), JournalError> {
+    fn salvage(&self, saved: &[u8], before: u64, highest: u64) -> Result<(), JournalError> {
         let failed = || store_error("create", &self.draft);
         let draft = || -> Result<(), StoreError> {
-            Store::create(&self.draft, before)?;
+            Store::create(&self.draft, before, highest)?;
             let mut store = Store::open(&self.draft)?;
             store.load(|_| {}).map_err(|bad| io::Error::other(bad.what))?;
             store.accept()?;
@@ -198,6 +198,8 @@ pub struct Found {
     /// Earlier lives that may have done what no record tells of, because they did not end in order; at most
     /// [`RUNS_REMEMBERED`] of them.
     pub runs: Vec<u64>,
+    /// Highest number of a task that the store remembers, forgotten ones included.
+    pub highest: u64,
 }
 
 /// The writer's end.
@@ -266,7 +268,7 @@ impl Journal {
             }
             drop(survey.store.take());
             let before = frame::decode(&saved).map_or(survey.before, |first| first.seq - 1);
-            paths.salvage(&saved, before)?;
+            paths.salvage(&saved, before, survey.found.highest)?;
             let aside = paths.take_salvaged()?.unwrap_or_default();
             let mut store = open_store(&paths.store)?;
             store.load(|_| {}).map_err(|bad| store_damaged(&paths, bad.place, bad.what, 0))?;
@@ -508,7 +510,7 @@ fn survey(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, Jou
     }
     match (store_length, front_length) {
         (None, None) => {
-            Store::create(&paths.store, 0).map_err(store_error("create", &paths.store))?;
+            Store::create(&paths.store, 0, 0).map_err(store_error("create", &paths.store))?;
         }
         (None, Some(_)) => {
             survey.damage =
@@ -538,6 +540,7 @@ fn survey(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, Jou
         (records, last) = (records + 1, frame.seq);
         visit(frame);
     });
+    survey.found.highest = store.mark().highest;
     if let Err(bad) = outcome {
         survey.damage = Some(store_damaged(paths, bad.place, bad.what, records));
         (survey.before, survey.last) = (store.mark().before, last);

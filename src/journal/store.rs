@@ -85,6 +85,8 @@ pub struct Mark {
     pub before: u64,
     /// Last record.
     pub last: u64,
+    /// Highest number of a task that was accepted in this journal, forgotten ones included.
+    pub highest: u64,
     /// The swarm ended in order, and no front is left.
     pub closed: bool,
 }
@@ -171,7 +173,12 @@ fn random_number() -> io::Result<u64> {
 
 fn encode_mark(mark: Mark) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let payload = [&VERSION.to_le_bytes()[..], &mark.before.to_le_bytes(), &[u8::from(mark.closed)]];
+    let payload = [
+        &VERSION.to_le_bytes()[..],
+        &mark.before.to_le_bytes(),
+        &[u8::from(mark.closed)],
+        &mark.highest.to_le_bytes(),
+    ];
     frame::encode(&mut bytes, mark.last, Kind::Mark, 0, mark.journal, &payload);
     bytes
 }
@@ -182,7 +189,9 @@ fn decode_mark(bytes: &[u8]) -> Result<Mark, &'static str> {
     let (version, before, closed) = (reader.u32(), reader.u64(), reader.u8());
     match (frame.kind, version, before, closed) {
         (Kind::Mark, Some(VERSION | VERSION_BEFORE), Some(before), Some(closed)) => {
-            Ok(Mark { journal: frame.task, before, last: frame.seq, closed: closed == 1 })
+            // An earlier build did not say.
+            let highest = reader.u64().unwrap_or(0);
+            Ok(Mark { journal: frame.task, before, last: frame.seq, highest, closed: closed == 1 })
         }
         (Kind::Mark, Some(_), ..) => Err("it was written by another version"),
         _ => Err("it is no mark"),
@@ -191,7 +200,7 @@ fn decode_mark(bytes: &[u8]) -> Result<Mark, &'static str> {
 
 impl Store {
     /// Makes an empty store, under a temporary name until it is whole.
-    pub fn create(path: &Path, before: u64) -> Result<(), StoreError> {
+    pub fn create(path: &Path, before: u64, highest: u64) -> Result<(), StoreError> {
         let new = path.with_extension("new");
         for name in [new.clone(), with_suffix(&new, "-journal")] {
             match std::fs::remove_file(name) {
@@ -208,7 +217,7 @@ impl Store {
                 "PRAGMA page_size = 4096; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA synchronous = FULL;
                  CREATE TABLE journal (row INTEGER PRIMARY KEY, written INTEGER NOT NULL, records BLOB NOT NULL);",
             )?;
-            let mark = Mark { journal: random_number()?, before, last: before, closed: true };
+            let mark = Mark { journal: random_number()?, before, last: before, highest, closed: true };
             trouble::check("journal.create")?;
             db.execute(
                 "INSERT INTO journal VALUES (0, ?1, ?2)",
@@ -336,6 +345,9 @@ impl Store {
                     return bad(at(offset), "a record has the wrong number".to_owned());
                 }
                 seq = frame.seq;
+                if frame.kind == Kind::Accepted {
+                    self.mark.highest = self.mark.highest.max(frame.task);
+                }
                 // Not through `self`, of which the rows still hold a part.
                 let kept = (&mut self.open, &mut self.late);
                 note(kept, &mut self.groups, (&mut self.ended, &mut self.events), &frame);
@@ -356,7 +368,7 @@ impl Store {
     /// Adds frames, one behind the other: the records behind `after` up to `last`. All of them or none.
     pub fn append(&mut self, frames: &[u8], after: u64, last: u64) -> Result<(), StoreError> {
         trouble::check("journal.commit")?;
-        let mark = Mark { last, closed: false, ..self.mark };
+        let mut mark = Mark { last, closed: false, ..self.mark };
         let written = wall_seconds();
         let mut row = std::mem::take(&mut self.row);
         let transaction = self.db.unchecked_transaction()?;
@@ -367,6 +379,9 @@ impl Store {
                 && (end == 0 || end + frame.bytes.len() <= ROW_BYTES)
             {
                 (end, until) = (end + frame.bytes.len(), frame.seq);
+                if frame.kind == Kind::Accepted {
+                    mark.highest = mark.highest.max(frame.task);
+                }
             }
             if end == 0 {
                 return Err(io::Error::other("what shall be stored is no record").into());

@@ -481,8 +481,9 @@ fn rows_follow_what_is_kept_and_not_what_was_written() {
     }
     while store.retain(retention).expect("retained") {}
     drop(store);
-    let (_, records) = loaded(folder.path());
+    let (store, records) = loaded(folder.path());
     assert!(records.iter().all(|&(kind, task)| kind == Kind::Event || task > 2000), "{records:?}");
+    assert_eq!(store.mark().highest, 2099);
 }
 
 #[test]

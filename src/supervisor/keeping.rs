@@ -126,7 +126,7 @@ pub(super) fn open(
         })?;
     let mut spoiled = Vec::new();
     // What was done last is undone first: one may have replaced what another one had put there.
-    let unrecorded = leftovers::unrecorded(restored.tasks.iter().flatten().map(|task| &**task), &found.runs);
+    let unrecorded = leftovers::unrecorded(restored.tasks.iter(), &found.runs);
     let made: Vec<_> = unrecorded.iter().map(|(task, attempt, _)| (task.id, *attempt)).collect();
     for (task, attempt, run) in unrecorded.into_iter().chain(restored.leftovers().rev()) {
         let Some(output) = &task.spec.output else { continue };
@@ -139,8 +139,8 @@ pub(super) fn open(
     }
     made.into_iter().for_each(|(task, attempt)| restored.count_attempt(task, attempt));
     ledger.keep_in(Box::new(Recorder::new(journal, run)));
-    let first = if restored.tasks.is_empty() { restored.highest + 1 } else { restored.first };
-    ledger.restore(restored.tasks, first, clock::now());
+    let events = std::mem::take(&mut restored.events);
+    ledger.restore(restored.into_tasks(found.highest), clock::now());
     for (id, words) in spoiled {
         ledger.spoil(id, &words, clock::now());
     }
@@ -153,7 +153,7 @@ pub(super) fn open(
             things(open as usize, "task")
         ));
     }
-    Ok(Kept { notes, losses: found.notes, events: restored.events })
+    Ok(Kept { notes, losses: found.notes, events })
 }
 
 impl Supervisor {

@@ -3,6 +3,7 @@
 //! Names of dependencies are resolved when tasks are accepted; a batch may refer forwards inside
 //! itself. A batch's cycle refuses exactly the tasks on it and behind it.
 
+use super::numbered::Numbered;
 use super::queue::{Due, Queue};
 use super::{Book, Event, Hedge, Lease, Task, TaskSpec, TaskState};
 use crate::base::clock::Nanos;
@@ -191,15 +192,14 @@ impl Default for LedgerLimits {
 #[derive(Debug)]
 pub struct Ledger {
     limits: LedgerLimits,
-    /// Tasks by number, `tasks[0]` being `first`; forgotten ones are gone but for their place.
-    tasks: VecDeque<Option<Box<Task>>>,
+    /// All that are known, by number.
+    tasks: Numbered,
     /// Ended tasks in the order in which they will be forgotten.
     remembered: VecDeque<TaskId>,
     /// Tasks whose end somebody has not heard yet, and how many have not.
     owed: HashMap<TaskId, u32>,
     /// Numbers whose ids are names of tasks.
     numerals: HashSet<u64>,
-    first: u64,
     names: HashMap<Box<str>, TaskId>,
     keys: HashMap<Box<str>, TaskId>,
     /// Batches, beside its own, that wait for a task to end.
@@ -235,11 +235,10 @@ impl Ledger {
     pub fn new(limits: LedgerLimits) -> Self {
         Self {
             limits,
-            tasks: VecDeque::new(),
+            tasks: Numbered::starting_at(1),
             remembered: VecDeque::new(),
             owed: HashMap::new(),
             numerals: HashSet::new(),
-            first: 1,
             names: HashMap::new(),
             keys: HashMap::new(),
             followers: HashMap::new(),
@@ -280,8 +279,7 @@ impl Ledger {
 
     fn note(&mut self, event: Event, id: TaskId) {
         let Some(book) = &mut self.book else { return };
-        let at = id.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
-        if let Some(task) = at.and_then(|at| self.tasks.get_mut(at)).and_then(Option::as_deref_mut) {
+        if let Some(task) = self.tasks.get_mut(id) {
             book.note(event, task);
             if event == Event::Ended {
                 task.end_record = book.written();
@@ -289,15 +287,14 @@ impl Ledger {
         }
     }
 
-    /// Takes over the tasks of an earlier life, `tasks[0]` having the number `first`, before any other is accepted. Those
+    /// Takes over the tasks of an earlier life before any other is accepted. Those
     /// that have not ended are queued again in the order in which they were accepted; nobody waits for them here.
-    pub fn restore(&mut self, tasks: VecDeque<Option<Box<Task>>>, first: u64, now: Nanos) {
+    pub fn restore(&mut self, tasks: Numbered, now: Nanos) {
         assert!(self.tasks.is_empty(), "only an empty ledger takes over another one's tasks");
-        (self.tasks, self.first) = (tasks, first);
+        self.tasks = tasks;
         let mut hopeless: Vec<(TaskId, TaskState, String)> = Vec::new();
-        for at in 0..self.tasks.len() {
-            let Some(mut task) = self.tasks[at].take() else { continue };
-            let id = task.id;
+        for id in self.tasks.ids() {
+            let Some(mut task) = self.tasks.remove(id) else { continue };
             if let Some(name) = &task.spec.name {
                 self.give_name(name.clone(), id);
             }
@@ -308,7 +305,7 @@ impl Ledger {
                 task.earlier = true;
                 task.spec.forget_body();
                 self.remembered.push_back(id);
-                self.tasks[at] = Some(task);
+                self.tasks.put_back(task);
                 continue;
             }
             self.counts.total += 1;
@@ -343,7 +340,7 @@ impl Ledger {
                 self.fresh.push(id);
                 self.queued += 1;
             }
-            self.tasks[at] = Some(task);
+            self.tasks.put_back(task);
         }
         for (id, state, error) in hopeless {
             if self.get(id).is_some_and(|task| !task.state.is_final()) {
@@ -378,11 +375,11 @@ impl Ledger {
 
     /// The task with this number.
     pub fn get(&self, id: TaskId) -> Option<&Task> {
-        self.tasks.get(usize::try_from(id.0.checked_sub(self.first)?).ok()?)?.as_deref()
+        self.tasks.get(id)
     }
 
     fn get_mut(&mut self, id: TaskId) -> Option<&mut Task> {
-        self.tasks.get_mut(usize::try_from(id.0.checked_sub(self.first)?).ok()?)?.as_deref_mut()
+        self.tasks.get_mut(id)
     }
 
     /// The task with this name, or with this number as `t12` or `12`.
@@ -409,7 +406,7 @@ impl Ledger {
 
     /// All tasks still known, oldest first.
     pub fn tasks(&self) -> impl DoubleEndedIterator<Item = &Task> {
-        self.tasks.iter().filter_map(Option::as_deref)
+        self.tasks.iter()
     }
 
     /// Numbers so far.
@@ -567,21 +564,20 @@ impl Ledger {
 
     fn accept(&mut self, spec: TaskSpec, now: Nanos, batch: u64, state: TaskState) -> TaskId {
         self.forget_old();
-        let next = |this: &Self| this.first + this.tasks.len() as u64;
         if let Some(name) = &spec.name {
-            self.give_name(name.clone(), TaskId(next(self)));
+            self.give_name(name.clone(), TaskId(self.tasks.next()));
         } else {
             // A number that another task has for a name would be the name of both.
-            while !self.numerals.is_empty() && self.numerals.contains(&next(self)) {
-                self.tasks.push_back(None);
+            while !self.numerals.is_empty() && self.numerals.contains(&self.tasks.next()) {
+                self.tasks.skip_to(self.tasks.next() + 1);
             }
         }
-        let id = TaskId(next(self));
+        let id = TaskId(self.tasks.next());
         self.counts.total += 1;
         if let Some(key) = &spec.key {
             self.keys.insert(key.clone(), id);
         }
-        self.tasks.push_back(Some(Box::new(Task::new(id, spec, state, batch, now))));
+        self.tasks.push(Box::new(Task::new(id, spec, state, batch, now)));
         self.note(Event::Accepted, id);
         if state == TaskState::Queued {
             self.fresh.push(id);
@@ -623,15 +619,11 @@ impl Ledger {
                 break;
             }
             let Some(id) = self.remembered.pop_front() else { break };
-            let Some(place) = id.0.checked_sub(self.first).and_then(|at| self.tasks.get_mut(at as usize))
-            else {
-                continue;
-            };
             if self.owed.contains_key(&id) {
                 self.remembered.push_back(id);
                 continue;
             }
-            let Some(task) = place.take() else { continue };
+            let Some(task) = self.tasks.remove(id) else { continue };
             // After a restart a younger task may have them.
             let is_its_own = |known: Option<&TaskId>| known == Some(&id);
             if let Some(name) = task.spec.name.filter(|name| is_its_own(self.names.get(name))) {
@@ -642,10 +634,7 @@ impl Ledger {
                 self.keys.remove(&key);
             }
         }
-        while self.tasks.front().is_some_and(Option::is_none) {
-            self.tasks.pop_front();
-            self.first += 1;
-        }
+        self.tasks.trim();
     }
 
     fn set_timer(&mut self, when: Nanos, id: TaskId, timer: Timer) {
@@ -678,7 +667,7 @@ impl Ledger {
         self.line_up(|_| 0);
         let mut best: Option<(u64, Due)> = None;
         for priority in 0..3 {
-            let first = self.queues[priority].first(|id| waits(&self.tasks, self.first, id));
+            let first = self.queues[priority].first(|id| waits(&self.tasks, id));
             if let Some(due) = first {
                 let next = (self.aged(priority, due.0, now), due);
                 best = Some(best.map_or(next, |best| best.min(next)));
@@ -695,7 +684,7 @@ impl Ledger {
         let mut first = std::mem::take(&mut self.first_many);
         for priority in 0..3 {
             first.clear();
-            self.queues[priority].first_many(many, |id| waits(&self.tasks, self.first, id), &mut first);
+            self.queues[priority].first_many(many, |id| waits(&self.tasks, id), &mut first);
             into.extend(first.iter().map(|&(due, id)| (self.aged(priority, due, now), due, id)));
         }
         self.first_many = first;
@@ -1104,11 +1093,9 @@ fn numeral(name: &str) -> Option<u64> {
     (TaskId(number).to_string() == name).then_some(number)
 }
 
-/// Whether this task of the list that begins with `first` waits to be sent.
-fn waits(tasks: &VecDeque<Option<Box<Task>>>, first: u64, id: TaskId) -> bool {
-    let at = id.0.checked_sub(first).and_then(|at| usize::try_from(at).ok());
-    let task = at.and_then(|at| tasks.get(at)).and_then(Option::as_deref);
-    task.is_some_and(|task| task.state == TaskState::Queued)
+/// Whether this task waits to be sent.
+fn waits(tasks: &Numbered, id: TaskId) -> bool {
+    tasks.get(id).is_some_and(|task| task.state == TaskState::Queued)
 }
 
 struct BatchPlan {
@@ -1235,6 +1222,12 @@ mod tests {
         Ledger::new(LedgerLimits::default())
     }
 
+    fn numbered(tasks: impl IntoIterator<Item = Box<Task>>) -> Numbered {
+        let mut all = Numbered::default();
+        tasks.into_iter().for_each(|task| assert!(all.push(task)));
+        all
+    }
+
     fn run_next(ledger: &mut Ledger, now: Nanos) -> TaskId {
         let id = ledger.peek(now).expect("something is queued").id;
         ledger.dispatch(id, LEASE, now);
@@ -1310,10 +1303,9 @@ mod tests {
             let spec = TaskSpec { key: Some("key".into()), ..spec("name", &[]) };
             let mut task = Task::new(TaskId(id), spec, state, 0, Nanos(1));
             task.earlier = state.is_final();
-            Some(Box::new(task))
+            Box::new(task)
         };
-        let tasks = [twin(1, TaskState::Succeeded), twin(2, TaskState::Queued)];
-        ledger.restore(tasks.into(), 1, Nanos(1));
+        ledger.restore(numbered([twin(1, TaskState::Succeeded), twin(2, TaskState::Queued)]), Nanos(1));
         let running = run_next(&mut ledger, Nanos(2));
         end_many(&mut ledger);
         assert!(ledger.get(TaskId(1)).is_none());
@@ -1362,10 +1354,10 @@ mod tests {
         before.submit(spec("b", &["t1"]), Nanos(1)).expect("accepted");
         let tasks = before.tasks().cloned().map(|mut task| {
             (task.state, task.missing, task.dependents) = (TaskState::Queued, 0, Vec::new());
-            Some(Box::new(task))
+            Box::new(task)
         });
         let mut after = ledger();
-        after.restore(tasks.collect(), 1, Nanos(2));
+        after.restore(numbered(tasks), Nanos(2));
         assert_eq!(after.get(TaskId(2)).map(|task| task.state), Some(TaskState::Waiting));
         assert_eq!(run_next(&mut after, Nanos(3)), TaskId(1));
         after.on_success(TaskId(1), None, Nanos(4));
@@ -1950,13 +1942,12 @@ mod tests {
     #[test]
     fn tasks_of_an_earlier_life_go_on_in_their_order() {
         let task = |id, name: &str, after: &[&str], state| {
-            Some(Box::new(Task::new(TaskId(id), spec(name, after), state, 9, Nanos(99))))
+            Box::new(Task::new(TaskId(id), spec(name, after), state, 9, Nanos(99)))
         };
         let mut poison = task(9, "poison", &[], TaskState::Queued);
-        poison.as_mut().expect("made").deaths = (3, 0);
+        poison.deaths = (3, 0);
         let tasks = [
             task(5, "good", &[], TaskState::Succeeded),
-            None,
             task(7, "bad", &[], TaskState::Failed),
             task(8, "first", &["good", "forgotten"], TaskState::Queued),
             poison,
@@ -1964,7 +1955,7 @@ mod tests {
             task(11, "hopeless", &["bad"], TaskState::Queued),
         ];
         let mut ledger = ledger();
-        ledger.restore(tasks.into_iter().collect(), 5, Nanos(10));
+        ledger.restore(numbered(tasks), Nanos(10));
         let state = |ledger: &Ledger, name: &str| ledger.find(name).expect("known").state;
         assert_eq!(
             ["good", "bad", "first", "second", "poison", "hopeless"].map(|name| state(&ledger, name)),
