@@ -195,8 +195,7 @@ pub struct Found {
     pub records: u64,
     /// What is worth telling.
     pub notes: Vec<String>,
-    /// Earlier lives that may have done what no record tells of, because they did not end in order; at most
-    /// [`RUNS_REMEMBERED`] of them.
+    /// Earlier lives that may have done what no record tells of, because they did not end in order; the last few of them.
     pub runs: Vec<u64>,
     /// Highest number of a task that the store remembers, forgotten ones included.
     pub highest: u64,
