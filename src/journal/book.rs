@@ -317,13 +317,13 @@ impl Restored {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Options, RING_BYTES, Retention};
+    use super::super::{Found, Options, RING_BYTES, Retention};
     use super::*;
     use crate::tasks::Lease;
     use crate::tasks::ledger::{Ledger, LedgerLimits};
     use std::path::Path;
 
-    fn open(folder: &Path) -> Ledger {
+    fn read(folder: &Path) -> (Journal, Restored, Found) {
         let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
         let options = Options {
             synced: false,
@@ -336,6 +336,11 @@ mod tests {
         let mut restored = Restored::default();
         let (journal, found) =
             Journal::open(folder, options, Box::new(|| {}), |frame| restored.take(&frame)).expect("opened");
+        (journal, restored, found)
+    }
+
+    fn open(folder: &Path) -> Ledger {
+        let (journal, restored, found) = read(folder);
         let mut ledger = Ledger::new(LedgerLimits::default());
         ledger.keep_in(Box::new(Recorder::new(journal, 7)));
         ledger.restore(restored.into_tasks(found.highest), Nanos(1000));
@@ -360,18 +365,7 @@ mod tests {
             .collect();
         ids[..2].iter().for_each(|id| _ = ledger.on_success(*id, None, Nanos(3)));
         drop(ledger);
-        let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
-        let options = Options {
-            synced: false,
-            retention,
-            salvage: false,
-            ring: RING_BYTES,
-            keeper_cores: None,
-            run: 7,
-        };
-        let mut restored = Restored::default();
-        Journal::open(folder.path(), options, Box::new(|| {}), |frame| restored.take(&frame))
-            .expect("opened");
+        let (_, restored, _) = read(folder.path());
         let left: Vec<(TaskId, bool, u64)> = restored
             .leftovers()
             .map(|(task, _, run)| (task.id, task.state == TaskState::Succeeded, run))

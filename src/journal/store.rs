@@ -443,8 +443,8 @@ impl Store {
     /// that it never holds the keeper for long; what is left over is for the next call. Says whether something was done.
     ///
     /// Groups are gone through from the oldest on, and a task goes when the group of its end does: its beginning, which stands in
-    /// the same group or in an older one, is never forgotten later than its end, nor while that is kept. What little is left of neighbours is put together, so that the
-    /// number of rows follows what is kept and not what was written.
+    /// the same group or in an older one, is never forgotten later than its end, nor while that is kept. What little is left of
+    /// neighbours is put together, so that the number of rows follows what is kept and not what was written.
     pub fn retain(&mut self, retention: Retention) -> Result<bool, StoreError> {
         let tasks_over = self.groups_over(retention.age, retention.tasks, self.ended, |group| group.ended);
         let events_over =
