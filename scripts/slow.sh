@@ -61,7 +61,7 @@ if wanted gateways "$@"; then
 fi
 if wanted soak "$@"; then
     heading "soak"
-    "$swarm" chaos --for 20m --rate 2 --count 1200
+    "$swarm" chaos --for 20m --rate 2
 fi
 if wanted disks "$@"; then
     heading "disks"
