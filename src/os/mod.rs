@@ -4,7 +4,6 @@
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
 pub mod affinity;
-mod birth;
 pub mod clock;
 pub mod containment;
 pub mod filemap;

@@ -1,8 +1,13 @@
 //! Starts a process that dies with its parent.
 //!
-//! `clone` with VM, VFORK and PIDFD: the child borrows the parent's memory until exec, so that a start costs the same
-//! from a large parent as from a small one (a fork copies page tables: 19 ms from 1 GiB, against 1 ms), and the pidfd
-//! comes with the child, before anybody can reap it.
+//! `clone` with VM and PIDFD: the child borrows the parent's memory until exec, so that a start costs the same from a
+//! large parent as from a small one (a fork copies page tables: 19 ms from 1 GiB, against 1 ms), and the pidfd comes with
+//! the child, before anybody can reap it.
+//!
+//! With VFORK the kernel would hold the parent until then, for as long as it takes, also when somebody stops the child before
+//! its exec; and the parent is the supervisor's loop. So it waits by itself, for the word that the kernel clears when a
+//! thread leaves its memory (`CLONE_CHILD_CLEARTID`), and looks after a child that keeps it waiting. Tools that know borrowed
+//! memory by VFORK only (Valgrind, the user mode of QEMU) do not take this.
 //!
 //! Invariants
 //! 1. The parent-death signal is armed before exec and the parent is compared afterwards: armed any later, a child can
@@ -11,19 +16,23 @@
 //!    as the process: the supervisor's main thread.
 //! 3. Between clone and exec the child makes system calls on prepared data only: it shares memory with a parent whose
 //!    other threads run on, so it allocates nothing, locks nothing and frees nothing.
-//! 4. Nobody waits for a child that was stopped before exec: see `birth`.
+//! 4. The parent goes on when the child has left its memory, and not before: what the child was given stays where it is.
+//!    A child that is stopped before exec is killed: to the supervisor it is one more that died young.
 //! 5. Signals are blocked from before the clone until the child has its own handlers: none of the parent's handlers
 //!    runs in the child, on the parent's memory.
+//! 6. The two share the C library's `errno` until then, so the parent makes system calls by rustix only, which does without.
 
 use super::affinity::CoreMask;
-use super::birth;
 use super::process::ChildProcess;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::thread::futex;
+use rustix::time::Timespec;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What is to be started, and how.
 #[derive(Debug)]
@@ -72,6 +81,9 @@ struct Prepared<'a> {
     errno: c_int,
 }
 
+/// A birth takes well under a millisecond; one that has taken so long is looked at, again and again.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
 /// Room for the child's few calls until exec, in 16-byte units.
 const STACK_UNITS: usize = 4096;
 
@@ -103,29 +115,37 @@ pub fn spawn(order: &Order<'_>) -> io::Result<ChildProcess> {
         errno: 0,
     };
     let mut stack = Vec::<u128>::with_capacity(STACK_UNITS);
-    let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // Until the kernel clears it.
+    let in_our_memory = AtomicU32::new(1);
+    let mut flags = libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | libc::CLONE_PIDFD | libc::SIGCHLD;
     if order.birthplace == Birthplace::NewNamespace {
         flags |= libc::CLONE_NEWPID;
     }
-    // SAFETY: `stack` and `prepared` outlive the child's use of them, because VFORK holds this thread until the child
-    // has called exec or has ended. The child runs on a stack of its own, grows down from its end, and makes
-    // async-signal-safe calls only (invariant 3). All signals are blocked meanwhile (invariant 5).
-    let (pid, pidfd, error) = birth::attended(|pidfd| unsafe {
+    // SAFETY: `stack`, `prepared` and the word outlive the child's use of them, because this thread waits below until the
+    // child has called exec or has ended, and does nothing before that could fail. The child runs on a stack of its own,
+    // grows down from its end, and makes async-signal-safe calls only (invariant 3). All signals are blocked when it
+    // begins (invariant 5).
+    let (pid, pidfd, error) = unsafe {
         let mut all = std::mem::zeroed();
         let mut before = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
         let top = stack.as_mut_ptr().add(STACK_UNITS).cast::<c_void>();
         let argument = (&raw mut prepared).cast::<c_void>();
-        let pid = libc::clone(child, top, flags, argument, pidfd);
+        let mut pidfd: RawFd = -1;
+        let no_thread_area = std::ptr::null_mut::<c_void>();
+        let word = in_our_memory.as_ptr();
+        let pid = libc::clone(child, top, flags, argument, &raw mut pidfd, no_thread_area, word);
         let error = io::Error::last_os_error();
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        (pid, *pidfd, error)
-    });
+        (pid, pidfd, error)
+    };
     let Some(pid) = (pid > 0).then(|| Pid::from_raw(pid)).flatten() else { return Err(error) };
     // SAFETY: the kernel has just opened it for us, close-on-exec.
-    let child = ChildProcess::with_stat(pid, unsafe { OwnedFd::from_raw_fd(pidfd) });
-    // SAFETY: read through the pointer that the child wrote through; VFORK has ordered the two.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    wait_until_it_has_left(&in_our_memory, pidfd.as_fd());
+    let child = ChildProcess::with_stat(pid, pidfd);
+    // SAFETY: read through the pointer that the child wrote through; it has ended since, or never wrote.
     let errno = unsafe { std::ptr::read_volatile(&raw const prepared.errno) };
     if errno == 0 {
         return Ok(child);
@@ -135,6 +155,32 @@ pub fn spawn(order: &Order<'_>) -> io::Result<ChildProcess> {
         std::thread::yield_now();
     }
     Err(io::Error::from_raw_os_error(errno))
+}
+
+/// Returns when the kernel has cleared the word: the child runs its own program or has ended.
+fn wait_until_it_has_left(in_our_memory: &AtomicU32, pidfd: BorrowedFd<'_>) {
+    const LOOK: WaitIdOptions = WaitIdOptions::EXITED
+        .union(WaitIdOptions::STOPPED)
+        .union(WaitIdOptions::NOWAIT)
+        .union(WaitIdOptions::NOHANG);
+    loop {
+        let waited = futex::wait(in_our_memory, futex::Flags::empty(), 1, Some(&PATIENCE));
+        if in_our_memory.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        if waited != Err(rustix::io::Errno::TIMEDOUT) {
+            continue;
+        }
+        match rustix::process::waitid(WaitId::PidFd(pidfd), LOOK) {
+            Ok(Some(status)) if status.stopped() => {
+                // It may have gone on and ended by itself meanwhile.
+                let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+            }
+            // The kernel does not clear the word of one that dies so that it cannot be written to.
+            Ok(Some(_)) => return,
+            Ok(None) | Err(_) => {}
+        }
+    }
 }
 
 /// The child, on its own stack and its parent's memory, until exec.
