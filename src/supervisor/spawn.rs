@@ -69,8 +69,8 @@ pub(super) struct Nursery {
     /// What an agent's own children die by.
     pub(super) containment: Containment,
     pub(super) silence: OwnedFd,
-    /// Made beforehand: the kernel clears its pages, half a millisecond that nobody has to wait for.
-    pub(super) spare: Option<LinkObjects>,
+    /// Made beforehand: the kernel clears its pages and maps them, more than half a millisecond that nobody has to wait for.
+    pub(super) spare: Option<Line>,
     /// When the next is made, after the last one was taken.
     pub(super) spare_due: Nanos,
 }
@@ -149,6 +149,23 @@ pub(super) struct Started {
     pub(super) file: FileId,
 }
 
+/// What leads to a process that is still to be started.
+pub(super) struct Line {
+    objects: LinkObjects,
+    link: SupervisorLink,
+    contact: Contact,
+}
+
+impl Line {
+    /// Of nobody yet: whose it becomes is the reader of `store`.
+    fn create(channel_bytes: usize, arena_bytes: usize, store: Store) -> io::Result<Self> {
+        let objects = LinkObjects::create(channel_bytes, arena_bytes)?;
+        let link = objects.supervisor_link(store, u16::MAX)?;
+        let contact = objects.contact()?;
+        Ok(Self { objects, link, contact })
+    }
+}
+
 /// Who is to be started.
 pub(super) struct Newborn<'a> {
     pub(super) kind: AgentKind,
@@ -163,10 +180,10 @@ pub(super) struct Newborn<'a> {
 impl Nursery {
     /// Makes what the next process will need, if it is not there yet and nobody starts. When that is not possible, the start
     /// says so.
-    pub(super) fn prepare(&mut self, now: Nanos) {
+    pub(super) fn prepare(&mut self, now: Nanos, store: &Store) {
         if self.spare.is_none() && self.spare_due <= now {
             self.spare_due = now.plus(PAUSE);
-            self.spare = LinkObjects::create(self.channel_bytes, self.arena_bytes).ok();
+            self.spare = Line::create(self.channel_bytes, self.arena_bytes, store.clone()).ok();
         }
     }
 
@@ -178,15 +195,14 @@ impl Nursery {
         hub_arena: &SharedObject,
     ) -> io::Result<Started> {
         trouble::check("spawn")?;
-        let objects = match self.spare.take() {
-            Some(objects) => {
+        let Line { objects, mut link, contact } = match self.spare.take() {
+            Some(line) => {
                 self.spare_due = clock::now().plus(PAUSE);
-                objects
+                line
             }
-            None => LinkObjects::create(self.channel_bytes, self.arena_bytes)?,
+            None => Line::create(self.channel_bytes, self.arena_bytes, store)?,
         };
-        let link = objects.supervisor_link(store, newborn.slot.0)?;
-        let contact = objects.contact()?;
+        link.set_reader(newborn.slot.0);
         link.set_shared_core(newborn.core_shared);
         let (here, there) = socket::pair()?;
         let owner = u64::from(newborn.slot.0) << 32 | u64::from(newborn.incarnation.0);

@@ -95,8 +95,8 @@ impl Supervisor {
         if is_wanted { self.config.agents.compute.standbys } else { 0 }
     }
 
-    /// Whether channels are made beforehand: where there are never standbys, somebody waits for each start. Not on a host that is
-    /// short of anything.
+    /// Whether the line to the next process is made beforehand: where there are never standbys, somebody waits for each start. Not on a host that
+    /// is short of anything.
     fn wants_spare(&self) -> bool {
         let config = &self.config;
         let is_wanted = config.fault_tolerance && config.agents.compute.standbys == 0;
@@ -108,7 +108,7 @@ impl Supervisor {
         (self.standbys.all.len() < self.wanted_standbys()).then_some(self.standbys.next_start)
     }
 
-    /// When the next spare channel is to be made.
+    /// When the next spare line is to be made.
     pub(super) fn next_spare(&self) -> Option<Nanos> {
         let is_due = self.wants_spare() && self.nursery.spare.is_none();
         is_due.then(|| self.nursery.spare_due.max(self.standbys.next_start).max(self.next_tidy))
@@ -121,7 +121,7 @@ impl Supervisor {
             self.standbys.pause(now);
             self.start_standby();
         } else if self.wants_spare() && self.standbys.next_start <= now {
-            self.nursery.prepare(now);
+            self.nursery.prepare(now, &self.switchboard.store);
         }
         let too_many = self.standbys.all.len().saturating_sub(self.wanted_standbys());
         for standby in self.standbys.all.iter_mut().rev().take(too_many) {
