@@ -246,7 +246,7 @@ impl<'a> MakeWriter<'a> for LogSink {
 
 fn filter(text: &str) -> Box<dyn Layer<Registry> + Send + Sync> {
     match text.parse::<LevelFilter>() {
-        // A level needs none of what filters are made of, a tenth of a millisecond in the life of each agent.
+        // A level needs none of what filters are made of, and every agent comes by here before it is ready.
         Ok(level) => level.boxed(),
         Err(_) => EnvFilter::try_new(text).unwrap_or_else(|_| EnvFilter::new("info")).boxed(),
     }

@@ -95,8 +95,8 @@ impl Supervisor {
         if is_wanted { self.config.agents.compute.standbys } else { 0 }
     }
 
-    /// Whether the line to the next process is made beforehand: where there are never standbys, somebody waits for each start. Not on a host that
-    /// is short of anything.
+    /// Whether the line to the next process is made beforehand: where there are never standbys, somebody waits for each
+    /// start. Not on a host that is short of anything.
     fn wants_spare(&self) -> bool {
         let config = &self.config;
         let is_wanted = config.fault_tolerance && config.agents.compute.standbys == 0;
