@@ -50,6 +50,18 @@ pub struct Incident {
     found: Nanos,
 }
 
+/// A life that ended.
+pub(super) struct Dead<'a> {
+    pub(super) id: &'a str,
+    pub(super) incarnation: Incarnation,
+    pub(super) exit: Exit,
+    pub(super) born: Nanos,
+    /// Tasks that it ended.
+    pub(super) tasks: u64,
+    /// From our own kill to its end, microseconds.
+    pub(super) detect_us: Option<f64>,
+}
+
 /// The incidents of a swarm.
 #[derive(Debug, Default)]
 pub struct IncidentLog {
@@ -111,8 +123,7 @@ impl IncidentLog {
 }
 
 impl Supervisor {
-    /// A failure was found. Nothing is opened for a life that has an open incident, unless it is about more than
-    /// that life.
+    /// A failure was found in the life that runs, or ran last, in this place.
     pub(super) fn open_incident(
         &mut self,
         slot: AgentSlot,
@@ -122,15 +133,27 @@ impl Supervisor {
     ) {
         let Some(record) = self.record(slot) else { return };
         let (agent, life) = (record.id.clone(), record.incarnation);
+        self.open_incident_of(&agent, life, failure, cause, evidence);
+    }
+
+    /// Nothing is opened for a life that has an open incident, unless it is about more than that life.
+    fn open_incident_of(
+        &mut self,
+        agent: &str,
+        life: Incarnation,
+        failure: Failure,
+        cause: &str,
+        evidence: Vec<Figure>,
+    ) {
         let is_own = matches!(failure, Failure::CrashLoop | Failure::Poison);
-        if !is_own && self.incidents.of_life(&agent, life).is_some() {
+        if !is_own && self.incidents.of_life(agent, life).is_some() {
             return;
         }
         let silent = evidence.iter().find(|figure| figure.name == "silent_s");
         let incident = Incident {
             id: 0,
             time: wall_rfc3339(),
-            agent: agent.clone(),
+            agent: agent.to_owned(),
             incarnation: life.0,
             failure: failure.name().to_owned(),
             action: failure.plan().act.name().to_owned(),
@@ -144,7 +167,7 @@ impl Supervisor {
         };
         let id = self.incidents.open(incident);
         let text = format!("incident {id}: {}: {cause}", failure.name());
-        self.events.add(Severity::Info, "incident_opened", Some(&agent), text);
+        self.events.add(Severity::Info, "incident_opened", Some(agent), text);
     }
 
     /// Saves the channel of an agent that wrote nonsense, and says in its incident where.
@@ -177,28 +200,19 @@ impl Supervisor {
         }
     }
 
-    /// An agent died. That is an incident, unless it is part of one or was asked for.
-    pub(super) fn note_death(
-        &mut self,
-        slot: AgentSlot,
-        exit: Exit,
-        born: Nanos,
-        tasks: u64,
-        detect_us: Option<f64>,
-        moved: &[TaskId],
-    ) {
-        let Some(record) = self.record(slot) else { return };
-        let (agent, life) = (record.id.clone(), record.incarnation);
-        if exit != Exit::Code(0) {
+    /// An agent died. That is an incident, unless it is part of one or was asked for. Its successor may have its place already.
+    pub(super) fn note_death(&mut self, dead: &Dead<'_>, moved: &[TaskId]) {
+        if dead.exit != Exit::Code(0) {
             let figures = vec![
-                Figure::new("lived_s", clock::now().since(born).as_secs_f64()),
-                Figure::new("tasks_count", tasks as f64),
+                Figure::new("lived_s", clock::now().since(dead.born).as_secs_f64()),
+                Figure::new("tasks_count", dead.tasks as f64),
             ];
-            self.open_incident(slot, Failure::Crash, &exit.describe(), figures);
+            self.open_incident_of(dead.id, dead.incarnation, Failure::Crash, &dead.exit.describe(), figures);
         }
-        if let Some(incident) = self.incidents.of_life(&agent, life) {
+        if let Some(incident) = self.incidents.of_life(dead.id, dead.incarnation) {
             incident.tasks_moved += moved.len();
-            incident.detect_us = incident.detect_us.or(detect_us.filter(|_| incident.failure == "crash"));
+            incident.detect_us =
+                incident.detect_us.or(dead.detect_us.filter(|_| incident.failure == "crash"));
         }
         for &id in moved {
             let Some(task) = self.ledger.get(id).filter(|task| task.state == TaskState::Failed) else {
@@ -208,7 +222,7 @@ impl Supervisor {
             if error.starts_with(POISON) {
                 let figures = vec![Figure::new("attempts_count", f64::from(task.attempt.0))];
                 let cause = format!("task {}: {error}", task.label());
-                self.open_incident(slot, Failure::Poison, &cause, figures);
+                self.open_incident_of(dead.id, dead.incarnation, Failure::Poison, &cause, figures);
             }
         }
     }

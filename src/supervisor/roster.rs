@@ -1,6 +1,7 @@
 //! Who is alive, where, in which life; and what happens when somebody is born or dies.
 
 use super::action::{Recovery, Refused, Reply};
+use super::incidents::Dead;
 use super::spawn::{FileId, Started};
 use super::switchboard::Talks;
 use super::*;
@@ -147,6 +148,14 @@ impl Record {
     }
 }
 
+/// What becomes of the place of a dead agent.
+enum Verdict {
+    Restarts,
+    StaysDead,
+    GuardEnds,
+    Benched,
+}
+
 impl Supervisor {
     /// Puts the planned agents on the roster: compute agents start now, the others in the next turns,
     /// so that the first task does not wait for them.
@@ -284,11 +293,15 @@ impl Supervisor {
                 let seat = Seat::new(slot, newborn.incarnation, newborn.kind, link);
                 self.give_seat(&newborn, child, Talks { talk, contact, pid: 0, owner }, seat);
             }
-            Err(_) if self.is_guard_ending() => self.schedule_restart(slot, Doing::Outside),
+            Err(_) if self.is_guard_ending() => {
+                let verdict = self.schedule_restart(slot, Doing::Outside);
+                self.on_verdict(slot, verdict);
+            }
             Err(error) => {
                 let text = format!("cannot start: {error}");
                 self.events.add(Severity::Warning, "agent_start_failed", Some(&id), text);
-                self.schedule_restart(slot, Doing::ItsOwn);
+                let verdict = self.schedule_restart(slot, Doing::ItsOwn);
+                self.on_verdict(slot, verdict);
             }
         }
     }
@@ -583,9 +596,10 @@ impl Supervisor {
             return;
         }
         let detect_us = killed.map(|then| now.since(then).as_nanos() as f64 / 1000.0);
-        self.note_death(slot, exit, born, tasks, detect_us, &moved);
         let text = format!("{cause} in life {incarnation}; {} moved to others", things(moved.len(), "task"));
+        let dead = Dead { id: &id, incarnation, exit, born, tasks, detect_us };
         if unwanted {
+            self.note_death(&dead, &moved);
             self.count_destroyed(slot);
             self.roster[slot.index()] = None;
             self.close_incidents(&id, now);
@@ -599,6 +613,7 @@ impl Supervisor {
             return;
         }
         if resting {
+            self.note_death(&dead, &moved);
             self.roster[slot.index()].as_mut().expect("just seen").state = AgentState::Resting;
             self.close_incidents(&id, now);
             let text = "ended until the host has room for it again".to_owned();
@@ -610,6 +625,7 @@ impl Supervisor {
             self.on_binary_failed(file, &cause);
         }
         if orderly {
+            self.note_death(&dead, &moved);
             let text = format!("ended after what it held, in life {incarnation}");
             self.events.add(Severity::Info, "agent_ended", Some(&id), text);
             let record = self.roster[slot.index()].as_mut().expect("just seen");
@@ -618,9 +634,8 @@ impl Supervisor {
             self.start_due();
             return;
         }
-        self.events.add(Severity::Warning, "agent_died", Some(&id), text);
         let recovery = Recovery {
-            agent: id,
+            agent: id.clone(),
             cause,
             detect_us,
             noticed: Some(now),
@@ -638,9 +653,12 @@ impl Supervisor {
             None if crashed || killed.is_some() || exit == Exit::Code(0) => Doing::ItsOwn,
             None => Doing::Outside,
         };
-        self.schedule_restart(slot, doing);
-        // At once when it may: recovery is waiting for it.
+        let verdict = self.schedule_restart(slot, doing);
+        // At once when it may: recovery is waiting for it, and nobody for the record of the death.
         self.start_due();
+        self.note_death(&dead, &moved);
+        self.events.add(Severity::Warning, "agent_died", Some(&id), text);
+        self.on_verdict(slot, verdict);
     }
 
     pub(super) fn restart_limits(&self) -> RestartLimits {
@@ -652,31 +670,53 @@ impl Supervisor {
         }
     }
 
-    fn schedule_restart(&mut self, slot: AgentSlot, doing: Doing) {
+    /// Decides when the dead agent of this place lives again. What else there is to do about it is
+    /// [the caller's](Self::on_verdict), who has more urgent things to do first.
+    #[must_use]
+    fn schedule_restart(&mut self, slot: AgentSlot, doing: Doing) -> Verdict {
         let limits = self.restart_limits();
         let (now, tolerant) = (self.now.max(clock::now()), self.config.fault_tolerance);
-        let is_guard_ending = self.is_guard_ending();
+        // To ask takes time, and a standby that dies with the guard comes back here.
+        let has_standby = self.standbys.ready() > 0;
         let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
-        let id = record.id.clone();
         if !tolerant {
             record.state = AgentState::Stopped;
-            let text = "stays dead: `fault_tolerance` is off".to_owned();
-            self.events.add(Severity::Warning, "agent_not_restarted", Some(&id), text);
-            return;
+            return Verdict::StaysDead;
         }
-        if is_guard_ending {
+        if !(has_standby && record.kind == AgentKind::Compute) && self.is_guard_ending() {
             // Everybody dies with the guard, which says nothing about anybody.
+            let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
             record.restarts +=
                 u32::from(!matches!(record.state, AgentState::Backoff(_) | AgentState::Benched(_)));
             record.state = AgentState::Backoff(now.plus(GUARD_PAUSE));
-            self.on_guard_gone();
-            return;
+            return Verdict::GuardEnds;
         }
+        let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
         record.restarts += 1;
         match record.history.on_death(record.born, doing, now, &limits) {
-            Decision::At(when) => record.state = AgentState::Backoff(when),
+            Decision::At(when) => {
+                record.state = AgentState::Backoff(when);
+                Verdict::Restarts
+            }
             Decision::Bench(until) => {
                 record.state = AgentState::Benched(until);
+                Verdict::Benched
+            }
+        }
+    }
+
+    /// Says and does what follows from [`schedule_restart`](Self::schedule_restart).
+    fn on_verdict(&mut self, slot: AgentSlot, verdict: Verdict) {
+        let id = self.id_of(slot);
+        match verdict {
+            Verdict::Restarts => {}
+            Verdict::StaysDead => {
+                let text = "stays dead: `fault_tolerance` is off".to_owned();
+                self.events.add(Severity::Warning, "agent_not_restarted", id.as_deref(), text);
+            }
+            Verdict::GuardEnds => self.on_guard_gone(),
+            Verdict::Benched => {
+                let limits = self.restart_limits();
                 let text = format!(
                     "crash loop: it died more than {} times within {} s; tried again in {} s",
                     limits.limit,
@@ -684,7 +724,7 @@ impl Supervisor {
                     restart::BENCH.as_secs()
                 );
                 self.open_incident(slot, Failure::CrashLoop, &text, Vec::new());
-                self.events.add(Severity::Warning, "agent_benched", Some(&id), text);
+                self.events.add(Severity::Warning, "agent_benched", id.as_deref(), text);
                 // It may have been the one that was to go on.
                 self.rest_as_the_level_says();
             }
