@@ -11,7 +11,7 @@
 
 use crate::base::clock::Nanos;
 use crate::telemetry::reading::Reading;
-use crate::telemetry::strain::{MemoryStrain, StrainGauge};
+use crate::telemetry::strain::{MemoryStrain, OomKills, StrainGauge};
 use std::path::Path;
 use std::time::Duration;
 
@@ -121,6 +121,7 @@ pub struct Ladder {
     last_refused: Nanos,
     refusals: u32,
     gauge: StrainGauge,
+    oom_kills: OomKills,
     /// Readings that this host does not have, each with its reason.
     blind: Vec<String>,
 }
@@ -137,6 +138,7 @@ impl Ladder {
             last_refused: Nanos(0),
             refusals: 0,
             gauge: StrainGauge::new(procfs),
+            oom_kills: OomKills::new(procfs, Path::new("/sys/fs/cgroup")),
             blind: Vec::new(),
         }
     }
@@ -154,6 +156,11 @@ impl Ladder {
     /// What it cannot see.
     pub fn blind(&self) -> &[String] {
         &self.blind
+    }
+
+    /// An agent was killed by signal 9, and not by us: whether it was for want of memory.
+    pub fn was_oom_kill(&mut self) -> bool {
+        self.oom_kills.claim()
     }
 
     /// The system refused to start a process for lack of something. `to` is how far down that leads at most: the agents of a
@@ -176,6 +183,7 @@ impl Ladder {
     /// Looks at the host and takes a step if one is due.
     pub fn look(&mut self, now: Nanos) -> Option<Step> {
         let strain = self.gauge.read();
+        self.oom_kills.forget();
         let blind = |reading: &Reading<f64>, what: &str| match reading {
             Reading::Absent { detail, .. } => Some(format!("{what} is not seen: {detail}")),
             Reading::Value { .. } => None,

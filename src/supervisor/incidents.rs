@@ -55,6 +55,8 @@ pub(super) struct Dead<'a> {
     pub(super) id: &'a str,
     pub(super) incarnation: Incarnation,
     pub(super) exit: Exit,
+    /// In words.
+    pub(super) cause: &'a str,
     pub(super) born: Nanos,
     /// Tasks that it ended.
     pub(super) tasks: u64,
@@ -207,7 +209,7 @@ impl Supervisor {
                 Figure::new("lived_s", clock::now().since(dead.born).as_secs_f64()),
                 Figure::new("tasks_count", dead.tasks as f64),
             ];
-            self.open_incident_of(dead.id, dead.incarnation, Failure::Crash, &dead.exit.describe(), figures);
+            self.open_incident_of(dead.id, dead.incarnation, Failure::Crash, dead.cause, figures);
         }
         if let Some(incident) = self.incidents.of_life(dead.id, dead.incarnation) {
             incident.tasks_moved += moved.len();

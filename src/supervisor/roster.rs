@@ -553,15 +553,25 @@ impl Supervisor {
     /// An agent is dead.
     fn on_death(&mut self, slot: AgentSlot, exit: Exit) {
         let now = self.now;
-        let blames_task = self.record(slot).is_some_and(|record| record.blames_task);
-        let crashed = match exit {
-            Exit::Signal(signal) => blames_task || signal != libc::SIGKILL && signal != libc::SIGTERM,
-            Exit::Code(code) => code != 0,
-        };
-        let cause = exit.describe();
         // Whoever has answered is no more held: of the others nobody knows how far they came.
         self.dispatcher.collect_from(slot, &mut self.ledger, now, &mut self.heard);
         let unanswered = self.held_attempts(slot);
+        let (blames_task, is_our_kill) =
+            self.record(slot).map_or((false, false), |record| (record.blames_task, record.killed.is_some()));
+        // To ask takes time, which nobody but the tasks that may be to blame is worth.
+        let is_oom_kill = exit == Exit::Signal(libc::SIGKILL)
+            && !is_our_kill
+            && !unanswered.is_empty()
+            && self.ladder.was_oom_kill();
+        let crashed = match exit {
+            Exit::Signal(libc::SIGKILL | libc::SIGTERM) => blames_task || is_oom_kill,
+            Exit::Signal(_) => true,
+            Exit::Code(code) => code != 0,
+        };
+        let mut cause = exit.describe();
+        if is_oom_kill {
+            cause.push_str(", the host or its control group was out of memory");
+        }
         let (mut tasks, mut failures, mut busy_ns) = (0, 0, 0);
         if let Some(seat) = self.dispatcher.get(slot) {
             (tasks, failures, busy_ns) = (seat.tasks, seat.failures, seat.busy_ns);
@@ -597,7 +607,7 @@ impl Supervisor {
         }
         let detect_us = killed.map(|then| now.since(then).as_nanos() as f64 / 1000.0);
         let text = format!("{cause} in life {incarnation}; {} moved to others", things(moved.len(), "task"));
-        let dead = Dead { id: &id, incarnation, exit, born, tasks, detect_us };
+        let dead = Dead { id: &id, incarnation, exit, cause: &cause, born, tasks, detect_us };
         if unwanted {
             self.note_death(&dead, &moved);
             self.count_destroyed(slot);
@@ -636,7 +646,7 @@ impl Supervisor {
         }
         let recovery = Recovery {
             agent: id.clone(),
-            cause,
+            cause: cause.clone(),
             detect_us,
             noticed: Some(now),
             ready_us: None,

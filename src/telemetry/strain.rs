@@ -1,4 +1,5 @@
-//! How short of memory the host is: the two numbers by which the swarm gives things up.
+//! How short of memory the host is: the two numbers by which the swarm gives things up, and whether the kernel has killed
+//! somebody for it.
 
 use super::host::parse_meminfo;
 use super::reading::{Missing, Reading, Reason};
@@ -42,6 +43,65 @@ impl StrainGauge {
     }
 }
 
+/// How many processes the kernel has killed for want of memory, as far as this process can see: of its own control group where
+/// that counts them, else of the host. The signal alone does not tell such a death from a kill by somebody.
+#[derive(Debug)]
+pub struct OomKills {
+    file: KeptFile,
+    last: Option<u64>,
+    /// Those of which nobody knows yet whom they hit.
+    unclaimed: u64,
+}
+
+impl OomKills {
+    /// Of the host whose `/proc` and `/sys/fs/cgroup` these are.
+    pub fn new(procfs: &Path, cgroups: &Path) -> Self {
+        let groups = std::fs::read_to_string(procfs.join("self/cgroup")).unwrap_or_default();
+        let own = groups.lines().filter_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+            Some(match controllers {
+                "" => cgroups.join(path).join("memory.events"),
+                _ if controllers.split(',').any(|name| name == "memory") => {
+                    cgroups.join("memory").join(path).join("memory.oom_control")
+                }
+                _ => return None,
+            })
+        });
+        let mut found = Self { file: KeptFile::new(procfs.join("vmstat")), last: None, unclaimed: 0 };
+        for path in own {
+            let mut file = KeptFile::new(path);
+            if count_in(&mut file).is_some() {
+                found.file = file;
+                break;
+            }
+        }
+        found.last = count_in(&mut found.file);
+        found
+    }
+
+    /// Somebody was killed: whether that was for want of memory, as far as the count tells. One of the kills since the last
+    /// [`forget`](Self::forget) is his.
+    pub fn claim(&mut self) -> bool {
+        let count = count_in(&mut self.file);
+        let before = std::mem::replace(&mut self.last, count);
+        self.unclaimed += count.zip(before).map_or(0, |(count, before)| count.saturating_sub(before));
+        let is_his = self.unclaimed > 0;
+        self.unclaimed -= u64::from(is_his);
+        is_his
+    }
+
+    /// Kills that nobody claimed hit strangers.
+    pub fn forget(&mut self) {
+        self.last = count_in(&mut self.file);
+        self.unclaimed = 0;
+    }
+}
+
+fn count_in(file: &mut KeptFile) -> Option<u64> {
+    file.read().ok()?.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 fn stalled_percent(text: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.starts_with("some "))?;
     let field = line.split_ascii_whitespace().find_map(|field| field.strip_prefix("avg10="))?;
@@ -68,5 +128,37 @@ mod tests {
         let strain = StrainGauge::new(&root).read();
         assert!(!strain.available_percent.is_present() && !strain.stalled_percent.is_present());
         std::fs::remove_dir_all(&root).expect("removed");
+    }
+
+    #[test]
+    fn deaths_for_want_of_memory_are_counted_where_they_are_nearest() {
+        let root = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, text).expect("a file");
+        };
+        let (procfs, cgroups) = (root.path().join("proc"), root.path().join("cgroup"));
+        let gauge = || OomKills::new(&procfs, &cgroups);
+        assert!(!gauge().claim(), "nothing is known");
+        write("proc/vmstat", "nr_free_pages 7\noom_kill 3\n");
+        let mut host = gauge();
+        assert!(!host.claim());
+        write("proc/vmstat", "nr_free_pages 7\noom_kill 5\n");
+        assert_eq!([host.claim(), host.claim(), host.claim()], [true, true, false]);
+        write("proc/vmstat", "nr_free_pages 7\noom_kill 6\n");
+        host.forget();
+        assert!(!host.claim(), "somebody else's");
+        // An old group's own count, then a new one's.
+        write("proc/self/cgroup", "5:cpu:/a\n4:cpuset,memory:/a/b\n0::/c\n");
+        write("cgroup/memory/a/b/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n");
+        let mut group = gauge();
+        write("cgroup/memory/a/b/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n");
+        assert!(group.claim());
+        write("proc/self/cgroup", "0::/c\n");
+        write("cgroup/c/memory.events", "low 0\noom 5\noom_kill 0\n");
+        let mut group = gauge();
+        write("cgroup/c/memory.events", "low 0\noom 6\noom_kill 1\noom_group_kill 0\n");
+        assert_eq!([group.claim(), group.claim()], [true, false]);
     }
 }
