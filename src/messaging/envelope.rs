@@ -2,6 +2,10 @@
 //!
 //! `decode` is given a private copy and trusts nothing in it: unknown kinds, short records and codes
 //! outside their range are [`BadMessage`].
+//!
+//! What an agent says ends with a checksum (CRC-32C) of it. It does not stop who lies on purpose; it finds what stray writes have
+//! done between the two copies, so that no result is committed that no agent has sent. What the supervisor says lies in memory
+//! that nobody else can write.
 
 use super::failure::Failure;
 use crate::base::clock::Nanos;
@@ -28,6 +32,14 @@ pub enum BadMessage {
         kind: u8,
         /// The code.
         code: u8,
+    },
+    /// It is not what was sent.
+    #[error("the checksum of a message of {bytes} bytes is wrong, kind {kind}")]
+    Checksum {
+        /// Its kind.
+        kind: u8,
+        /// Its length.
+        bytes: usize,
     },
     /// It says more than it may.
     #[error("message kind {kind} carries {bytes} bytes, at most {most} are allowed")]
@@ -384,11 +396,17 @@ impl<'a> ToAgent<'a> {
     }
 }
 
+/// Of a message and its kind.
+fn checksum(kind: u8, record: &[u8]) -> u32 {
+    // The kind as the register's first content costs nothing, unlike a byte of its own.
+    crc32c::crc32c_append(u32::from(kind), record)
+}
+
 impl Encode for FromAgent<'_> {
     #[inline]
     fn encode(&self, buffer: &mut Vec<u8>) -> u8 {
         buffer.clear();
-        match self {
+        let kind = match self {
             FromAgent::Ready { core } => {
                 buffer.extend_from_slice(&core.to_le_bytes());
                 kind::READY
@@ -416,7 +434,9 @@ impl Encode for FromAgent<'_> {
                 buffer.extend_from_slice(text.as_bytes());
                 kind::NOTE
             }
-        }
+        };
+        buffer.extend_from_slice(&checksum(kind, buffer).to_le_bytes());
+        kind
     }
 }
 
@@ -424,6 +444,12 @@ impl<'a> FromAgent<'a> {
     /// Reads a record.
     #[inline]
     pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
+        let bytes = payload.len();
+        let short = BadMessage::Short { kind: message_kind, bytes };
+        let (payload, sum) = payload.split_last_chunk().ok_or(short)?;
+        if u32::from_le_bytes(*sum) != checksum(message_kind, payload) {
+            return Err(BadMessage::Checksum { kind: message_kind, bytes });
+        }
         let mut fields = Fields::new(message_kind, payload);
         let code = |code| BadMessage::Code { kind: message_kind, code };
         let message = match message_kind {
@@ -754,6 +780,31 @@ mod tests {
     }
 
     #[test]
+    fn a_flipped_bit_in_what_an_agent_says_is_found() {
+        let mut buffer = Vec::new();
+        let body = br#"{"value": 124750}"#;
+        let messages = [
+            FromAgent::Ready { core: 3 },
+            FromAgent::Done(Done { body, ..done() }),
+            FromAgent::Note { severity: Severity::Alert, text: "cpu\n99%" },
+        ];
+        for message in messages {
+            let kind = message.encode(&mut buffer);
+            for bit in 0..buffer.len() * 8 {
+                let mut damaged = buffer.clone();
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert!(FromAgent::decode(kind, &damaged).is_err(), "bit {bit} of {message:?}");
+            }
+            for bit in 0..8 {
+                assert!(FromAgent::decode(kind ^ 1 << bit, &buffer).is_err(), "bit {bit} of the kind");
+            }
+            for length in 0..buffer.len() {
+                assert!(FromAgent::decode(kind, &buffer[..length]).is_err(), "{length} bytes of {message:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_task_without_arrays_and_its_answer_take_one_slot_each() {
         let mut buffer = Vec::new();
         ToAgent::Run(Run { body: b"", ..run() }).encode(&mut buffer);
@@ -789,7 +840,9 @@ mod tests {
             let payload: Vec<u8> = (0..rng.below(80)).map(|_| rng.next_u64() as u8).collect();
             let kind = if rng.below(2) == 0 { rng.below(8) as u8 } else { 60 + rng.below(10) as u8 };
             let _ = ToAgent::decode(kind, &payload);
-            let _ = FromAgent::decode(kind, &payload);
+            // A liar's checksums are right.
+            let sum = checksum(kind, &payload).to_le_bytes();
+            let _ = FromAgent::decode(kind, &[&payload[..], &sum].concat());
         }
     }
 }

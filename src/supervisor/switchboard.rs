@@ -269,6 +269,7 @@ pub(super) fn reason_class(text: &str) -> &'static str {
         ("acknowledges", "nonsense in an acknowledged head"),
         ("block", "nonsense in a block"),
         ("arena", "nonsense in a block"),
+        ("checksum", "wrong checksum"),
         ("kind", "unknown message"),
         ("died", "peer died"),
         ("unread", "left its words unread"),

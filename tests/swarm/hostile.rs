@@ -589,6 +589,66 @@ fn an_agent_whose_channel_is_nonsense_is_replaced_and_its_tasks_are_done_once() 
     }
 }
 
+/// Stray writes into answers that nobody has read yet: none is believed, whoever sent them is replaced, and every task has its right
+/// value in the end.
+#[test]
+fn a_changed_byte_in_an_answer_is_never_believed() {
+    const TASKS: usize = 600;
+    const DIGITS: &[u8] = b"124750";
+    let mut luck = SplitMix64::new(seed());
+    let fault = json!({"restart_limit": 1000, "backoff_max_s": 0.02});
+    let agents = json!({"fault": fault, "compute": {"count": 2}});
+    let swarm = Swarm::deploy(&json!({"agents": agents, "channel_size": 65536}));
+    let x: Vec<f64> = (0..500).map(f64::from).collect();
+    let x = swarm.place.write_array("x.npy", &[500], &x);
+    let mut client = attach(&swarm.place.socket(), "worker");
+    let sum = json!({"kernel": "reduce", "inputs": [x]});
+    let mut changed = 0;
+    for round in 0..8 {
+        for _ in 0..TASKS {
+            client.submit_json(&sum).expect("taken");
+        }
+        let agents: Vec<u32> = ["compute-0", "compute-1"]
+            .map(|id| swarm.agent(id)["pid"].as_u64().expect("a process") as u32)
+            .to_vec();
+        // Its agents go on with what they hold, and their answers wait.
+        swarm.signal(Signal::STOP);
+        std::thread::sleep(Duration::from_millis(50));
+        for &pid in &agents {
+            let (from, to) = mapping(pid, "ai_swarm-up");
+            let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
+            let memory = memory.expect("our own user's process");
+            let mut slots = vec![0; (to - from) as usize];
+            memory.read_exact_at(&mut slots, from).expect("mapped");
+            for at in 0..slots.len() - DIGITS.len() {
+                if slots[at..].starts_with(DIGITS) {
+                    let digit = at + luck.below(DIGITS.len() as u64) as usize;
+                    let other = b'0' + (slots[digit] - b'0' + 1 + luck.below(9) as u8) % 10;
+                    memory.write_all_at(&[other], from + digit as u64).expect("its own memory, writable");
+                    changed += 1;
+                }
+            }
+        }
+        swarm.signal(Signal::CONT);
+        for _ in 0..TASKS {
+            let end = client.next_end(SOON).expect("one more");
+            assert_eq!(end.result(), Some(json!(124_750.0)), "round {round}: {end:?}");
+        }
+        swarm.until("all live again", |swarm| {
+            swarm.agents().iter().all(|agent| agent["state"] == "ready").then_some(())
+        });
+    }
+    let found = swarm.events_of("channel_corrupt");
+    assert!(found.iter().all(|event| event["text"].to_string().contains("checksum")), "{found:#?}");
+    println!("{changed} bytes were changed, {} agents ended for it", found.len());
+    assert!(!found.is_empty(), "{changed} bytes were changed, and all of them were old");
+    let closed = swarm.get("/api/v1/system/statistics")["closed_channels"].clone();
+    assert!(closed["wrong checksum"].as_u64() >= Some(found.len() as u64), "{closed}");
+    drop(client);
+    let tasks = swarm.end()["tasks"].clone();
+    assert_eq!((&tasks["failed"], &tasks["lost"], &tasks["duplicated"]), (&json!(0), &json!(0), &json!(0)));
+}
+
 #[test]
 fn complaints_of_two_clients_end_an_agent_and_one_alone_does_not() {
     let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 2}}}));
