@@ -26,10 +26,13 @@ pub(super) struct Work {
     judged: u64,
     /// Output files that were right.
     right: u64,
+    /// Values that were right.
+    right_values: u64,
     /// What was found wrong.
     lost: Vec<String>,
     twice: Vec<String>,
     wrong: Vec<String>,
+    wrong_values: Vec<String>,
 }
 
 impl Work {
@@ -47,9 +50,11 @@ impl Work {
             on_bad_disk: 0,
             judged: 0,
             right: 0,
+            right_values: 0,
             lost,
             twice,
             wrong,
+            wrong_values: Vec::new(),
         })
     }
 
@@ -179,7 +184,7 @@ impl Work {
         let outputs = self.folder.join("out");
         for number in self.judged..self.next {
             match ask(&id(number))? {
-                Ok(task) if task["state"] == "succeeded" => {}
+                Ok(task) if task["state"] == "succeeded" => self.compare(number, &task["result"]),
                 Ok(task) => self.lost.push(format!("{}: {} {}", id(number), task["state"], task["error"])),
                 Err(error) => self.lost.push(format!("{}: {error}", id(number))),
             }
@@ -197,6 +202,15 @@ impl Work {
         }
         self.judged = self.next;
         Ok(())
+    }
+
+    /// A value that came back in a message, against the right one.
+    fn compare(&mut self, number: u64, result: &Value) {
+        let Some((_, _, right)) = reduction(number) else { return };
+        match result.as_f64() {
+            Some(value) if (value - right).abs() <= 1e-9 * right.abs() => self.right_values += 1,
+            _ => self.wrong_values.push(format!("{}: {result} where {right} is right", id(number))),
+        }
     }
 
     /// No task is lost, none is done twice, every output is right and nothing else lies beside them.
@@ -221,6 +235,14 @@ impl Work {
                 broken: self.twice.clone(),
             },
             Verdict { promise: "P2", what: files, broken: wrong },
+            Verdict {
+                promise: "P5",
+                what: format!(
+                    "{} values that came back in messages, against the right ones",
+                    self.right_values
+                ),
+                broken: self.wrong_values.clone(),
+            },
         ])
     }
 }
@@ -237,19 +259,38 @@ fn id(number: u64) -> String {
     format!("chaos-{number}")
 }
 
-/// Every fourth sleeps for some milliseconds, so that kills meet tasks at work; the others write a file.
+/// Of every eight one sleeps for some milliseconds, so that kills meet tasks at work, and one computes a value, which
+/// comes back in a message; the others write a file.
 fn writes(number: u64) -> bool {
     !number.is_multiple_of(4)
 }
 
+/// What a task that computes a value does with which array, and the right value.
+fn reduction(number: u64) -> Option<(&'static str, &'static str, f64)> {
+    const REDUCTIONS: [(&str, &str, f64); 8] = [
+        ("sum", "x.npy", 124_750.0),
+        ("mean", "x.npy", 249.5),
+        ("min", "x.npy", 0.0),
+        ("max", "x.npy", 499.0),
+        ("sum", "y.npy", 1494.0),
+        ("mean", "y.npy", 2.988),
+        ("min", "y.npy", 0.0),
+        ("max", "y.npy", 6.0),
+    ];
+    (number % 8 == 4).then(|| REDUCTIONS[(number / 8 % 8) as usize])
+}
+
 fn task(number: u64) -> Value {
-    let id = id(number);
-    if writes(number) {
+    let (id, retries) = (id(number), super::RETRIES);
+    if let Some((op, input, _)) = reduction(number) {
+        json!({"id": id, "kernel": "reduce", "params": {"op": op}, "inputs": [input], "retries": retries})
+    } else if writes(number) {
         let output = format!("out/{id}.npy");
-        json!({"id": id, "kernel": "axpy", "params": {"alpha": number}, "inputs": ["x.npy", "y.npy"], "output": output, "retries": super::RETRIES})
+        json!({"id": id, "kernel": "axpy", "params": {"alpha": number}, "inputs": ["x.npy", "y.npy"],
+            "output": output, "retries": retries})
     } else {
-        json!({"id": id, "kernel": "sleep", "params": {"seconds": 0.001 * (number % 3 + 1) as f64},
-            "retries": super::RETRIES})
+        let seconds = 0.001 * (number % 3 + 1) as f64;
+        json!({"id": id, "kernel": "sleep", "params": {"seconds": seconds}, "retries": retries})
     }
 }
 
@@ -300,15 +341,29 @@ mod tests {
             .collect()
     }
 
-    fn succeeded(_: &str) -> Result<Value, String> {
-        Ok(json!({"state": "succeeded"}))
+    fn succeeded(name: &str) -> Result<Value, String> {
+        let number = name.strip_prefix("chaos-").and_then(|number| number.parse().ok());
+        let value = number.and_then(reduction).map(|(_, _, value)| value);
+        Ok(json!({"state": "succeeded", "result": value}))
+    }
+
+    #[test]
+    fn the_judge_finds_a_value_that_is_wrong() {
+        for wrong in [json!(124_750.5), json!("124750"), Value::Null] {
+            let (_folder, mut work) = done();
+            let found = broken(&mut work, |name| match name {
+                "chaos-4" => Ok(json!({"state": "succeeded", "result": wrong})),
+                name => succeeded(name),
+            });
+            assert!(matches!(&found[..], [("P5", text)] if text.starts_with("chaos-4: ")), "{found:?}");
+        }
     }
 
     #[test]
     fn the_judge_finds_nothing_where_nothing_is_wrong() {
         let (_folder, mut work) = done();
         assert_eq!(broken(&mut work, succeeded), []);
-        assert_eq!((work.right, work.unjudged()), (9, 0));
+        assert_eq!((work.right, work.right_values, work.unjudged()), (9, 1, 0));
         // What was judged is not looked at again.
         assert_eq!(broken(&mut work, |_| panic!("asked twice")), []);
     }

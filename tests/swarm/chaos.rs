@@ -25,7 +25,7 @@ fn a_storm_of_faults_breaks_no_promise() {
             .count()
     });
     assert_eq!(rows, 1, "somebody else counts the ends: {found:#}");
-    for promise in ["P1", "P2", "P4", "P6", "P8"] {
+    for promise in ["P1", "P2", "P4", "P5", "P6", "P8"] {
         let looked =
             found["promises"].as_array().expect("a list").iter().any(|row| row["promise"] == promise);
         assert!(looked, "{promise}: {found:#}");
