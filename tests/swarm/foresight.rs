@@ -150,7 +150,17 @@ fn an_agent_that_spins_without_a_task_is_found_in_time() {
 
 #[test]
 fn stopped_agents_are_found_within_a_quarter_of_a_second() {
-    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 1}}}));
+    stopped_agents_are_found_within(0.25);
+}
+
+#[test]
+fn stopped_agents_are_found_within_a_tenth_of_a_second_where_that_is_asked_for() {
+    stopped_agents_are_found_within(0.1);
+}
+
+fn stopped_agents_are_found_within(limit: f64) {
+    let fault = json!({"hang_after_s": limit});
+    let swarm = Swarm::deploy(&json!({"agents": {"compute": {"count": 1}, "fault": fault}}));
     let mut times = Vec::new();
     for round in 0..10 {
         // A life that did something is followed by the next one at once.
@@ -173,7 +183,8 @@ fn stopped_agents_are_found_within_a_quarter_of_a_second() {
         times[times.len() - 1]
     );
     // Half of them strictly; a machine that tests much at once may be late with some.
-    assert!(times[times.len() / 2] <= Duration::from_millis(250), "{times:?}");
+    assert!(times[times.len() / 2].as_secs_f64() <= limit, "{times:?}");
+    assert!(times.iter().all(|time| time.as_secs() < 2), "{times:?}");
     let incidents = incidents(&swarm, "compute-0");
     assert!(incidents.iter().all(|incident| incident["failure"] == "frozen"), "{incidents:#?}");
     swarm.end();
