@@ -90,6 +90,12 @@ pub fn note_synced(file: &File, place: Place) -> io::Result<()> {
     note(file, SYNCED_AT, place)
 }
 
+/// Brings what was written to the disk; a test can make it fail, at a place of this name.
+pub fn sync(file: &File, place: &str) -> io::Result<()> {
+    trouble::check(place)?;
+    file.sync_data()
+}
+
 /// The writer's end.
 #[derive(Debug)]
 pub struct Front {
@@ -171,7 +177,7 @@ impl Front {
         ((self.ring / 4) as usize).min(frame::FRAME_BYTES_MAX)
     }
 
-    /// Writes a frame, if there is room while the store has taken over everything before `head`.
+    /// Writes a frame, if there is room while everything before `head` may be written over.
     pub fn append(&mut self, bytes: &[u8], head: u64, scratch: &mut Vec<u8>) -> bool {
         let length = bytes.len() as u64;
         let (mut tail, mut place) = (self.tail, self.tail % self.ring);
@@ -458,6 +464,15 @@ mod tests {
             assert_eq!(tail_position(word), Some(position));
             assert!((0..64).all(|bit| tail_position(word ^ 1 << bit).is_none()), "{position}");
         }
+    }
+
+    #[test]
+    fn a_sync_asks_the_disk() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = File::create(folder.path().join("front")).expect("made");
+        assert!(sync(&file, "nowhere").is_ok());
+        // What has no disk behind it cannot be synced, and the kernel says so.
+        assert!(sync(&File::open("/dev/null").expect("there"), "nowhere").is_err());
     }
 
     #[test]

@@ -26,6 +26,8 @@ const SLEEP: Duration = Duration::from_millis(500);
 const SYNC_EVERY: Duration = Duration::from_micros(100);
 /// Turns of the sync thread: it runs for microseconds, many times, and what it waits for has to wait for it each time.
 const SYNC_TURN: Duration = Duration::from_micros(100);
+/// At level `power` the front's places become free in steps of its length by this; a record may be as long as two of them.
+const FREE_STEPS: u64 = 8;
 /// Between two looks for what is to be forgotten.
 const RETAIN_EVERY: Duration = Duration::from_millis(200);
 
@@ -52,6 +54,8 @@ pub(super) struct Shared {
     there: AtomicU64,
     /// Up to here the store has it; by the keeper.
     head: AtomicU64,
+    /// Up to here the places in the front may be written again; by the keeper.
+    free: AtomicU64,
     /// Last record that the disk has for certain; by the sync thread.
     synced: AtomicU64,
     state: AtomicU64,
@@ -77,6 +81,7 @@ impl Shared {
             written: AtomicU64::new(last),
             there: zero(),
             head: zero(),
+            free: zero(),
             synced: AtomicU64::new(last),
             state: zero(),
             why: Mutex::default(),
@@ -89,6 +94,10 @@ impl Shared {
 
     pub(super) fn head(&self) -> u64 {
         self.head.load(Ordering::Acquire)
+    }
+
+    pub(super) fn free(&self) -> u64 {
+        self.free.load(Ordering::Acquire)
     }
 
     pub(super) fn synced(&self) -> u64 {
@@ -171,8 +180,8 @@ impl Threads {
             thread::Builder::new().name(name.to_owned()).spawn(work)
         };
         let (staging, start, front) = (files.staging.take(), files.start, files.front.try_clone()?);
-        let theirs = shared.clone();
-        let keeper = spawn("journal", Box::new(move || keep(&theirs, files, retention)))?;
+        let (theirs, is_synced) = (shared.clone(), staging.is_some());
+        let keeper = spawn("journal", Box::new(move || keep(&theirs, files, retention, is_synced)))?;
         let keeper_thread = keeper.thread().clone();
         let mut threads = Self { shared, keeper: Some(keeper), syncer: None };
         if let Some(staging) = staging {
@@ -235,7 +244,7 @@ fn sync(shared: &Shared, keeper: &Thread, front: &File, mut staging: Staging, st
         let outcome = staging.bring(tail).and_then(|()| {
             shared.there.store(tail, Ordering::Release);
             wake(&shared.keeper_sleeps, keeper);
-            trouble::check("journal.sync").and_then(|()| front.sync_data())?;
+            front::sync(front, "journal.sync")?;
             // On the disk with the next sync, so it speaks of one group less than is there.
             front::note_synced(front, Place { position: 0, seq: written })
         });
@@ -253,7 +262,7 @@ fn sync(shared: &Shared, keeper: &Thread, front: &File, mut staging: Staging, st
     }
 }
 
-fn keep(shared: &Shared, files: Files, retention: Retention) {
+fn keep(shared: &Shared, files: Files, retention: Retention, is_synced: bool) {
     let Files { front, front_path, ring, start, mut store, cores, .. } = files;
     if let Some(cores) = cores {
         cores.apply();
@@ -303,12 +312,22 @@ fn keep(shared: &Shared, files: Files, retention: Retention) {
         let outcome = taken.and_then(|place| store.append(&group, head.seq, place.seq).map(|()| place));
         let outcome = outcome.and_then(|place| {
             trouble::check("journal.head").and_then(|()| front::note_head(&front, place))?;
-            Ok(place)
+            // A disk may have what was written over old places before it has the note that they are old: whoever starts after a
+            // power cut would find nonsense there. So they are free only when the note is on the disk, which is seen to in big steps.
+            let free = shared.free();
+            if is_synced && place.position - free < ring / FREE_STEPS {
+                return Ok((place, free));
+            }
+            if is_synced {
+                front::sync(&front, "journal.free")?;
+            }
+            Ok((place, place.position))
         });
         match outcome {
-            Ok(place) => {
+            Ok((place, free)) => {
                 taker.advance(place);
                 shared.head.store(place.position, Ordering::Release);
+                shared.free.store(free, Ordering::Release);
                 if !shared.is_fine() {
                     shared.set_state(FINE, String::new());
                 }

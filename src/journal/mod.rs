@@ -333,8 +333,8 @@ impl Journal {
         self.frame.clear();
         frame::encode(&mut self.frame, self.last, kind, value, task, &[payload]);
         self.push_waiting();
-        let head = self.threads.shared.head();
-        if self.waiting.is_empty() && self.front.append(&self.frame, head, &mut self.scratch) {
+        let free = self.threads.shared.free();
+        if self.waiting.is_empty() && self.front.append(&self.frame, free, &mut self.scratch) {
             self.threads.on_written(self.front.tail(), self.last);
         } else {
             self.waiting.push_back(self.frame.clone());
@@ -349,7 +349,7 @@ impl Journal {
     /// Puts records into the front that found no room before.
     pub fn push_waiting(&mut self) {
         while let Some(frame) = self.waiting.front() {
-            if !self.front.append(frame, self.threads.shared.head(), &mut self.scratch) {
+            if !self.front.append(frame, self.threads.shared.free(), &mut self.scratch) {
                 return;
             }
             self.waiting.pop_front();

@@ -428,6 +428,81 @@ fn what_a_restarted_host_lost_is_said_aloud() {
     }
 }
 
+/// A power cut leaves of what was written since the last sync whatever blocks the disk had taken by then, in no order. The ring goes
+/// round several times, with a store that takes it over, by the rules of the threads in `keeper`.
+#[test]
+fn a_power_cut_takes_nothing_that_was_acknowledged() {
+    const RING: u64 = 1 << 14;
+    let folder = quick_folder();
+    drop(open(folder.path(), Options { synced: true, ..OPTIONS }).expect("new"));
+    let paths = Paths::new(folder.path());
+    let mut luck = SplitMix64::new(0xC07);
+    let (mut cuts, mut shortened, mut rounds) = (0, 0, 0);
+    for _ in 0..20 {
+        let mut store = loaded(folder.path()).0;
+        let Mark { journal, last: before, .. } = store.mark();
+        let identity = Identity { journal, runs: vec![7], boot: "another-run".to_owned(), synced: true };
+        let (mut front, file, staging) = Front::create(&paths.front, RING, &identity, before).expect("made");
+        store.mark_open().expect("marked");
+        let mut staging = staging.expect("a synced one");
+        let mut taker = front::Taker::new(&file, RING, Place { position: 0, seq: before });
+        let (mut last, mut free) = (before, 0);
+        // What the disk has for certain, and the last record of it.
+        let mut disk = (std::fs::read(&paths.front).expect("readable"), before);
+        for _ in 0..30 {
+            let mut bytes = Vec::new();
+            for _ in 0..luck.below(6) {
+                bytes.clear();
+                let payload = vec![luck.next_u64() as u8; luck.below(RING / 8) as usize];
+                frame::encode(&mut bytes, last + 1, Kind::Accepted, 0, last + 1, &[&payload]);
+                last += u64::from(front.append(&bytes, free, &mut Vec::new()));
+            }
+            staging.bring(front.tail()).expect("written");
+            rounds = front.tail() / RING;
+            if luck.below(2) == 0 {
+                bytes.clear();
+                let place = taker.take(front.tail(), usize::MAX, &mut bytes).expect("no damage");
+                append_all(&mut store, &bytes, taker.head().seq).expect("taken over");
+                front::note_head(&file, place).expect("noted");
+                taker.advance(place);
+            }
+            let now = std::fs::read(&paths.front).expect("readable");
+            let changed: Vec<usize> = (0..now.len())
+                .step_by(4096)
+                .filter(|&at| now[at..].iter().take(4096).ne(disk.0[at..].iter().take(4096)))
+                .collect();
+            for _ in 0..2 {
+                let mut left = disk.0.clone();
+                for &at in changed.iter().filter(|_| luck.below(2) == 0) {
+                    let end = (at + 4096).min(now.len());
+                    left[at..end].copy_from_slice(&now[at..end]);
+                }
+                let place = quick_folder();
+                copy(folder.path(), place.path());
+                std::fs::write(place.path().join("journal.front"), left).expect("written");
+                let mut seen = 0;
+                let survey = survey(&Paths::new(place.path()), |frame| {
+                    seen = frame.seq;
+                    assert_eq!(frame.task, frame.seq, "invented");
+                });
+                let damage = survey.expect("readable").damage;
+                assert!(damage.is_none(), "{damage:?} at record {last}, {} synced", disk.1);
+                assert!(disk.1 <= seen && seen <= last, "{seen} of {last}, {} were acknowledged", disk.1);
+                cuts += 1;
+                shortened += u64::from(seen < last);
+            }
+            if luck.below(2) == 0 {
+                // A sync: what was noted before it is on the disk.
+                disk = (now, last);
+                front::note_synced(&file, Place { position: 0, seq: last }).expect("noted");
+                free = taker.head().position;
+            }
+        }
+        drop(store);
+    }
+    assert!(cuts == 1200 && shortened > 100 && rounds > 3, "{cuts} {shortened} {rounds}");
+}
+
 fn loaded(folder: &Path) -> (Store, Vec<(Kind, u64)>) {
     let mut store = Store::open(&Paths::new(folder).store).expect("opened");
     let mut records = Vec::new();
