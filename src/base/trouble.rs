@@ -12,7 +12,8 @@
 //! `journal.retain` (old records are forgotten, and their pages given back), `journal.close` (the store is closed), and of its start
 //! `journal.create` (steps of making a store), `journal.front` (steps of making a front) and `journal.salvage` (steps of putting
 //! what was salvaged in the place of what is damaged);
-//! of the supervisor `spawn` (an agent or a standby is to be started).
+//! of the supervisor `spawn` (an agent or a standby is to be started), `spawn.step` (each step of that), `attach` (steps by which a
+//! client and its lines come in); of whoever keeps state `snapshot` (steps of writing one).
 
 use std::io;
 

@@ -14,6 +14,7 @@
 //!
 //! A snapshot is advice. Whoever restores one checks every value as if a stranger had written it.
 
+use crate::base::trouble;
 use crate::kernels::Level;
 use crate::os::topology::Topology;
 use serde::de::DeserializeOwned;
@@ -126,9 +127,12 @@ impl Snapshots {
         let path = self.path(generation);
         let temporary = self.folder.join(format!(".{}.{}.tmp", self.stem, std::process::id()));
         let written = (|| {
+            trouble::check("snapshot")?;
             let mut file = File::create(&temporary)?;
+            trouble::check("snapshot")?;
             writeln!(file, "{}", serde_json::to_string(&header)?)?;
             file.write_all(body.as_bytes())?;
+            trouble::check("snapshot")?;
             file.sync_all()?;
             fs::rename(&temporary, &path)
         })();

@@ -5,6 +5,7 @@ use super::incidents::Dead;
 use super::spawn::{FileId, Started};
 use super::switchboard::Talks;
 use super::*;
+use crate::base::trouble;
 use crate::base::words::things;
 use crate::os::affinity::CoreMask;
 use crate::os::process::{ChildProcess, Dying, Exit};
@@ -352,15 +353,19 @@ impl Supervisor {
         let (store, file) = (self.switchboard.store.clone(), self.nursery.binary.file());
         self.board.announce();
         let error = match self.nursery.spawn(newborn, store, self.switchboard.hub_arena()) {
-            Ok(started) => match epoll::add(&self.epoll, &started.child, data, epoll::EventFlags::IN) {
-                Ok(()) => return Ok(started),
-                Err(error) => {
-                    // Unwatched, its death would go unnoticed.
-                    started.child.kill();
-                    self.dying.push(started.child);
-                    io::Error::from(error)
+            Ok(started) => {
+                let watched = trouble::check("spawn.step")
+                    .and_then(|()| Ok(epoll::add(&self.epoll, &started.child, data, epoll::EventFlags::IN)?));
+                match watched {
+                    Ok(()) => return Ok(started),
+                    Err(error) => {
+                        // Unwatched, its death would go unnoticed.
+                        started.child.kill();
+                        self.dying.push(started.child);
+                        error
+                    }
                 }
-            },
+            }
             Err(error) => error,
         };
         match error.raw_os_error() {

@@ -159,8 +159,11 @@ pub(super) struct Line {
 impl Line {
     /// Of nobody yet: whose it becomes is the reader of `store`.
     fn create(channel_bytes: usize, arena_bytes: usize, store: Store) -> io::Result<Self> {
+        trouble::check("spawn.step")?;
         let objects = LinkObjects::create(channel_bytes, arena_bytes)?;
+        trouble::check("spawn.step")?;
         let link = objects.supervisor_link(store, u16::MAX)?;
+        trouble::check("spawn.step")?;
         let contact = objects.contact()?;
         Ok(Self { objects, link, contact })
     }
@@ -204,6 +207,7 @@ impl Nursery {
         };
         link.set_reader(newborn.slot.0);
         link.set_shared_core(newborn.core_shared);
+        trouble::check("spawn.step")?;
         let (here, there) = socket::pair()?;
         let owner = u64::from(newborn.slot.0) << 32 | u64::from(newborn.incarnation.0);
         let hub = self.hub_objects(hub_arena, self.hub_event.as_fd());
@@ -227,6 +231,7 @@ impl Nursery {
             settings: self.settings.clone(),
             token: self.token.clone(),
         };
+        trouble::check("spawn.step")?;
         let mut message =
             std::fs::File::from(rustix::fs::memfd_create("ai_swarm-start", rustix::fs::MemfdFlags::CLOEXEC)?);
         message.write_all(&serde_json::to_vec(&start)?)?;
@@ -236,6 +241,7 @@ impl Nursery {
         // The agent reads the number only; the names are for `ps`.
         let arguments = [crate::agents::runner::AGENT_WORD, newborn.id, &number, &self.swarm];
         let life = format!("{}={}", containment::VARIABLE, life_name(&self.token, owner));
+        trouble::check("spawn.step")?;
         let child = self.containment.spawn(Order {
             program: &self.binary.program(),
             arguments: &arguments,

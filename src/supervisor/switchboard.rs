@@ -15,6 +15,7 @@
 //!    go on, because they were accepted.
 
 use super::*;
+use crate::base::trouble;
 use crate::kernels::KernelId;
 use crate::messaging::attach::{
     FromMember, Heard, Mouth, Rule, Said, SupervisorTalk, ToMember, UNSAID_MAX, VERSION, is_name,
@@ -396,7 +397,7 @@ impl Supervisor {
         let mut accepted = 0;
         while accepted < ACCEPTS_PER_LOOK {
             let Some((listener, _)) = &self.switchboard.listener else { break };
-            match socket::accept(listener) {
+            match trouble::check("attach").and_then(|()| socket::accept(listener)) {
                 Ok(Some(connection)) => {
                     accepted += 1;
                     self.on_connection(SupervisorTalk::new(connection));
@@ -656,8 +657,10 @@ impl Supervisor {
                 .expect("numbers do not end"),
         };
         let system = |error: io::Error| format!("cannot make its channels: {error}");
+        trouble::check("attach").map_err(system)?;
         let objects = LinkObjects::create(self.config.channel_size, self.config.messaging.arena_bytes)
             .map_err(system)?;
+        trouble::check("attach").map_err(system)?;
         let link = objects.supervisor_link(self.switchboard.store.clone(), at as u16).map_err(system)?;
         let contact = objects.contact().map_err(system)?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -667,6 +670,7 @@ impl Supervisor {
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&self.epoll, &event, data, edges).map_err(|errno| system(errno.into()))?;
         link.set_shared_core(self.cores.len() < 2);
+        trouble::check("attach").map_err(system)?;
         let hub_arena = self.switchboard.arena.read_only().map_err(system)?;
         let hub = self.nursery.hub_objects(&hub_arena, event.as_fd());
         let (numbers, fds) = objects.descriptors(&hub);
@@ -739,14 +743,17 @@ impl Supervisor {
         if board.lines.len() >= LINES_MAX {
             return Err(format!("{LINES_MAX} lines are open already, the most there can be"));
         }
-        let half = || SharedObject::create("ai_swarm-half", board.half_bytes);
+        let half = || {
+            trouble::check("attach")?;
+            SharedObject::create("ai_swarm-half", board.half_bytes)
+        };
         let halves = [half().map_err(system)?, half().map_err(system)?];
         let seen = [
             halves[0].map_first(Access::Read, pages::HALF_HEAD_BYTES).map_err(system)?,
             halves[1].map_first(Access::Read, pages::HALF_HEAD_BYTES).map_err(system)?,
         ];
         board.next_line += 1;
-        let (number, half_bytes) = (board.next_line, board.half_bytes);
+        let number = board.next_line;
         let [seen_a, seen_b] = seen;
         let record = LineRecord { ends: [(a, places[0], seen_a), (b, places[1], seen_b)] };
         board.lines.insert(number, record);
@@ -755,8 +762,26 @@ impl Supervisor {
                 member.take_place(places[end], number);
             }
         }
+        if let Err(why) = self.tell_both(number, [(a, places[0]), (b, places[1])], &halves, seq) {
+            // Of half a line neither end has anything.
+            self.close_line(number, "left: it cannot be told of the line");
+            return Err(why);
+        }
+        Ok(number)
+    }
+
+    /// Tells the ends of a new line, each a member and its place there, of it: who asked for it, the first one, last.
+    fn tell_both(
+        &mut self,
+        number: u32,
+        ends: [(usize, usize); 2],
+        halves: &[SharedObject; 2],
+        seq: Option<u64>,
+    ) -> Result<(), String> {
+        let system = |error: io::Error| format!("cannot make a line: {error}");
         for end in [1, 0] {
-            let (at, other) = ([a, b][end], [a, b][1 - end]);
+            let ((at, place), (other, peer_place)) = (ends[end], ends[1 - end]);
+            trouble::check("attach").map_err(system)?;
             let theirs = halves[1 - end].read_only().map_err(system)?;
             let Some(peer) = self.switchboard.member(other) else { continue };
             let Some(contact) = &peer.contact else { continue };
@@ -765,21 +790,20 @@ impl Supervisor {
             let word = ToMember::Line {
                 seq: if end == 0 { seq } else { None },
                 line: number,
-                at: places[end] as u16,
-                peer_at: places[1 - end] as u16,
+                at: place as u16,
+                peer_at: peer_place as u16,
                 peer: peer.id.clone(),
                 kind: peer.kind.to_owned(),
-                half_bytes,
+                half_bytes: self.switchboard.half_bytes,
                 arena_bytes: arena.bytes(),
             };
             let fds = [halves[end].as_fd(), theirs.as_fd(), desk.as_fd(), bell.as_fd(), arena.as_fd()];
             if !self.say(at, &word, &fds) {
                 let id = self.switchboard.member(at).map_or_else(String::new, |member| member.id.clone());
-                self.close_line(number, "left: it cannot be told of the line");
                 return Err(format!("member {id} cannot be told of the line; try again later"));
             }
         }
-        Ok(number)
+        Ok(())
     }
 
     fn close_line(&mut self, number: u32, why: &str) {
@@ -981,6 +1005,7 @@ impl Supervisor {
             let topic = self.switchboard.topics.get_mut(name).expect("callers have made it");
             let fresh = !topic.rings.contains_key(&publisher);
             if fresh {
+                trouble::check("attach").map_err(system)?;
                 let ring = SharedObject::create("ai_swarm-topic", bytes).map_err(system)?;
                 topic.rings.insert(publisher, ring);
             }

@@ -1129,6 +1129,65 @@ fn when_no_more_files_can_be_opened_the_swarm_waits_and_works_on() {
     running.finish().ends(0);
 }
 
+/// Each step by which a client, its lines and its topics come in wants descriptors or memory. Who is refused is told, has nothing
+/// half, and gets it all the next time.
+#[test]
+fn whatever_an_attachment_lacks_is_an_error_once_and_there_the_next_time() {
+    let mut refused = 0;
+    for pass in 1..=24 {
+        let order = format!("attach:{pass}={}", ["files", "memory"][pass % 2]);
+        let config = json!({"agents": {"compute": {"count": 1, "standbys": 0}}});
+        let swarm = Swarm::deploy_with(Place::new(), &config, &[], &[("AI_SWARM_FAIL_AT", &order)]);
+        let control = swarm.place.socket();
+        let mut again = |what: &str, works: &mut dyn FnMut() -> bool| {
+            let tries = (1..=100).find(|_| {
+                let works = works();
+                if !works {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                works
+            });
+            refused +=
+                usize::from(tries.unwrap_or_else(|| panic!("{order}: {what}\n{}", swarm.running.err())) > 1);
+        };
+        let (mut left, mut right) = (None, None);
+        for (client, name) in [(&mut left, "left"), (&mut right, "right")] {
+            again("attached", &mut || {
+                *client = Attach::at(&control).as_client(name).spin(false).attach().ok();
+                client.is_some()
+            });
+        }
+        let (mut left, mut right) = (left.expect("attached"), right.expect("attached"));
+        again("asked an agent", &mut || {
+            let agent = left.connect("compute-0");
+            agent.is_ok_and(|agent| left.call(agent, b"status", SOON).is_ok())
+        });
+        let mut mail = Mail::default();
+        again("said something", &mut || {
+            let said = left.connect("right").is_ok_and(|peer| left.send(peer, b"word").is_ok());
+            said && right.receive(&mut mail, SOON).is_ok_and(|came| came && mail.to_vec() == b"word")
+        });
+        again("heard a topic", &mut || {
+            let subscribed = right.subscribe("topic", Rule::DropOldest).is_ok();
+            let sent = subscribed
+                && (0..20).any(|_| {
+                    std::thread::sleep(Duration::from_millis(5));
+                    left.publish("topic", b"news").is_ok_and(|sent| sent == 1)
+                });
+            let heard = sent && right.receive(&mut mail, SOON).is_ok_and(|came| came);
+            if !heard {
+                let _ = right.unsubscribe("topic");
+            }
+            heard
+        });
+        let ticket = left.submit_json(&json!({"kernel": "noop"})).expect("taken");
+        assert!(left.wait(ticket, SOON).expect("ended").is_success());
+        drop((left, right));
+        swarm.end();
+    }
+    assert!(refused >= 10, "{refused} steps were refused once");
+}
+
 /// Processor time of a process, clock ticks.
 fn cpu_ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");

@@ -101,6 +101,38 @@ fn what_was_learned_outlives_the_swarm_and_damage_is_told() {
     );
 }
 
+/// Each step of writing one can fail; it is written later, and nobody is the worse for it.
+#[test]
+fn a_snapshot_that_cannot_be_written_costs_nothing_but_itself() {
+    let place = Place::new();
+    let first = config(&place);
+    let swarm = Swarm::deploy_with(place, &first, &[], &[("AI_SWARM_FAIL_AT", "snapshot:1-=full")]);
+    let tasks: Vec<Value> = (0..20).map(|at| json!({"id": format!("t{at}"), "kernel": "noop"})).collect();
+    swarm.submit(&json!(tasks));
+    for at in 0..20 {
+        swarm.until_task(&format!("t{at}"), "succeeded");
+    }
+    assert!(swarm.agents().iter().all(|agent| agent["restarts"] == 0));
+    let place = end(swarm);
+    assert_eq!(
+        snapshots(&place, ""),
+        [] as [PathBuf; 0],
+        "what could not be written is not there, nor half of it"
+    );
+    for pass in 1..=6 {
+        let order = format!("snapshot:{pass}=full");
+        let swarm = Swarm::deploy_with(Place::new(), &json!({}), &[], &[("AI_SWARM_FAIL_AT", &order)]);
+        swarm.submit(&json!([{"id": "a", "kernel": "noop"}]));
+        swarm.until_task("a", "succeeded");
+        let place = end(swarm);
+        let files = snapshots(&place, "");
+        assert!(files.iter().all(|file| file.extension().is_some_and(|end| end == "json")), "{files:?}");
+        let swarm = Swarm::deploy_in(place, &json!({}), &[]);
+        assert!(texts_of(&swarm, "snapshot_damaged").is_empty(), "{order}: {:#?}", swarm.events());
+        end(swarm);
+    }
+}
+
 /// Nobody had time to say good-bye.
 #[test]
 fn what_was_chosen_learned_and_decided_outlives_a_kill_of_the_supervisor() {

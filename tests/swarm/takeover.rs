@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -451,6 +451,137 @@ fn a_start_that_is_refused_while_the_swarm_comes_up_is_made_good() {
         swarm.until_task("a", "succeeded");
         swarm.end();
     }
+}
+
+/// Each step of a start wants something of the system. Seven agents make about forty of them; what is refused is tried again.
+#[test]
+fn whatever_a_start_lacks_costs_no_task_and_nothing_is_left_of_it() {
+    let mut told = 0;
+    for pass in (1..=60).step_by(5) {
+        let (what, words) = REFUSALS[pass / 5 % REFUSALS.len()];
+        let order = format!("spawn.step:{pass}-{}={what}", pass + 1);
+        let config = json!({"agents": {"compute": {"count": 2, "standbys": pass % 2}}});
+        let swarm = Swarm::deploy_with(Place::new(), &config, &[], &[("AI_SWARM_FAIL_AT", &order)]);
+        let tasks: Vec<Value> =
+            (0..100).map(|_| json!({"kernel": "sleep", "params": {"seconds": 0.002}})).collect();
+        swarm.submit(&tasks.into());
+        for id in ["compute-0", "compute-1"] {
+            let before = swarm.agent(id);
+            assert!(signal(pid_of(&before), Signal::KILL));
+            is_replaced(&swarm, &before);
+        }
+        swarm
+            .until("all tasks are done", |swarm| (swarm.status()["tasks"]["succeeded"] == 100).then_some(()));
+        let refused: Vec<Value> =
+            ["agent_start_failed", "standby_died"].iter().flat_map(|kind| swarm.events_of(kind)).collect();
+        assert!(
+            refused.iter().all(|event| event["text"].to_string().contains(words)),
+            "{order}: {refused:#?}"
+        );
+        told += refused.len();
+        let tasks = swarm.end()["tasks"].clone();
+        assert_eq!(
+            (&tasks["lost"], &tasks["duplicated"], &tasks["failed"]),
+            (&json!(0), &json!(0), &json!(0))
+        );
+    }
+    assert!(told >= 10, "{told} refusals in all");
+}
+
+/// A control group whose processes may have so much memory together. Removed when it is dropped.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    /// Says why there can be none.
+    fn new(name: &str, bytes: u64) -> Result<Self, String> {
+        let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+        let mut why = "no memory controller is mounted".to_owned();
+        for line in own.lines() {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or("/"));
+            let (root, limit) = match controllers {
+                "" => ("/sys/fs/cgroup", "memory.max"),
+                "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+                _ => continue,
+            };
+            let group = Path::new(root).join(path.trim_start_matches('/')).join(name);
+            if let Err(error) = fs::create_dir(&group) {
+                why = format!("{}: {error}", group.display());
+                continue;
+            }
+            let group = Self(group);
+            match fs::write(group.0.join(limit), bytes.to_string()) {
+                Ok(()) => return Ok(group),
+                Err(error) => why = format!("{limit}: {error}"),
+            }
+        }
+        Err(why)
+    }
+
+    /// The command, run in the group.
+    fn inside(&self, command: &Command) -> Command {
+        let mut inside = Command::new("sh");
+        inside.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.0.join("cgroup.procs"));
+        inside.arg(command.get_program()).args(command.get_args());
+        inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        inside.current_dir(command.get_current_dir().expect("set by the place"));
+        inside
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // Its last processes may need a moment to be gone.
+        let _ = (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            fs::remove_dir(&self.0).is_ok()
+        });
+    }
+}
+
+#[test]
+fn a_task_that_needs_more_memory_than_there_is_ends_as_poison_and_the_others_do_not() {
+    let place = Place::new();
+    let group = match MemoryGroup::new(place.name(), 280 << 20) {
+        Ok(group) => group,
+        Err(why) => return println!("not tried: this host gives us no group with a memory limit: {why}"),
+    };
+    // 160 MB of zeros that take no room, and twice as much for the answer.
+    let rows = 20_000_000;
+    let small = place.write_array("small.npy", &[8], &[1.0f64; 8]);
+    let mut header = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': ({rows},), }}");
+    header.push_str(&" ".repeat(117 - header.len()));
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.push(b'\n');
+    assert_eq!(bytes.len(), 128);
+    let large = place.beside("work/large.npy");
+    fs::write(&large, &bytes).expect("room");
+    fs::File::options().write(true).open(&large).and_then(|file| file.set_len(128 + 8 * rows)).expect("room");
+    let command = group.inside(&place.command(&[]));
+    let config = json!({"agents": {"compute": {"count": 2}}});
+    let swarm = Swarm::deploy_by(place, command, &config, &[]);
+    let transform = |id: &str, input: &Path| json!({"id": id, "kernel": "fft", "inputs": [input], "output": swarm.place.beside(id)});
+    swarm.submit(&json!([transform("large", &large)]));
+    let tasks: Vec<Value> = (0..50).map(|at| transform(&format!("t{at}"), &small)).collect();
+    swarm.submit(&tasks.into());
+    let ended = swarm.until_task("large", "failed");
+    let error = ended["error"].as_str().expect("words");
+    assert!(error.contains("poison") && error.contains("out of memory"), "{error}");
+    assert_eq!(ended["attempts"], 3, "{ended:#}");
+    for at in 0..50 {
+        swarm.until_task(&format!("t{at}"), "succeeded");
+    }
+    let deaths = swarm.events_of("agent_died");
+    assert_eq!(deaths.len(), 3, "{deaths:#?}");
+    assert!(deaths.iter().all(|event| event["text"].to_string().contains("out of memory")), "{deaths:#?}");
+    let incidents = swarm.status()["incidents"].clone();
+    let classes: Vec<&str> =
+        incidents.as_array().expect("a list").iter().filter_map(|one| one["failure"].as_str()).collect();
+    assert_eq!(classes.iter().filter(|class| **class == "poison").count(), 1, "{incidents:#}");
+    assert_eq!(classes.iter().filter(|class| **class == "crash").count(), 3, "{incidents:#}");
+    let tasks = swarm.end()["tasks"].clone();
+    assert_eq!((&tasks["failed"], &tasks["succeeded"], &tasks["lost"]), (&json!(1), &json!(50), &json!(0)));
 }
 
 /// Writes a `/proc` that has so much memory free, percent.
