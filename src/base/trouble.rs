@@ -7,8 +7,8 @@
 //!
 //! Only builds with debug assertions have this; in all others [`check`] is empty and inlined.
 //!
-//! Places: of the journal `journal.commit` (a group goes into the store), `journal.head` (its place in the front is given
-//! free), `journal.sync` (what was acknowledged goes to the disk), `journal.free` (that places are free does), `journal.read` (a group is read from the front),
+//! Places: of the journal `journal.commit` (a group goes into the store), `journal.head` (the front notes that the
+//! store has it), `journal.sync` (what was acknowledged goes to the disk), `journal.read` (a group is read from the front),
 //! `journal.retain` (old records are forgotten, and their pages given back), `journal.close` (the store is closed), and of its start
 //! `journal.create` (steps of making a store), `journal.front` (steps of making a front) and `journal.salvage` (steps of putting
 //! what was salvaged in the place of what is damaged);

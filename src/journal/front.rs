@@ -90,12 +90,6 @@ pub fn note_synced(file: &File, place: Place) -> io::Result<()> {
     note(file, SYNCED_AT, place)
 }
 
-/// Brings what was written to the disk; a test can make it fail, at a place of this name.
-pub fn sync(file: &File, place: &str) -> io::Result<()> {
-    trouble::check(place)?;
-    file.sync_data()
-}
-
 /// The writer's end.
 #[derive(Debug)]
 pub struct Front {
@@ -178,26 +172,26 @@ impl Front {
     }
 
     /// Writes a frame, if there is room while everything before `head` may be written over.
-    pub fn append(&mut self, bytes: &[u8], head: u64, scratch: &mut Vec<u8>) -> bool {
+    pub fn append(&mut self, bytes: &[u8], free: u64, scratch: &mut Vec<u8>) -> bool {
         let length = bytes.len() as u64;
         let (mut tail, mut place) = (self.tail, self.tail % self.ring);
         let rest = self.ring - place;
         // Once all was taken over it begins in front again: memory that was in use stays in use. Not where the gap would be
         // copied.
         let begins_again =
-            !self.is_staged && tail == head && place >= self.ring / 16 && rest + length <= self.ring;
+            !self.is_staged && tail == free && place >= self.ring / 16 && rest + length <= self.ring;
         if rest < length || begins_again {
             if rest >= HEAD_BYTES as u64 {
                 scratch.clear();
                 frame::encode(scratch, 0, Kind::Skip, (rest / ALIGNMENT as u64) as u32, 0, &[]);
-                if tail + rest - head > self.ring {
+                if tail + rest - free > self.ring {
                     return false;
                 }
                 self.map.write((RING_AT + place) as usize, scratch);
             }
             (tail, place) = (tail + rest, 0);
         }
-        if tail + length - head > self.ring {
+        if tail + length - free > self.ring {
             return false;
         }
         self.map.write((RING_AT + place) as usize, bytes);
@@ -464,15 +458,6 @@ mod tests {
             assert_eq!(tail_position(word), Some(position));
             assert!((0..64).all(|bit| tail_position(word ^ 1 << bit).is_none()), "{position}");
         }
-    }
-
-    #[test]
-    fn a_sync_asks_the_disk() {
-        let folder = tempfile::tempdir().expect("folder");
-        let file = File::create(folder.path().join("front")).expect("made");
-        assert!(sync(&file, "nowhere").is_ok());
-        // What has no disk behind it cannot be synced, and the kernel says so.
-        assert!(sync(&File::open("/dev/null").expect("there"), "nowhere").is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::os::{files, process};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,8 @@ const SLEEP: Duration = Duration::from_millis(500);
 const SYNC_EVERY: Duration = Duration::from_micros(100);
 /// Turns of the sync thread: it runs for microseconds, many times, and what it waits for has to wait for it each time.
 const SYNC_TURN: Duration = Duration::from_micros(100);
-/// At level `power` the front's places become free in steps of its length by this; a record may be as long as two of them.
+/// At level `power` the front's places become free with a sync, and without a record that asks for one when they are so many: the
+/// ring's length by this. A record, and the gap before it, take a half of the ring at most, so a writer never waits for fewer.
 const FREE_STEPS: u64 = 8;
 /// Between two looks for what is to be forgotten.
 const RETAIN_EVERY: Duration = Duration::from_millis(200);
@@ -54,7 +55,7 @@ pub(super) struct Shared {
     there: AtomicU64,
     /// Up to here the store has it; by the keeper.
     head: AtomicU64,
-    /// Up to here the places in the front may be written again; by the keeper.
+    /// Up to here the places in the front may be written again; by the sync thread at level `power`, elsewhere by the keeper.
     free: AtomicU64,
     /// Last record that the disk has for certain; by the sync thread.
     synced: AtomicU64,
@@ -63,6 +64,7 @@ pub(super) struct Shared {
     stop: AtomicU64,
     keeper_sleeps: AtomicU64,
     syncer_sleeps: AtomicU64,
+    syncer: OnceLock<Thread>,
     /// Tells the writer's loop that there is news.
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -88,6 +90,7 @@ impl Shared {
             stop: zero(),
             keeper_sleeps: zero(),
             syncer_sleeps: zero(),
+            syncer: OnceLock::new(),
             wake,
         }
     }
@@ -138,6 +141,21 @@ impl Shared {
         (self.wake)();
     }
 
+    /// The front ends at `tail` now, with record `written`.
+    pub(super) fn tell_written(&self, tail: u64, written: u64) {
+        self.tail.store(tail, Ordering::Release);
+        self.written.store(written, Ordering::Release);
+    }
+
+    /// The store has what was before `head`, and the file says so.
+    pub(super) fn tell_taken(&self, head: u64) {
+        self.head.store(head, Ordering::Release);
+    }
+
+    pub(super) fn stop(&self) {
+        self.stop.store(1, Ordering::Release);
+    }
+
     fn stops(&self) -> bool {
         self.stop.load(Ordering::Acquire) != 0
     }
@@ -179,23 +197,24 @@ impl Threads {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(name.to_owned()).spawn(work)
         };
-        let (staging, start, front) = (files.staging.take(), files.start, files.front.try_clone()?);
+        let (staging, ring, front) = (files.staging.take(), files.ring, files.front.try_clone()?);
         let (theirs, is_synced) = (shared.clone(), staging.is_some());
         let keeper = spawn("journal", Box::new(move || keep(&theirs, files, retention, is_synced)))?;
         let keeper_thread = keeper.thread().clone();
         let mut threads = Self { shared, keeper: Some(keeper), syncer: None };
         if let Some(staging) = staging {
             let (theirs, keeper) = (threads.shared.clone(), keeper_thread);
-            let work = move || sync(&theirs, &keeper, &front, staging, start);
-            threads.syncer = Some(spawn("journal-sync", Box::new(work))?);
+            let work = move || sync(&theirs, &keeper, &front, staging, ring);
+            let syncer = spawn("journal-sync", Box::new(work))?;
+            _ = threads.shared.syncer.set(syncer.thread().clone());
+            threads.syncer = Some(syncer);
         }
         Ok(threads)
     }
 
     /// The writer has put records up to `written` into the front, which ends at `tail` now.
     pub(super) fn on_written(&self, tail: u64, written: u64) {
-        self.shared.tail.store(tail, Ordering::Release);
-        self.shared.written.store(written, Ordering::Release);
+        self.shared.tell_written(tail, written);
         if let Some(syncer) = &self.syncer {
             fence(Ordering::SeqCst);
             return wake(&self.shared.syncer_sleeps, syncer.thread());
@@ -208,7 +227,7 @@ impl Threads {
 
     /// Lets the threads do what is left, and waits for them.
     pub(super) fn stop(&mut self) {
-        self.shared.stop.store(1, Ordering::Release);
+        self.shared.stop();
         for thread in [self.syncer.take(), self.keeper.take()].into_iter().flatten() {
             thread.thread().unpark();
             // A thread that panicked has nothing to hand in; the files say how far it came.
@@ -225,41 +244,62 @@ fn wake(sleeps: &AtomicU64, thread: &Thread) {
     }
 }
 
-fn sync(shared: &Shared, keeper: &Thread, front: &File, mut staging: Staging, start: Place) {
+pub(super) fn sync(shared: &Shared, keeper: &Thread, front: &File, mut staging: Staging, ring: u64) {
     process::set_turn(SYNC_TURN);
-    let mut done = start.seq;
+    // Who waits for room writes nothing, so what is free is told without a new record, too, if it is much.
+    let has_news = || {
+        let is_new = shared.written.load(Ordering::Acquire) != shared.synced();
+        is_new || shared.head() - shared.free() >= ring / FREE_STEPS
+    };
     loop {
         let stops = shared.stops();
-        let written = shared.written.load(Ordering::Acquire);
-        if written == done {
+        if !has_news() {
             if stops || shared.has_failed() {
                 return;
             }
-            shared.sleep(&shared.syncer_sleeps, || shared.written.load(Ordering::Acquire) == done);
+            shared.sleep(&shared.syncer_sleeps, || !has_news());
             continue;
         }
         let began = Instant::now();
-        // Not before what was written: it holds all that.
-        let tail = shared.tail.load(Ordering::Acquire);
-        let outcome = staging.bring(tail).and_then(|()| {
-            shared.there.store(tail, Ordering::Release);
-            wake(&shared.keeper_sleeps, keeper);
-            front::sync(front, "journal.sync")?;
-            // On the disk with the next sync, so it speaks of one group less than is there.
-            front::note_synced(front, Place { position: 0, seq: written })
-        });
-        if let Err(error) = outcome {
+        let there = || wake(&shared.keeper_sleeps, keeper);
+        if let Err(error) = bring_to_disk(shared, front, &mut staging, there, |front| {
+            trouble::check("journal.sync").and_then(|()| front.sync_data())
+        }) {
             // The kernel may have thrown away what it could not write: a second try would report success for nothing.
             return shared
                 .set_state(FAILED, format!("the journal could not be brought to the disk: {error}"));
         }
-        done = written;
-        shared.synced.store(done, Ordering::Release);
         (shared.wake)();
         if let Some(left) = SYNC_EVERY.checked_sub(began.elapsed()) {
             thread::sleep(left);
         }
     }
+}
+
+/// Brings what was written to the file and, by `disk`, to the disk. Then all of it is safe; and what the store had by then is free,
+/// because the disk knows that, too: else whoever starts after a power cut might find new bytes where the last note that the disk
+/// has promises old records. `there` is called when the file has it.
+pub(super) fn bring_to_disk(
+    shared: &Shared,
+    front: &File,
+    staging: &mut Staging,
+    there: impl FnOnce(),
+    disk: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
+    // Noted in the file before it is told here.
+    let head = shared.head();
+    let written = shared.written.load(Ordering::Acquire);
+    // Not before what was written: it holds all that.
+    let tail = shared.tail.load(Ordering::Acquire);
+    staging.bring(tail)?;
+    shared.there.store(tail, Ordering::Release);
+    there();
+    disk(front)?;
+    // On the disk with the next sync, so it speaks of one group less than is there.
+    front::note_synced(front, Place { position: 0, seq: written })?;
+    shared.synced.store(written, Ordering::Release);
+    shared.free.store(head, Ordering::Release);
+    Ok(())
 }
 
 fn keep(shared: &Shared, files: Files, retention: Retention, is_synced: bool) {
@@ -310,24 +350,24 @@ fn keep(shared: &Shared, files: Files, retention: Retention, is_synced: bool) {
         group.clear();
         let taken = taker.take(tail, GROUP_BYTES, &mut group).map_err(StoreError::from);
         let outcome = taken.and_then(|place| store.append(&group, head.seq, place.seq).map(|()| place));
-        let outcome = outcome.and_then(|place| {
-            trouble::check("journal.head").and_then(|()| front::note_head(&front, place))?;
-            // A disk may have what was written over old places before it has the note that they are old: whoever starts after a
-            // power cut would find nonsense there. So they are free only when the note is on the disk, which is seen to in big steps.
-            let free = shared.free();
-            if is_synced && place.position - free < ring / FREE_STEPS {
-                return Ok((place, free));
-            }
-            if is_synced {
-                front::sync(&front, "journal.free")?;
-            }
-            Ok((place, place.position))
-        });
+        if let Ok(place) = outcome
+            && let Err(error) = trouble::check("journal.head").and_then(|()| front::note_head(&front, place))
+        {
+            // Not even a full disk is an excuse: the front has its blocks. And the group must not go into the store twice.
+            return shared.fail(format!("the journal could not be written: {error}"));
+        }
         match outcome {
-            Ok((place, free)) => {
+            Ok(place) => {
                 taker.advance(place);
-                shared.head.store(place.position, Ordering::Release);
-                shared.free.store(free, Ordering::Release);
+                shared.tell_taken(place.position);
+                if !is_synced {
+                    shared.free.store(place.position, Ordering::Release);
+                } else if place.position - shared.free() >= ring / FREE_STEPS
+                    && let Some(syncer) = shared.syncer.get()
+                {
+                    fence(Ordering::SeqCst);
+                    wake(&shared.syncer_sleeps, syncer);
+                }
                 if !shared.is_fine() {
                     shared.set_state(FINE, String::new());
                 }

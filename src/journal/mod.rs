@@ -13,7 +13,8 @@
 //! | `power` | the front was synced to the disk | that, and a power cut |
 //!
 //! Invariants
-//! 1. A record is in the front, or in the store, or in both; its place in the front is given free after the store has committed it.
+//! 1. A record is in the front, or in the store, or in both; its place in the front is given free after the store has committed it and, at
+//!    level `power`, the disk has the note of that.
 //! 2. The store and the front each betray what is missing from the other: the store says up to which record it goes, the front
 //!    from which one on it is needed, and both whose they are. While one run of the host lasts, the front goes as far as the store.
 //! 3. Damage is never repaired in silence. [`Journal::open`] names file and place and refuses, unless it was told to salvage;
