@@ -159,8 +159,8 @@ impl Ladder {
     }
 
     /// An agent was killed by signal 9, and not by us: whether it was for want of memory.
-    pub fn was_oom_kill(&mut self) -> bool {
-        self.oom_kills.claim()
+    pub fn was_oom_kill(&mut self, now: Nanos) -> bool {
+        self.oom_kills.claim(now)
     }
 
     /// The system refused to start a process for lack of something. `to` is how far down that leads at most: the agents of a
@@ -183,7 +183,7 @@ impl Ladder {
     /// Looks at the host and takes a step if one is due.
     pub fn look(&mut self, now: Nanos) -> Option<Step> {
         let strain = self.gauge.read();
-        self.oom_kills.forget();
+        self.oom_kills.look(now);
         let blind = |reading: &Reading<f64>, what: &str| match reading {
             Reading::Absent { detail, .. } => Some(format!("{what} is not seen: {detail}")),
             Reading::Value { .. } => None,

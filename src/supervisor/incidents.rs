@@ -52,6 +52,8 @@ pub struct Incident {
 
 /// A life that ended.
 pub(super) struct Dead<'a> {
+    /// When that was found.
+    pub(super) found: Nanos,
     pub(super) id: &'a str,
     pub(super) incarnation: Incarnation,
     pub(super) exit: Exit,
@@ -135,7 +137,7 @@ impl Supervisor {
     ) {
         let Some(record) = self.record(slot) else { return };
         let (agent, life) = (record.id.clone(), record.incarnation);
-        self.open_incident_of(&agent, life, failure, cause, evidence);
+        self.open_incident_of(&agent, life, clock::now(), failure, cause, evidence);
     }
 
     /// Nothing is opened for a life that has an open incident, unless it is about more than that life.
@@ -143,6 +145,7 @@ impl Supervisor {
         &mut self,
         agent: &str,
         life: Incarnation,
+        found: Nanos,
         failure: Failure,
         cause: &str,
         evidence: Vec<Figure>,
@@ -165,7 +168,7 @@ impl Supervisor {
             recovery_us: None,
             tasks_moved: 0,
             dump: None,
-            found: clock::now(),
+            found,
         };
         let id = self.incidents.open(incident);
         let text = format!("incident {id}: {}: {cause}", failure.name());
@@ -206,10 +209,10 @@ impl Supervisor {
     pub(super) fn note_death(&mut self, dead: &Dead<'_>, moved: &[TaskId]) {
         if dead.exit != Exit::Code(0) {
             let figures = vec![
-                Figure::new("lived_s", clock::now().since(dead.born).as_secs_f64()),
+                Figure::new("lived_s", dead.found.since(dead.born).as_secs_f64()),
                 Figure::new("tasks_count", dead.tasks as f64),
             ];
-            self.open_incident_of(dead.id, dead.incarnation, Failure::Crash, dead.cause, figures);
+            self.open_incident_of(dead.id, dead.incarnation, dead.found, Failure::Crash, dead.cause, figures);
         }
         if let Some(incident) = self.incidents.of_life(dead.id, dead.incarnation) {
             incident.tasks_moved += moved.len();
@@ -224,7 +227,14 @@ impl Supervisor {
             if error.starts_with(POISON) {
                 let figures = vec![Figure::new("attempts_count", f64::from(task.attempt.0))];
                 let cause = format!("task {}: {error}", task.label());
-                self.open_incident_of(dead.id, dead.incarnation, Failure::Poison, &cause, figures);
+                self.open_incident_of(
+                    dead.id,
+                    dead.incarnation,
+                    dead.found,
+                    Failure::Poison,
+                    &cause,
+                    figures,
+                );
             }
         }
     }

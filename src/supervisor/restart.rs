@@ -4,8 +4,8 @@
 //! `agents.fault.backoff_max_s`, with 20 % of jitter either way. A life of [`HEALTHY`] starts the count anew. More than
 //! `agents.fault.restart_limit` deaths within `agents.fault.restart_window_s` bench the agent for [`BENCH`].
 //!
-//! What counts are deaths that say something about the agent: it crashed, it hung and was killed for it, it died at its
-//! very birth. A kill from outside in the middle of a life says nothing: an agent that somebody kills again and again
+//! What counts are deaths that say something about the agent: it crashed, it hung and was killed for it, the kernel killed it for
+//! want of memory, it died at its very birth. A kill from outside in the middle of a life says nothing: an agent that somebody kills again and again
 //! is not in a crash loop, and an orderly end is no death at all.
 
 use crate::base::clock::Nanos;

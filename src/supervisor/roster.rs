@@ -318,6 +318,8 @@ impl Supervisor {
         link.set_shared_core(newborn.core_shared);
         let place = ToAgent::Adopt { slot, incarnation, core: core as u32, id: newborn.id };
         let told = link.send(Lane::Control, &place);
+        // It gets up while what follows from the death is done here.
+        link.ring();
         let data = epoll::EventData::new_u64(u64::from(slot.0));
         let watched = epoll::modify(&self.epoll, &child, data, epoll::EventFlags::IN);
         if told.is_err() || watched.is_err() {
@@ -563,11 +565,10 @@ impl Supervisor {
         let unanswered = self.held_attempts(slot);
         let (blames_task, is_our_kill) =
             self.record(slot).map_or((false, false), |record| (record.blames_task, record.killed.is_some()));
-        // To ask takes time, which nobody but the tasks that may be to blame is worth.
-        let is_oom_kill = exit == Exit::Signal(libc::SIGKILL)
-            && !is_our_kill
-            && !unanswered.is_empty()
-            && self.ladder.was_oom_kill();
+        let may_be_oom_kill = exit == Exit::Signal(libc::SIGKILL) && !is_our_kill;
+        // To ask takes some tens of microseconds: now where a task may be to blame, else when the successor has its place.
+        let was_at_work = self.dispatcher.get(slot).is_some_and(|seat| seat.link.running().is_some());
+        let is_oom_kill = may_be_oom_kill && was_at_work && self.ladder.was_oom_kill(now);
         let crashed = match exit {
             Exit::Signal(libc::SIGKILL | libc::SIGTERM) => blames_task || is_oom_kill,
             Exit::Signal(_) => true,
@@ -612,7 +613,9 @@ impl Supervisor {
         }
         let detect_us = killed.map(|then| now.since(then).as_nanos() as f64 / 1000.0);
         let text = format!("{cause} in life {incarnation}; {} moved to others", things(moved.len(), "task"));
-        let dead = Dead { id: &id, incarnation, exit, cause: &cause, born, tasks, detect_us };
+        // The time that all this takes is part of the recovery; what is due by then is due now.
+        self.now = clock::now();
+        let dead = Dead { found: now, id: &id, incarnation, exit, cause: &cause, born, tasks, detect_us };
         if unwanted {
             self.note_death(&dead, &moved);
             self.count_destroyed(slot);
@@ -669,11 +672,19 @@ impl Supervisor {
             None => Doing::Outside,
         };
         let verdict = self.schedule_restart(slot, doing);
-        // At once when it may: recovery is waiting for it, and nobody for the record of the death.
-        self.start_due();
+        // A standby has the place at once: recovery is waiting for it, and nobody for the record of the death. A start may fail,
+        // which is told after the death, and takes so much longer that it matters little.
+        if kind == AgentKind::Compute && self.standbys.ready() > 0 {
+            self.start_due();
+        }
         self.note_death(&dead, &moved);
         self.events.add(Severity::Warning, "agent_died", Some(&id), text);
         self.on_verdict(slot, verdict);
+        if may_be_oom_kill && !was_at_work {
+            // It is this one's, and says nothing about anybody's task.
+            self.ladder.was_oom_kill(now);
+        }
+        self.start_due();
     }
 
     pub(super) fn restart_limits(&self) -> RestartLimits {
@@ -690,7 +701,7 @@ impl Supervisor {
     #[must_use]
     fn schedule_restart(&mut self, slot: AgentSlot, doing: Doing) -> Verdict {
         let limits = self.restart_limits();
-        let (now, tolerant) = (self.now.max(clock::now()), self.config.fault_tolerance);
+        let (now, tolerant) = (self.now, self.config.fault_tolerance);
         // To ask takes time, and a standby that dies with the guard comes back here.
         let has_standby = self.standbys.ready() > 0;
         let record = self.roster[slot.index()].as_mut().expect("callers have seen it");

@@ -7,6 +7,7 @@
 
 use super::spawn::{Newborn, Started};
 use super::*;
+use crate::messaging::FromAgent;
 use crate::os::process::Exit;
 
 /// From the start, or from the use of a standby, to the start of the next: work goes first.
@@ -178,17 +179,20 @@ impl Supervisor {
     pub(super) fn hear_standbys(&mut self) {
         let mut proved = None;
         for standby in self.standbys.all.iter_mut().filter(|standby| !standby.ready && !standby.killed) {
-            match standby.started.link.receive(&mut self.standby_message) {
-                Ok(false) => {}
-                // The only thing that it can say.
+            let said = match standby.started.link.receive(&mut self.standby_message) {
+                Ok(false) => continue,
                 Ok(true) => {
-                    (standby.ready, self.vigil_is_stale) = (true, true);
-                    proved = Some(standby.started.file);
+                    FromAgent::decode(self.standby_message.kind, self.standby_message.payload()).map_err(drop)
                 }
-                Err(_) => {
-                    standby.killed = true;
-                    standby.started.child.kill();
-                }
+                Err(_) => Err(()),
+            };
+            // The only thing that it can say.
+            if let Ok(FromAgent::Ready { .. }) = said {
+                (standby.ready, self.vigil_is_stale) = (true, true);
+                proved = Some(standby.started.file);
+            } else {
+                standby.killed = true;
+                standby.started.child.kill();
             }
         }
         if let Some(file) = proved {
@@ -207,6 +211,10 @@ impl Supervisor {
             return;
         }
         let is_killed_from_outside = exit == Exit::Signal(libc::SIGKILL) && !standby.killed;
+        if is_killed_from_outside {
+            // If it was for want of memory, that was this one, and no agent's task.
+            self.ladder.was_oom_kill(self.now);
+        }
         let doing = if is_killed_from_outside { Doing::Outside } else { Doing::ItsOwn };
         if !standby.ready && doing == Doing::ItsOwn {
             self.on_binary_failed(standby.started.file, &exit.describe());

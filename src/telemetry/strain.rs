@@ -3,8 +3,10 @@
 
 use super::host::parse_meminfo;
 use super::reading::{Missing, Reading, Reason};
+use crate::base::clock::Nanos;
 use crate::os::sysfs::KeptFile;
 use std::path::Path;
+use std::time::Duration;
 
 /// One look.
 #[derive(Debug, Clone)]
@@ -43,14 +45,18 @@ impl StrainGauge {
     }
 }
 
+/// Whom nobody claims within this time was a stranger.
+const CLAIMED_WITHIN: Duration = Duration::from_secs(2);
+
 /// How many processes the kernel has killed for want of memory, as far as this process can see: of its own control group where
 /// that counts them, else of the host. The signal alone does not tell such a death from a kill by somebody.
 #[derive(Debug)]
 pub struct OomKills {
     file: KeptFile,
     last: Option<u64>,
-    /// Those of which nobody knows yet whom they hit.
+    /// Those of which nobody knows yet whom they hit, and when the last of them was counted.
     unclaimed: u64,
+    since: Nanos,
 }
 
 impl OomKills {
@@ -68,7 +74,8 @@ impl OomKills {
                 _ => return None,
             })
         });
-        let mut found = Self { file: KeptFile::new(procfs.join("vmstat")), last: None, unclaimed: 0 };
+        let mut found =
+            Self { file: KeptFile::new(procfs.join("vmstat")), last: None, unclaimed: 0, since: Nanos(0) };
         for path in own {
             let mut file = KeptFile::new(path);
             if count_in(&mut file).is_some() {
@@ -80,21 +87,24 @@ impl OomKills {
         found
     }
 
-    /// Somebody was killed: whether that was for want of memory, as far as the count tells. One of the kills since the last
-    /// [`forget`](Self::forget) is his.
-    pub fn claim(&mut self) -> bool {
+    /// Looks at the count. The kernel counts before its victim has died, so what is new may be somebody's for a while.
+    pub fn look(&mut self, now: Nanos) {
         let count = count_in(&mut self.file);
         let before = std::mem::replace(&mut self.last, count);
-        self.unclaimed += count.zip(before).map_or(0, |(count, before)| count.saturating_sub(before));
+        match count.zip(before).map_or(0, |(count, before)| count.saturating_sub(before)) {
+            0 if now.since(self.since) > CLAIMED_WITHIN => self.unclaimed = 0,
+            0 => {}
+            fresh => (self.unclaimed, self.since) = (self.unclaimed + fresh, now),
+        }
+    }
+
+    /// Somebody was killed: whether that was for want of memory, as far as the count tells. One of the kills of the last moments is
+    /// his.
+    pub fn claim(&mut self, now: Nanos) -> bool {
+        self.look(now);
         let is_his = self.unclaimed > 0;
         self.unclaimed -= u64::from(is_his);
         is_his
-    }
-
-    /// Kills that nobody claimed hit strangers.
-    pub fn forget(&mut self) {
-        self.last = count_in(&mut self.file);
-        self.unclaimed = 0;
     }
 }
 
@@ -140,25 +150,27 @@ mod tests {
         };
         let (procfs, cgroups) = (root.path().join("proc"), root.path().join("cgroup"));
         let gauge = || OomKills::new(&procfs, &cgroups);
-        assert!(!gauge().claim(), "nothing is known");
+        let at = |seconds: u64| Nanos(seconds * 1_000_000_000);
+        assert!(!gauge().claim(at(1)), "nothing is known");
         write("proc/vmstat", "nr_free_pages 7\noom_kill 3\n");
         let mut host = gauge();
-        assert!(!host.claim());
+        assert!(!host.claim(at(1)));
         write("proc/vmstat", "nr_free_pages 7\noom_kill 5\n");
-        assert_eq!([host.claim(), host.claim(), host.claim()], [true, true, false]);
+        host.look(at(2));
+        assert_eq!([host.claim(at(2)), host.claim(at(3)), host.claim(at(3))], [true, true, false]);
         write("proc/vmstat", "nr_free_pages 7\noom_kill 6\n");
-        host.forget();
-        assert!(!host.claim(), "somebody else's");
+        host.look(at(4));
+        assert!(!host.claim(at(7)), "somebody else's");
         // An old group's own count, then a new one's.
         write("proc/self/cgroup", "5:cpu:/a\n4:cpuset,memory:/a/b\n0::/c\n");
         write("cgroup/memory/a/b/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n");
         let mut group = gauge();
         write("cgroup/memory/a/b/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n");
-        assert!(group.claim());
+        assert!(group.claim(at(1)));
         write("proc/self/cgroup", "0::/c\n");
         write("cgroup/c/memory.events", "low 0\noom 5\noom_kill 0\n");
         let mut group = gauge();
         write("cgroup/c/memory.events", "low 0\noom 6\noom_kill 1\noom_group_kill 0\n");
-        assert_eq!([group.claim(), group.claim()], [true, false]);
+        assert_eq!([group.claim(at(1)), group.claim(at(1))], [true, false]);
     }
 }
