@@ -1003,15 +1003,19 @@ impl Supervisor {
             let system = |error: io::Error| format!("cannot make a ring for a topic: {error}");
             let bytes = self.config.channel_size;
             let topic = self.switchboard.topics.get_mut(name).expect("callers have made it");
-            let fresh = !topic.rings.contains_key(&publisher);
-            if fresh {
-                trouble::check("attach").map_err(system)?;
-                let ring = SharedObject::create("ai_swarm-topic", bytes).map_err(system)?;
-                topic.rings.insert(publisher, ring);
-            }
-            let ring = &topic.rings[&publisher];
+            // In the books only when the publisher can be told of it.
+            let made = match topic.rings.contains_key(&publisher) {
+                true => None,
+                false => {
+                    trouble::check("attach").map_err(system)?;
+                    Some(SharedObject::create("ai_swarm-topic", bytes).map_err(system)?)
+                }
+            };
+            trouble::check("attach").map_err(system)?;
+            let ring = made.as_ref().unwrap_or_else(|| &topic.rings[&publisher]);
             let (owned, read) = (ring.duplicate().map_err(system)?, ring.read_only().map_err(system)?);
-            if fresh {
+            if let Some(ring) = made {
+                topic.rings.insert(publisher, ring);
                 self.say(publisher, &ToMember::Overwrite { topic: number, bytes }, &[owned.as_fd()]);
             }
             // Where the publisher is now: the subscriber may be slow to take its end of the ring.
