@@ -45,12 +45,15 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
     // An agent that is large and does not give its task up in time is killed for it; that is no crash loop here.
     config.agents.fault.restart_limit = u32::MAX;
     let config = &config;
-    let mut warm = config.clone();
-    warm.agents.compute.standbys = warm.agents.compute.standbys.max(1);
-    let warm = takeovers(rounds, &warm)?;
+    let mut warm_config = config.clone();
+    warm_config.agents.compute.standbys = config.agents.compute.standbys.max(1);
+    let warm = takeovers(rounds, &warm_config)?;
     let mut cold = config.clone();
     cold.agents.compute.standbys = 0;
     let cold = takeovers(rounds, &cold)?;
+    let mut alone = warm_config.clone();
+    alone.agents.compute.count = Count::Exactly(1);
+    let alone = takeovers(rounds / 2, &alone)?;
     let large = large_takeovers(if quick { 5 } else { 20 }, config)?;
     let noticed = [warm.noticed, cold.noticed].concat();
     let lost = [warm.lost, cold.lost].concat();
@@ -60,6 +63,7 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
     let found = hangs(if quick { 10 } else { 60 }, config)?;
     let mut figures = vec![neighbours(if quick { 2 } else { 5 }, config)?];
     let gone = supervisor_deaths(if quick { 10 } else { 100 })?;
+    let large_gone = large_supervisor_deaths(if quick { 5 } else { 20 })?;
     let rows = [
         ("noticed", noticed, 0.3, 5.0, "kill -9 to the supervisor knowing"),
         ("warm_takeover", warm.ready, 0.5, 5.0, "kill -9 to a standby pinned in its place"),
@@ -71,6 +75,13 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
             10.0,
             "kill -9 of the agent that held no-op tasks, to the result of the last",
         ),
+        (
+            "successor_result",
+            alone.lost,
+            2.0,
+            10.0,
+            "kill -9 of the only agent, which held no-op tasks, to the result of the last from its successor",
+        ),
         ("noticed_1gib", large.noticed, 10.0, 10.0, "kill -9 of an agent of 1 GiB to the supervisor knowing"),
         (
             "takeover_1gib",
@@ -81,6 +92,13 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
         ),
         ("hang_found", found, FOUND_MS, FOUND_MS, "SIGSTOP of a compute agent to its incident"),
         ("supervisor_gone", gone, 10.0, 10.0, "kill -9 of the supervisor to the end of its last agent"),
+        (
+            "supervisor_gone_1gib",
+            large_gone,
+            50.0,
+            50.0,
+            "kill -9 of the supervisor, one of whose agents has 1 GiB, to the end of the last",
+        ),
     ];
     for (name, values, p50, p99, note) in rows {
         let values = sorted(values);
@@ -344,20 +362,28 @@ fn phase(supervisor: &mut Supervisor, task: &TaskSpec, mut kills: Option<&mut u6
 
 /// Kills an agent whose memory takes the kernel tens of milliseconds to tear down.
 fn large_takeovers(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Times> {
+    in_a_folder(|folder| large_takeovers_in(folder, rounds, config))
+}
+
+fn in_a_folder<T>(work: impl FnOnce(&Path) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let folder = std::env::temp_dir().join(format!("ai_swarm-recovery-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let times = large_takeovers_in(&folder, rounds, config);
+    let outcome = work(&folder);
     std::fs::remove_dir_all(&folder)?;
-    times
+    outcome
+}
+
+/// A column and a row whose product is large.
+fn write_strips(folder: &Path) -> anyhow::Result<()> {
+    for (name, shape) in [("column.npy", [LARGE_SIDE, 1]), ("row.npy", [1, LARGE_SIDE])] {
+        let array = crate::arrays::Array::from_slice(&shape, &vec![1f32; LARGE_SIDE])?;
+        crate::arrays::write_npy(&folder.join(name), &array, "bench")?;
+    }
+    Ok(())
 }
 
 fn large_takeovers_in(folder: &Path, rounds: usize, config: &SwarmConfig) -> anyhow::Result<Times> {
-    let strip = |name: &str, shape: [usize; 2]| {
-        let array = crate::arrays::Array::from_slice(&shape, &vec![1f32; LARGE_SIDE])?;
-        anyhow::Ok(crate::arrays::write_npy(&folder.join(name), &array, "bench")?)
-    };
-    strip("column.npy", [LARGE_SIDE, 1])?;
-    strip("row.npy", [1, LARGE_SIDE])?;
+    write_strips(folder)?;
     let killer = Killer::start();
     let mut supervisor = swarm(config)?;
     let agents = supervisor.plan().compute_count();
@@ -419,40 +445,76 @@ fn resident_bytes(pid: u32) -> u64 {
 
 /// Kills whole private swarms at work; from the kill to the end of the last process, ms.
 fn supervisor_deaths(rounds: usize) -> anyhow::Result<Vec<f64>> {
-    let binary = std::env::current_exe()?;
-    let mut times = Vec::new();
-    for _ in 0..rounds {
-        let mut supervisor = Command::new(&binary)
-            .args(["run", "--kernel", "sleep", "--param", "seconds=60", "--quiet"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let pid = supervisor.id();
-        // Agents, a standby and their guard: all are there, and past their own start.
+    let words = ["--kernel", "sleep", "--param", "seconds=60"];
+    // Agents, a standby and their guard: all are there, and past their own start.
+    let settle = |_: &[u32]| {
         std::thread::sleep(Duration::from_millis(400));
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let open = |pid: &str| {
-            // The guard's own end waits until whoever adopts the dead agents has looked at them, which is not ours.
-            let pid = pid.parse().ok().filter(|&pid| is_agent(pid))?;
-            let pid = Pid::from_raw(pid as i32)?;
-            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
-        };
-        let all: Vec<_> = children.unwrap_or_default().split_ascii_whitespace().filter_map(open).collect();
-        let began = clock::now();
-        supervisor.kill()?;
-        for child in &all {
-            let limit = rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 };
-            let ended = poll(&mut [PollFd::new(child, PollFlags::IN)], Some(&limit))?;
-            ensure!(ended == 1, "a process outlived its killed supervisor by 30 s");
+        true
+    };
+    let times = (0..rounds).map(|_| supervisor_death(&words, Path::new("."), settle));
+    times.filter_map(Result::transpose).collect()
+}
+
+/// As [`supervisor_deaths`], with one agent that has become large. Rounds in which it was done before are left out.
+fn large_supervisor_deaths(rounds: usize) -> anyhow::Result<Vec<f64>> {
+    in_a_folder(|folder| {
+        write_strips(folder)?;
+        let words = ["--kernel", "matmul", "column.npy", "row.npy", "--output", "product.npy"];
+        let is_large = |agents: &[u32]| agents.iter().any(|&pid| resident_bytes(pid) >= LARGE);
+        let times = (0..rounds).map(|_| supervisor_death(&words, folder, is_large));
+        let times: Vec<f64> = times.filter_map(Result::transpose).collect::<anyhow::Result<_>>()?;
+        ensure!(!times.is_empty(), "no supervisor was caught while an agent was large");
+        Ok(times)
+    })
+}
+
+/// Starts `run` with these words, kills it as soon as its agents are `ripe`, and waits for their end, ms. `None` when it ended
+/// before.
+fn supervisor_death(
+    words: &[&str],
+    folder: &Path,
+    ripe: impl Fn(&[u32]) -> bool,
+) -> anyhow::Result<Option<f64>> {
+    let binary = std::env::current_exe()?;
+    let run = |words: &[&str]| {
+        let mut command = Command::new(&binary);
+        command.args(["run", "--quiet"]).args(words).current_dir(folder);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let mut supervisor = run(words).spawn()?;
+    let pid = supervisor.id();
+    let agents = || {
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+        // The guard's own end waits until whoever adopts the dead agents has looked at them, which is not ours.
+        children.filter(|&pid| is_agent(pid)).collect::<Vec<u32>>()
+    };
+    while !ripe(&agents()) {
+        if supervisor.try_wait()?.is_some() {
+            return Ok(None);
         }
-        times.push(clock::now().since(began).as_secs_f64() * 1e3);
-        supervisor.wait()?;
-        ensure!(all.len() > 1, "the swarm had only {} processes", all.len());
+        std::thread::sleep(Duration::from_millis(1));
     }
-    // The next one removes what the last one left by name.
-    Command::new(&binary).args(["run", "--kernel", "noop", "--quiet"]).stdout(Stdio::null()).status()?;
-    Ok(times)
+    let open = |pid: u32| {
+        let pid = Pid::from_raw(pid as i32)?;
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+    };
+    let all: Vec<_> = agents().into_iter().filter_map(open).collect();
+    let began = clock::now();
+    supervisor.kill()?;
+    for child in &all {
+        let limit = rustix::time::Timespec { tv_sec: 30, tv_nsec: 0 };
+        let ended = poll(&mut [PollFd::new(child, PollFlags::IN)], Some(&limit))?;
+        ensure!(ended == 1, "a process outlived its killed supervisor by 30 s");
+    }
+    let took = clock::now().since(began).as_secs_f64() * 1e3;
+    supervisor.wait()?;
+    ensure!(all.len() > 1, "the swarm had only {} processes", all.len());
+    // The next one removes what this one left by name.
+    run(&["--kernel", "noop"]).status()?;
+    Ok(Some(took))
 }
 
 /// Lets everybody live for a moment and waits until all standbys that there shall be can take a place.
