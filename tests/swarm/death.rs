@@ -323,6 +323,18 @@ fn an_agent_in_a_crash_loop_is_benched_and_the_others_work_on() {
         (agent["state"] == "benched").then_some(())
     });
     assert_eq!(swarm.events_of("agent_benched").len(), 1);
+    let incidents = swarm.status()["incidents"].clone();
+    let loops: Vec<&Value> =
+        incidents.as_array().expect("a list").iter().filter(|one| one["failure"] == "crash_loop").collect();
+    assert_eq!(loops.len(), 1, "{incidents:#}");
+    let known = json!({"agent": "thermal-0", "action": "bench", "recovery_us": null});
+    for (name, value) in known.as_object().expect("an object") {
+        assert_eq!(&loops[0][name], value, "{name}: {incidents:#}");
+    }
+    assert!(
+        loops[0]["cause"].as_str().is_some_and(|cause| cause.contains("more than 2 times")),
+        "{incidents:#}"
+    );
     assert_eq!(swarm.get("/api/v1/health")["status"], "degraded");
     swarm.place.cli(&["submit", "--kernel", "noop", "--wait"]).ends(0);
     swarm.end();
