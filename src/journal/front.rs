@@ -161,6 +161,11 @@ impl Front {
         Ok((Self { map, ring, tail: 0, is_staged: false }, None))
     }
 
+    /// Bytes that it has room for.
+    pub fn ring(&self) -> u64 {
+        self.ring
+    }
+
     /// Where the next record goes.
     pub fn tail(&self) -> u64 {
         self.tail

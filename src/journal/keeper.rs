@@ -152,6 +152,14 @@ impl Shared {
         self.head.store(head, Ordering::Release);
     }
 
+    /// Whether there is something for the sync thread to do. Who waits for room writes nothing, so what is free is told without a new
+    /// record, too, if it is much.
+    pub(super) fn waits_for_sync(&self, ring: u64) -> bool {
+        // The lesser one first: both only grow.
+        let free = self.free();
+        self.written.load(Ordering::Acquire) != self.synced() || self.head() - free >= ring / FREE_STEPS
+    }
+
     pub(super) fn stop(&self) {
         self.stop.store(1, Ordering::Release);
     }
@@ -246,15 +254,14 @@ fn wake(sleeps: &AtomicU64, thread: &Thread) {
 
 pub(super) fn sync(shared: &Shared, keeper: &Thread, front: &File, mut staging: Staging, ring: u64) {
     process::set_turn(SYNC_TURN);
-    // Who waits for room writes nothing, so what is free is told without a new record, too, if it is much.
-    let has_news = || {
-        let is_new = shared.written.load(Ordering::Acquire) != shared.synced();
-        is_new || shared.head() - shared.free() >= ring / FREE_STEPS
-    };
+    let has_news = || shared.waits_for_sync(ring);
     loop {
         let stops = shared.stops();
+        if shared.has_failed() {
+            return;
+        }
         if !has_news() {
-            if stops || shared.has_failed() {
+            if stops {
                 return;
             }
             shared.sleep(&shared.syncer_sleeps, || !has_news());
@@ -295,6 +302,10 @@ pub(super) fn bring_to_disk(
     shared.there.store(tail, Ordering::Release);
     there();
     disk(front)?;
+    if shared.has_failed() {
+        // Of what failed meanwhile nothing is safe, wherever it lies.
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
     // On the disk with the next sync, so it speaks of one group less than is there.
     front::note_synced(front, Place { position: 0, seq: written })?;
     shared.synced.store(written, Ordering::Release);
@@ -362,7 +373,7 @@ fn keep(shared: &Shared, files: Files, retention: Retention, is_synced: bool) {
                 shared.tell_taken(place.position);
                 if !is_synced {
                     shared.free.store(place.position, Ordering::Release);
-                } else if place.position - shared.free() >= ring / FREE_STEPS
+                } else if shared.waits_for_sync(ring)
                     && let Some(syncer) = shared.syncer.get()
                 {
                     fence(Ordering::SeqCst);

@@ -385,16 +385,19 @@ impl Journal {
 
     /// Brings what was written to its place, and ends the threads: whether that went well says [`trouble`](Self::trouble).
     pub fn close(&mut self) {
-        let (mut head, mut moved) = (self.threads.shared.head(), Instant::now());
+        let state = |shared: &Shared| (shared.head(), shared.free(), shared.synced());
+        let (mut before, mut moved) = (state(&self.threads.shared), Instant::now());
         loop {
             self.push_waiting();
             let shared = &self.threads.shared;
             if self.waiting.is_empty() || shared.has_failed() {
                 break;
             }
-            let now = shared.head();
-            if now != head {
-                (head, moved) = (now, Instant::now());
+            let now = state(shared);
+            // At level `power` room comes with a sync, and there is no saying how long a disk takes for one.
+            let is_at_the_disk = self.synced && shared.waits_for_sync(self.front.ring());
+            if now != before || is_at_the_disk {
+                (before, moved) = (now, Instant::now());
             } else if moved.elapsed() > CLOSE_PATIENCE {
                 // Without its end in order, the next start looks at the front, and goes on with what it does not know to be over.
                 shared.fail(format!(

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::prng::SplitMix64;
+use std::cell::RefCell;
 
 type Record = (u64, Kind, u32, u64, Vec<u8>);
 
@@ -478,11 +479,11 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
             assert!(acknowledged <= seen && seen <= last, "{seen} of {last}, {acknowledged} acknowledged");
             shortened += u64::from(seen < last);
             // The next few choices.
-            [luck.below(3), luck.below(3), luck.below(6)]
+            [luck.below(4), luck.below(6)]
         };
-        let mut choices = [0, 0, 3];
+        let mut choices = [0, 3];
         for _ in 0..30 {
-            for at in 0..choices[2] {
+            for at in 0..choices[1] {
                 bytes.clear();
                 let payload = vec![last as u8; ((last * 761 + at * 97) % (RING / 8)) as usize];
                 frame::encode(&mut bytes, last + 1, Kind::Accepted, 0, last + 1, &[&payload]);
@@ -490,31 +491,36 @@ fn a_power_cut_takes_nothing_that_was_acknowledged() {
             }
             let tail = front.tail();
             shared.tell_written(tail, last);
-            let mut take_over = || {
+            let take_over = RefCell::new(|| {
                 bytes.clear();
                 let place = taker.take(tail, usize::MAX, &mut bytes).expect("no damage");
                 append_all(&mut store, &bytes, taker.head().seq).expect("taken over");
                 front::note_head(&file, place).expect("noted");
                 taker.advance(place);
                 shared.tell_taken(place.position);
-            };
-            // The store takes over as soon as the file has it, or after the sync, or another time. The lights go out before the
-            // disk has it, and after.
+            });
+            // The store takes over as soon as the file has it, or when the disk has looked already, or after all that, or another
+            // time. The lights go out before the disk has it, and after.
             let acknowledged = shared.synced();
-            let there = || {
-                if choices[0] == 0 {
-                    take_over()
+            let at = |moment| {
+                if choices[0] == moment {
+                    take_over.borrow_mut()();
                 }
             };
-            keeper::bring_to_disk(&shared, &file, &mut staging, there, |_| {
-                outage(&disk, last, acknowledged);
-                disk = std::fs::read(&path)?;
-                Ok(())
-            })
+            keeper::bring_to_disk(
+                &shared,
+                &file,
+                &mut staging,
+                || at(0),
+                |_| {
+                    outage(&disk, last, acknowledged);
+                    disk = std::fs::read(&path)?;
+                    at(1);
+                    Ok(())
+                },
+            )
             .expect("brought");
-            if choices[1] == 0 {
-                take_over();
-            }
+            at(2);
             choices = outage(&disk, last, shared.synced());
             rounds = rounds.max(tail / RING);
         }
