@@ -18,7 +18,7 @@ pub const BENCH: Duration = Duration::from_secs(30);
 /// A life that lasted so long clears its record.
 pub const HEALTHY: Duration = Duration::from_secs(60);
 /// Who is killed from outside after so long was not killed for being started.
-const BORN: Duration = Duration::from_millis(20);
+pub(super) const BORN: Duration = Duration::from_millis(20);
 /// First pause after the immediate restart.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 

@@ -566,9 +566,11 @@ impl Supervisor {
         let (blames_task, is_our_kill) =
             self.record(slot).map_or((false, false), |record| (record.blames_task, record.killed.is_some()));
         let may_be_oom_kill = exit == Exit::Signal(libc::SIGKILL) && !is_our_kill;
-        // To ask takes some tens of microseconds: now where a task may be to blame, else when the successor has its place.
+        // To ask takes some tens of microseconds, which a standby need not wait for where there is no task to blame.
         let was_at_work = self.dispatcher.get(slot).is_some_and(|seat| seat.link.running().is_some());
-        let is_oom_kill = may_be_oom_kill && was_at_work && self.ladder.was_oom_kill(now);
+        let is_compute = self.record(slot).is_some_and(|record| record.kind == AgentKind::Compute);
+        let asks_now = was_at_work || !is_compute || self.standbys.ready() == 0;
+        let is_oom_kill = may_be_oom_kill && asks_now && self.ladder.was_oom_kill(now);
         let crashed = match exit {
             Exit::Signal(libc::SIGKILL | libc::SIGTERM) => blames_task || is_oom_kill,
             Exit::Signal(_) => true,
@@ -674,13 +676,16 @@ impl Supervisor {
         let verdict = self.schedule_restart(slot, doing);
         // A standby has the place at once: recovery is waiting for it, and nobody for the record of the death. A start may fail,
         // which is told after the death, and takes so much longer that it matters little.
-        if kind == AgentKind::Compute && self.standbys.ready() > 0 {
-            self.start_due();
+        let may_live = self
+            .record(slot)
+            .is_some_and(|it| matches!(it.state, AgentState::Backoff(due) if due <= self.now));
+        if may_live && is_compute && self.standbys.ready() > 0 {
+            self.start_agent(slot);
         }
         self.note_death(&dead, &moved);
         self.events.add(Severity::Warning, "agent_died", Some(&id), text);
         self.on_verdict(slot, verdict);
-        if may_be_oom_kill && !was_at_work {
+        if may_be_oom_kill && !asks_now {
             // It is this one's, and says nothing about anybody's task.
             self.ladder.was_oom_kill(now);
         }
@@ -702,14 +707,15 @@ impl Supervisor {
     fn schedule_restart(&mut self, slot: AgentSlot, doing: Doing) -> Verdict {
         let limits = self.restart_limits();
         let (now, tolerant) = (self.now, self.config.fault_tolerance);
-        // To ask takes time, and a standby that dies with the guard comes back here.
+        // To ask takes time, and a standby that dies with the guard comes back here, young.
         let has_standby = self.standbys.ready() > 0;
         let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
         if !tolerant {
             record.state = AgentState::Stopped;
             return Verdict::StaysDead;
         }
-        if !(has_standby && record.kind == AgentKind::Compute) && self.is_guard_ending() {
+        let is_young = now.since(record.born) < restart::BORN;
+        if (is_young || !has_standby || record.kind != AgentKind::Compute) && self.is_guard_ending() {
             // Everybody dies with the guard, which says nothing about anybody.
             let record = self.roster[slot.index()].as_mut().expect("callers have seen it");
             record.restarts +=

@@ -5,7 +5,8 @@ use super::host::parse_meminfo;
 use super::reading::{Missing, Reading, Reason};
 use crate::base::clock::Nanos;
 use crate::os::sysfs::KeptFile;
-use std::path::Path;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// One look.
@@ -47,6 +48,8 @@ impl StrainGauge {
 
 /// Whom nobody claims within this time was a stranger.
 const CLAIMED_WITHIN: Duration = Duration::from_secs(2);
+/// More than so many at once are nobody's concern here.
+const UNCLAIMED_MAX: u64 = 64;
 
 /// How many processes the kernel has killed for want of memory, as far as this process can see: of its own control group where
 /// that counts them, else of the host. The signal alone does not tell such a death from a kill by somebody.
@@ -54,9 +57,8 @@ const CLAIMED_WITHIN: Duration = Duration::from_secs(2);
 pub struct OomKills {
     file: KeptFile,
     last: Option<u64>,
-    /// Those of which nobody knows yet whom they hit, and when the last of them was counted.
-    unclaimed: u64,
-    since: Nanos,
+    /// Those of which nobody knows yet whom they hit: when they were counted.
+    unclaimed: VecDeque<Nanos>,
 }
 
 impl OomKills {
@@ -67,16 +69,17 @@ impl OomKills {
             let mut parts = line.splitn(3, ':').skip(1);
             let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
             Some(match controllers {
-                "" => cgroups.join(path).join("memory.events"),
+                // Where there is one, without the groups below, in which none of ours is.
+                "" => ["memory.events.local", "memory.events"].map(|name| cgroups.join(path).join(name)),
                 _ if controllers.split(',').any(|name| name == "memory") => {
-                    cgroups.join("memory").join(path).join("memory.oom_control")
+                    [cgroups.join("memory").join(path).join("memory.oom_control"), PathBuf::new()]
                 }
                 _ => return None,
             })
         });
         let mut found =
-            Self { file: KeptFile::new(procfs.join("vmstat")), last: None, unclaimed: 0, since: Nanos(0) };
-        for path in own {
+            Self { file: KeptFile::new(procfs.join("vmstat")), last: None, unclaimed: VecDeque::new() };
+        for path in own.flatten() {
             let mut file = KeptFile::new(path);
             if count_in(&mut file).is_some() {
                 found.file = file;
@@ -91,20 +94,16 @@ impl OomKills {
     pub fn look(&mut self, now: Nanos) {
         let count = count_in(&mut self.file);
         let before = std::mem::replace(&mut self.last, count);
-        match count.zip(before).map_or(0, |(count, before)| count.saturating_sub(before)) {
-            0 if now.since(self.since) > CLAIMED_WITHIN => self.unclaimed = 0,
-            0 => {}
-            fresh => (self.unclaimed, self.since) = (self.unclaimed + fresh, now),
-        }
+        self.unclaimed.retain(|&counted| now.since(counted) <= CLAIMED_WITHIN);
+        let fresh = count.zip(before).map_or(0, |(count, before)| count.saturating_sub(before));
+        self.unclaimed.extend((0..fresh.min(UNCLAIMED_MAX)).map(|_| now));
     }
 
     /// Somebody was killed: whether that was for want of memory, as far as the count tells. One of the kills of the last moments is
     /// his.
     pub fn claim(&mut self, now: Nanos) -> bool {
         self.look(now);
-        let is_his = self.unclaimed > 0;
-        self.unclaimed -= u64::from(is_his);
-        is_his
+        self.unclaimed.pop_front().is_some()
     }
 }
 
