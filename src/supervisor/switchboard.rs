@@ -1015,14 +1015,19 @@ impl Supervisor {
             let ring = made.as_ref().unwrap_or_else(|| &topic.rings[&publisher]);
             let (owned, read) = (ring.duplicate().map_err(system)?, ring.read_only().map_err(system)?);
             if let Some(ring) = made {
+                if !self.say(publisher, &ToMember::Overwrite { topic: number, bytes }, &[owned.as_fd()]) {
+                    return Err("the publisher cannot be told of its ring".to_owned());
+                }
+                let topic = self.switchboard.topics.get_mut(name).expect("callers have made it");
                 topic.rings.insert(publisher, ring);
-                self.say(publisher, &ToMember::Overwrite { topic: number, bytes }, &[owned.as_fd()]);
             }
             // Where the publisher is now: the subscriber may be slow to take its end of the ring.
             let from;
             (from, first) = feed_start(&LossyMemory::whole(read.map(Access::Read).map_err(system)?));
             let feed = ToMember::Feed { topic: number, line, from, first, bytes };
-            self.say(subscriber, &feed, &[read.as_fd()]);
+            if !self.say(subscriber, &feed, &[read.as_fd()]) {
+                return Err("the subscriber cannot be told of the ring".to_owned());
+            }
         }
         self.say(publisher, &ToMember::Subscriber { topic: number, line, rule, first }, &[]);
         Ok(())

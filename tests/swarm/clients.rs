@@ -1129,8 +1129,8 @@ fn when_no_more_files_can_be_opened_the_swarm_waits_and_works_on() {
     running.finish().ends(0);
 }
 
-/// Each step by which a client, its lines and its topics come in wants descriptors or memory. Who is refused is told, has nothing
-/// half, and gets it all the next time.
+/// Each step by which a client, its lines and its topics come in wants descriptors or memory. Who is refused is told (of a topic that
+/// a subscriber does not hear, the log), has nothing half, and gets it all the next time.
 #[test]
 fn whatever_an_attachment_lacks_is_an_error_once_and_there_the_next_time() {
     let mut refused = 0;
