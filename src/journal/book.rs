@@ -4,8 +4,8 @@ use super::frame::{put_number, put_part};
 use super::{Frame, Journal, Kind, Reader, Trouble};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, TaskId};
+use crate::base::numbered::Numbered;
 use crate::kernels::KernelId;
-use crate::tasks::numbered::Numbered;
 use crate::tasks::{Book, Event, Priority, Task, TaskSpec, TaskState};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -239,7 +239,7 @@ impl Book for Recorder {
 #[derive(Debug, Default)]
 pub struct Restored {
     /// Tasks, ended ones included.
-    pub tasks: Numbered,
+    pub tasks: Numbered<Box<Task>>,
     /// The highest number of a task, forgotten ones included.
     pub highest: u64,
     /// What else happened, oldest first, in the words of [`Book::tell`].
@@ -262,7 +262,7 @@ impl Restored {
         }
         if frame.kind == Kind::Accepted {
             let task = read_task(frame)?;
-            return self.tasks.push(Box::new(task)).then_some(());
+            return self.tasks.push(task.id, Box::new(task)).then_some(());
         }
         // A task that was forgotten: its last records go later than its first one.
         let Some(task) = self.tasks.get_mut(TaskId(frame.task)) else {
@@ -289,7 +289,7 @@ impl Restored {
     }
 
     /// The tasks; new ones come behind `highest`, the highest number that the journal remembers, and behind all that it has.
-    pub fn into_tasks(mut self, highest: u64) -> Numbered {
+    pub fn into_tasks(mut self, highest: u64) -> Numbered<Box<Task>> {
         self.tasks.skip_to(highest.max(self.highest) + 1);
         self.tasks
     }
@@ -305,7 +305,7 @@ impl Restored {
     /// sent: task, attempt, the run's name.
     pub fn leftovers(&self) -> impl DoubleEndedIterator<Item = (&Task, Attempt, u64)> {
         self.in_flight.iter().filter_map(|&(id, attempt, run)| {
-            let task = self.tasks.get(TaskId(id))?;
+            let task = &**self.tasks.get(TaskId(id))?;
             // Two attempts may have run at a time, and one of them may have outlived the task: only of one that ended in its
             // first attempt nothing can be left.
             let ran_at_last = attempt + 1 >= task.attempt.0;

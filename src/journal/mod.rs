@@ -43,7 +43,8 @@ use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 use store::{Mark, Store, StoreError, with_suffix};
 
@@ -57,6 +58,9 @@ const RUNS_REMEMBERED: usize = 16;
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// Recovered records go into the store in groups of about so many bytes.
 const GROUP_BYTES: usize = 4 << 20;
+/// Bytes of records that go from the thread that reads to who makes something of them, and how many such are on the way.
+const READ_BYTES: usize = 64 << 10;
+const READ_AHEAD: usize = 16;
 
 /// How a journal is kept.
 #[derive(Clone, Copy, Debug)]
@@ -246,7 +250,7 @@ impl Journal {
         }
         let earlier = paths.take_salvaged()?;
         let (mut saved, mut understood, mut strange) = (Vec::new(), 0, None);
-        let mut survey = survey(&paths, |frame| {
+        let mut survey = survey_ahead(&paths, |frame| {
             // Nothing behind a record that cannot be understood is what was meant.
             if strange.is_some() {
             } else if !visit(frame) {
@@ -485,6 +489,34 @@ fn open_store(path: &Path) -> Result<Store, JournalError> {
             damaged(path, "offset 0", error.to_string(), 0)
         }
         _ => JournalError::Store { verb: "open", path: path.to_owned(), source: error },
+    })
+}
+
+/// Reads both files, on a thread of its own: what `visit` makes of records takes as long as reading and checking them.
+fn survey_ahead(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, JournalError> {
+    let (sender, gathered) = mpsc::sync_channel::<Vec<u8>>(READ_AHEAD);
+    thread::scope(|scope| {
+        let reader = thread::Builder::new().name("journal-read".to_owned()).spawn_scoped(scope, move || {
+            let mut frames = Vec::new();
+            let survey = survey(paths, |frame| {
+                frames.extend_from_slice(frame.bytes);
+                if frames.len() >= READ_BYTES {
+                    // Nobody takes it when `visit` has panicked.
+                    let _ = sender.send(std::mem::take(&mut frames));
+                }
+            });
+            let _ = sender.send(frames);
+            survey
+        });
+        let reader = reader.map_err(io_error("start a thread that reads", &paths.store))?;
+        for frames in gathered {
+            let mut rest = &frames[..];
+            while let Ok(frame) = frame::decode_again(rest) {
+                rest = &rest[frame.bytes.len()..];
+                visit(frame);
+            }
+        }
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

@@ -11,10 +11,12 @@
 //! 3. A row loses records only when their tasks have ended (retention); its first frame stays true.
 
 use super::frame::{self, Frame, Kind, Reader};
+use crate::base::ids::TaskId;
+use crate::base::numbered::Numbered;
 use crate::base::trouble;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -136,10 +138,10 @@ pub struct Store {
     groups: VecDeque<Group>,
     mark: Mark,
     /// Tasks whose records are kept, with the row in which they were accepted: those that have not ended, and those of `late`.
-    open: HashMap<u64, u64>,
+    open: Numbered<u64>,
     /// Tasks that ended in a younger row than they were accepted in, oldest end first, with the row of the end: as long as that
     /// row is kept, so is what is older of them.
-    late: VecDeque<(u64, u64)>,
+    late: VecDeque<(u64, TaskId)>,
     /// Ended tasks that the store still has.
     ended: u64,
     /// Events that it has.
@@ -253,7 +255,7 @@ impl Store {
             log,
             groups: VecDeque::new(),
             mark: Mark::default(),
-            open: HashMap::new(),
+            open: Numbered::default(),
             late: VecDeque::new(),
             ended: 0,
             events: 0,
@@ -482,7 +484,7 @@ impl Store {
                     let is_kept = match frame.kind {
                         Kind::Group => false,
                         Kind::Event => !drops_events,
-                        _ => !drops_ended || self.open.contains_key(&frame.task),
+                        _ => !drops_ended || self.open.get(TaskId(frame.task)).is_some(),
                     };
                     if is_kept {
                         records.extend_from_slice(frame.bytes);
@@ -548,7 +550,7 @@ impl Store {
         while let Ok(frame) = frame::decode(rest) {
             rest = &rest[frame.bytes.len()..];
             match frame.kind {
-                Kind::Accepted => match self.open.get_mut(&frame.task) {
+                Kind::Accepted => match self.open.get_mut(TaskId(frame.task)) {
                     Some(at) => (*at, group.open) = (row, group.open + 1),
                     None => group.over += 1,
                 },
@@ -609,8 +611,10 @@ fn write_mark(db: &Connection, mark: Mark) -> rusqlite::Result<()> {
 }
 
 /// The records of this task need not be kept any more.
-fn release(open: &mut HashMap<u64, u64>, groups: &mut VecDeque<Group>, task: u64) {
-    if let Some(row) = open.remove(&task)
+fn release(open: &mut Numbered<u64>, groups: &mut VecDeque<Group>, task: TaskId) {
+    let row = open.remove(task);
+    open.trim();
+    if let Some(row) = row
         && let Ok(at) = groups.binary_search_by_key(&row, |group| group.row)
     {
         groups[at].open -= 1;
@@ -620,7 +624,7 @@ fn release(open: &mut HashMap<u64, u64>, groups: &mut VecDeque<Group>, task: u64
 
 /// Keeps count of which tasks are open, and of what the newest group holds.
 fn note(
-    (open, late): (&mut HashMap<u64, u64>, &mut VecDeque<(u64, u64)>),
+    (open, late): (&mut Numbered<u64>, &mut VecDeque<(u64, TaskId)>),
     groups: &mut VecDeque<Group>,
     (ended, events): (&mut u64, &mut u64),
     frame: &Frame<'_>,
@@ -628,15 +632,17 @@ fn note(
     let Some(newest) = groups.back_mut() else { return };
     match frame.kind {
         Kind::Accepted => {
-            newest.open += 1;
-            open.insert(frame.task, newest.row);
+            let count =
+                if open.push(TaskId(frame.task), newest.row) { &mut newest.open } else { &mut newest.over };
+            *count += 1;
         }
         Kind::Ended => {
             newest.ended += 1;
             *ended += 1;
-            match open.get(&frame.task) {
-                Some(&row) if row < newest.row => late.push_back((newest.row, frame.task)),
-                Some(_) => release(open, groups, frame.task),
+            let task = TaskId(frame.task);
+            match open.get(task) {
+                Some(&row) if row < newest.row => late.push_back((newest.row, task)),
+                Some(_) => release(open, groups, task),
                 None => {}
             }
         }

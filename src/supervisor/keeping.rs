@@ -126,7 +126,7 @@ pub(super) fn open(
         })?;
     let mut spoiled = Vec::new();
     // What was done last is undone first: one may have replaced what another one had put there.
-    let unrecorded = leftovers::unrecorded(restored.tasks.iter(), &found.runs);
+    let unrecorded = leftovers::unrecorded(restored.tasks.iter().map(|task| &**task), &found.runs);
     let made: Vec<_> = unrecorded.iter().map(|(task, attempt, _)| (task.id, *attempt)).collect();
     for (task, attempt, run) in unrecorded.into_iter().chain(restored.leftovers().rev()) {
         let Some(output) = &task.spec.output else { continue };

@@ -3,11 +3,11 @@
 //! Names of dependencies are resolved when tasks are accepted; a batch may refer forwards inside
 //! itself. A batch's cycle refuses exactly the tasks on it and behind it.
 
-use super::numbered::Numbered;
 use super::queue::{Due, Queue};
 use super::{Book, Event, Hedge, Lease, Task, TaskSpec, TaskState};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
+use crate::base::numbered::Numbered;
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -193,7 +193,7 @@ impl Default for LedgerLimits {
 pub struct Ledger {
     limits: LedgerLimits,
     /// All that are known, by number.
-    tasks: Numbered,
+    tasks: Numbered<Box<Task>>,
     /// Ended tasks in the order in which they will be forgotten.
     remembered: VecDeque<TaskId>,
     /// Tasks whose end somebody has not heard yet, and how many have not.
@@ -289,7 +289,7 @@ impl Ledger {
 
     /// Takes over the tasks of an earlier life before any other is accepted. Those
     /// that have not ended are queued again in the order in which they were accepted; nobody waits for them here.
-    pub fn restore(&mut self, tasks: Numbered, now: Nanos) {
+    pub fn restore(&mut self, tasks: Numbered<Box<Task>>, now: Nanos) {
         assert!(self.tasks.is_empty(), "only an empty ledger takes over another one's tasks");
         self.tasks = tasks;
         let mut hopeless: Vec<(TaskId, TaskState, String)> = Vec::new();
@@ -305,7 +305,7 @@ impl Ledger {
                 task.earlier = true;
                 task.spec.forget_body();
                 self.remembered.push_back(id);
-                self.tasks.put_back(task);
+                self.tasks.put_back(id, task);
                 continue;
             }
             self.counts.total += 1;
@@ -340,7 +340,7 @@ impl Ledger {
                 self.fresh.push(id);
                 self.queued += 1;
             }
-            self.tasks.put_back(task);
+            self.tasks.put_back(id, task);
         }
         for (id, state, error) in hopeless {
             if self.get(id).is_some_and(|task| !task.state.is_final()) {
@@ -375,11 +375,11 @@ impl Ledger {
 
     /// The task with this number.
     pub fn get(&self, id: TaskId) -> Option<&Task> {
-        self.tasks.get(id)
+        self.tasks.get(id).map(|task| &**task)
     }
 
     fn get_mut(&mut self, id: TaskId) -> Option<&mut Task> {
-        self.tasks.get_mut(id)
+        self.tasks.get_mut(id).map(|task| &mut **task)
     }
 
     /// The task with this name, or with this number as `t12` or `12`.
@@ -406,7 +406,7 @@ impl Ledger {
 
     /// All tasks still known, oldest first.
     pub fn tasks(&self) -> impl DoubleEndedIterator<Item = &Task> {
-        self.tasks.iter()
+        self.tasks.iter().map(|task| &**task)
     }
 
     /// Numbers so far.
@@ -577,7 +577,7 @@ impl Ledger {
         if let Some(key) = &spec.key {
             self.keys.insert(key.clone(), id);
         }
-        self.tasks.push(Box::new(Task::new(id, spec, state, batch, now)));
+        self.tasks.push(id, Box::new(Task::new(id, spec, state, batch, now)));
         self.note(Event::Accepted, id);
         if state == TaskState::Queued {
             self.fresh.push(id);
@@ -1094,7 +1094,7 @@ fn numeral(name: &str) -> Option<u64> {
 }
 
 /// Whether this task waits to be sent.
-fn waits(tasks: &Numbered, id: TaskId) -> bool {
+fn waits(tasks: &Numbered<Box<Task>>, id: TaskId) -> bool {
     tasks.get(id).is_some_and(|task| task.state == TaskState::Queued)
 }
 
@@ -1222,9 +1222,9 @@ mod tests {
         Ledger::new(LedgerLimits::default())
     }
 
-    fn numbered(tasks: impl IntoIterator<Item = Box<Task>>) -> Numbered {
+    fn numbered(tasks: impl IntoIterator<Item = Box<Task>>) -> Numbered<Box<Task>> {
         let mut all = Numbered::default();
-        tasks.into_iter().for_each(|task| assert!(all.push(task)));
+        tasks.into_iter().for_each(|task| assert!(all.push(task.id, task)));
         all
     }
 

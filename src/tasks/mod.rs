@@ -23,7 +23,6 @@ pub mod decision;
 pub mod dispatch;
 pub mod hedge;
 pub mod ledger;
-pub mod numbered;
 mod placer;
 mod queue;
 pub mod results;

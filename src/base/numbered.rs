@@ -1,29 +1,34 @@
-//! Tasks by number: numbers grow, most tasks are young, and few stay for long.
+//! Values by the numbers of tasks: numbers grow, most tasks are young, and few stay for long.
 
-use super::Task;
-use crate::base::ids::TaskId;
+use super::ids::TaskId;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Places that the row of young ones has at most. One that stays while so many others come and go moves out of it: else a
 /// task that waits for days would keep the places of all that came after it.
 const SPAN: usize = 1 << 20;
 
-/// Tasks by number, and the next number.
+/// One value per task, and the next number.
 ///
 /// Invariants
 /// 1. Numbers in `old` are below `first`, those in `young` count from it.
 /// 2. A number is given once.
-#[derive(Clone, Debug, Default)]
-pub struct Numbered {
-    old: BTreeMap<u64, Box<Task>>,
-    young: VecDeque<Option<Box<Task>>>,
+#[derive(Clone, Debug)]
+pub struct Numbered<T> {
+    old: BTreeMap<u64, T>,
+    young: VecDeque<Option<T>>,
     first: u64,
 }
 
-impl Numbered {
+impl<T> Default for Numbered<T> {
+    fn default() -> Self {
+        Self::starting_at(0)
+    }
+}
+
+impl<T> Numbered<T> {
     /// None yet; the first will have this number.
     pub fn starting_at(first: u64) -> Self {
-        Self { first, ..Self::default() }
+        Self { old: BTreeMap::new(), young: VecDeque::new(), first }
     }
 
     /// The number of the next one.
@@ -43,18 +48,17 @@ impl Numbered {
         }
         let first = self.first;
         let young = self.young.drain(..).zip(first..);
-        self.old.extend(young.filter_map(|(task, number)| Some((number, task?))));
+        self.old.extend(young.filter_map(|(value, number)| Some((number, value?))));
         self.first = number;
     }
 
     /// Adds one whose number is the next or a later one. False if it is an earlier one.
-    pub fn push(&mut self, task: Box<Task>) -> bool {
-        let number = task.id.0;
-        if number < self.next() {
+    pub fn push(&mut self, id: TaskId, value: T) -> bool {
+        if id.0 < self.next() {
             return false;
         }
-        self.skip_to(number);
-        self.young.push_back(Some(task));
+        self.skip_to(id.0);
+        self.young.push_back(Some(value));
         true
     }
 
@@ -62,26 +66,26 @@ impl Numbered {
         usize::try_from(id.0.checked_sub(self.first)?).ok()
     }
 
-    /// The task with this number.
+    /// That of the task with this number.
     #[inline]
-    pub fn get(&self, id: TaskId) -> Option<&Task> {
+    pub fn get(&self, id: TaskId) -> Option<&T> {
         match self.place(id) {
-            Some(at) => self.young.get(at)?.as_deref(),
-            None => self.old.get(&id.0).map(|task| &**task),
+            Some(at) => self.young.get(at)?.as_ref(),
+            None => self.old.get(&id.0),
         }
     }
 
     /// The same, to change it.
     #[inline]
-    pub fn get_mut(&mut self, id: TaskId) -> Option<&mut Task> {
+    pub fn get_mut(&mut self, id: TaskId) -> Option<&mut T> {
         match self.place(id) {
-            Some(at) => self.young.get_mut(at)?.as_deref_mut(),
-            None => self.old.get_mut(&id.0).map(|task| &mut **task),
+            Some(at) => self.young.get_mut(at)?.as_mut(),
+            None => self.old.get_mut(&id.0),
         }
     }
 
     /// Takes it out; its number is not given again.
-    pub fn remove(&mut self, id: TaskId) -> Option<Box<Task>> {
+    pub fn remove(&mut self, id: TaskId) -> Option<T> {
         match self.place(id) {
             Some(at) => self.young.get_mut(at)?.take(),
             None => self.old.remove(&id.0),
@@ -89,31 +93,36 @@ impl Numbered {
     }
 
     /// Puts one back that was taken out.
-    pub fn put_back(&mut self, task: Box<Task>) {
-        match self.place(task.id) {
-            Some(at) => self.young[at] = Some(task),
-            None => _ = self.old.insert(task.id.0, task),
+    pub fn put_back(&mut self, id: TaskId, value: T) {
+        match self.place(id) {
+            Some(at) => self.young[at] = Some(value),
+            None => _ = self.old.insert(id.0, value),
         }
     }
 
     /// Lets go of places that nobody needs: call it after removing.
     pub fn trim(&mut self) {
-        while self.young.front().is_some_and(|task| task.is_none() || self.young.len() > SPAN) {
-            if let Some(task) = self.young.pop_front().flatten() {
-                self.old.insert(self.first, task);
+        while self.young.front().is_some_and(|value| value.is_none() || self.young.len() > SPAN) {
+            if let Some(value) = self.young.pop_front().flatten() {
+                self.old.insert(self.first, value);
             }
             self.first += 1;
         }
     }
 
     /// All of them, lowest number first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Task> {
-        self.old.values().map(|task| &**task).chain(self.young.iter().filter_map(Option::as_deref))
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
+        self.old.values().chain(self.young.iter().flatten())
     }
 
     /// Numbers of all of them, lowest first.
     pub fn ids(&self) -> Vec<TaskId> {
-        self.iter().map(|task| task.id).collect()
+        let young = self
+            .young
+            .iter()
+            .zip(self.first..)
+            .filter_map(|(value, number)| value.as_ref().and(Some(number)));
+        self.old.keys().copied().chain(young).map(TaskId).collect()
     }
 
     /// Whether there is none.
@@ -124,14 +133,8 @@ impl Numbered {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{TaskSpec, TaskState};
     use super::*;
-    use crate::base::clock::Nanos;
     use crate::base::prng::SplitMix64;
-
-    fn task(number: u64) -> Box<Task> {
-        Box::new(Task::new(TaskId(number), TaskSpec::default(), TaskState::Queued, 0, Nanos(1)))
-    }
 
     #[test]
     fn it_is_a_sorted_map_whatever_comes_and_goes() {
@@ -149,16 +152,16 @@ mod tests {
                         1..=20 => random.below(50),
                         _ => 0,
                     };
-                    assert!(tasks.push(task(next)), "step {step}");
+                    assert!(tasks.push(TaskId(next), next), "step {step}");
                     plain.insert(next, ());
                     next += 1;
-                    assert!(!tasks.push(task(next - 1)), "given once");
+                    assert!(!tasks.push(TaskId(next - 1), 0), "given once");
                 }
                 _ => {
                     let many = plain.len() as u64;
                     let chosen = plain.keys().nth(random.below(many.clamp(1, 400)) as usize).copied();
                     let removed = chosen.and_then(|number| tasks.remove(TaskId(number)));
-                    assert_eq!(removed.map(|task| task.id.0), chosen, "step {step}");
+                    assert_eq!(removed, chosen, "step {step}");
                     chosen.map(|number| plain.remove(&number));
                     tasks.trim();
                 }
@@ -171,17 +174,17 @@ mod tests {
                 "step {step}: {probe}"
             );
         }
-        assert!(tasks.iter().map(|task| task.id.0).eq(plain.keys().copied()));
-        assert!(tasks.ids().iter().all(|id| tasks.get_mut(*id).is_some_and(|task| task.id == *id)));
+        assert!(tasks.iter().eq(plain.keys()));
+        assert!(tasks.ids().iter().all(|id| tasks.get_mut(*id).is_some_and(|value| *value == id.0)));
         assert!(!tasks.old.is_empty() && !tasks.young.is_empty(), "else this shows less");
     }
 
     #[test]
     fn one_that_stays_does_not_keep_the_places_of_all_that_came_after_it() {
         let mut tasks = Numbered::starting_at(1);
-        tasks.push(task(1));
+        tasks.push(TaskId(1), ());
         for number in 2..SPAN as u64 + 1000 {
-            tasks.push(task(number));
+            tasks.push(TaskId(number), ());
             tasks.remove(TaskId(number));
             tasks.trim();
         }
