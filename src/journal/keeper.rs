@@ -15,9 +15,15 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 /// Bytes that go into the store as one group, at most but for the last record.
-const GROUP_BYTES: usize = 4 << 20;
+const GROUP_BYTES: u64 = 4 << 20;
 /// Records gather for so long before they are taken over, unless there are many: a group costs more than its records.
 const GATHER: Duration = Duration::from_millis(20);
+/// The same at level `power`, where what the disk takes for a group is what an acknowledgement may have to wait for beside its own
+/// sync: small groups, unless the disk is so slow that it falls behind with them, and more evenly.
+const SYNCED_GROUP_BYTES: u64 = 128 << 10;
+const SYNCED_GATHER: Duration = Duration::from_millis(10);
+/// How many groups it is behind before they grow.
+const SYNCED_GROUPS: u64 = 4;
 /// After a full disk was met, the next try.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// Longest sleep without work. Only at level `power` is a wake-up never missed; elsewhere nobody waits.
@@ -354,12 +360,19 @@ fn keep(shared: &Shared, files: Files, retention: Retention, is_synced: bool) {
             shared.sleep(&shared.keeper_sleeps, || there() == head.position);
             continue;
         }
-        if !stops && there() - head.position < ring / 8 {
-            thread::park_timeout(GATHER);
+        let (few, gather) =
+            if is_synced { (SYNCED_GROUP_BYTES.min(ring / 8), SYNCED_GATHER) } else { (ring / 8, GATHER) };
+        if !stops && there() - head.position < few {
+            thread::park_timeout(gather);
         }
         let tail = there();
+        let most = if is_synced {
+            ((tail - head.position) / SYNCED_GROUPS).clamp(SYNCED_GROUP_BYTES, GROUP_BYTES)
+        } else {
+            GROUP_BYTES
+        };
         group.clear();
-        let taken = taker.take(tail, GROUP_BYTES, &mut group).map_err(StoreError::from);
+        let taken = taker.take(tail, most as usize, &mut group).map_err(StoreError::from);
         let outcome = taken.and_then(|place| store.append(&group, head.seq, place.seq).map(|()| place));
         if let Ok(place) = outcome
             && let Err(error) = trouble::check("journal.head").and_then(|()| front::note_head(&front, place))
@@ -382,7 +395,7 @@ fn keep(shared: &Shared, files: Files, retention: Retention, is_synced: bool) {
                 if !shared.is_fine() {
                     shared.set_state(FINE, String::new());
                 }
-                group.shrink_to(2 * GROUP_BYTES);
+                group.shrink_to(2 * GROUP_BYTES as usize);
                 forget(&mut store);
             }
             Err(error) => {
