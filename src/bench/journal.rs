@@ -40,9 +40,20 @@ impl Folder {
         Self::at(crate::supervisor::home::state_root().join(Self::name()))
     }
 
-    /// In memory, where a sync is nothing.
+    /// In memory, where a sync is nothing. Those of the killed go.
     fn in_memory() -> anyhow::Result<Self> {
-        Self::at(Path::new("/dev/shm").join(format!("ai_swarm-{}", Self::name())))
+        const PREFIX: &str = "ai_swarm-bench-";
+        let root = Path::new("/dev/shm");
+        for entry in std::fs::read_dir(root)?.flatten() {
+            let owner = entry.file_name().to_str().and_then(|name| {
+                let (pid, _) = name.strip_prefix(PREFIX)?.split_once('-')?;
+                pid.parse::<u32>().ok()
+            });
+            if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+        Self::at(root.join(format!("ai_swarm-{}", Self::name())))
     }
 
     fn name() -> String {
@@ -101,7 +112,7 @@ fn record_costs(quick: bool) -> anyhow::Result<Vec<Figure>> {
         retention,
         salvage: false,
         ring: journal::RING_BYTES,
-        keeper_cores: None,
+        elsewhere: None,
         run: 0,
     };
     let (mut journal, _) = Journal::open(&folder.0, options, Box::new(|| {}), |_| true)?;
@@ -199,6 +210,7 @@ fn rate(supervisor: &mut Supervisor, spec: &TaskSpec, total: usize) -> anyhow::R
         }
         supervisor.turn();
         ensure!(clock::now().since(began) < Duration::from_secs(120), "the tasks do not end");
+        ensure!(!supervisor.is_stop_asked(), "stopped");
     }
     Ok(total as f64 / clock::now().since(began).as_secs_f64())
 }
@@ -313,6 +325,7 @@ fn acknowledgements(quick: bool, config: &SwarmConfig, folder: &Path) -> anyhow:
             times.push(now.since(since).as_nanos() as f64 / 1000.0);
         }
         ensure!(now.since(began) < Duration::from_secs(120), "the disk is too slow for this");
+        ensure!(!supervisor.is_stop_asked(), "stopped");
         ensure!(supervisor.journal_failure().is_none(), "the journal failed");
     }
     supervisor.shut_down(OnEnd::Drain);

@@ -325,14 +325,8 @@ mod tests {
 
     fn read(folder: &Path) -> (Journal, Restored, Found) {
         let retention = Retention { tasks: 1000, events: 1000, age: Duration::from_secs(3600) };
-        let options = Options {
-            synced: false,
-            retention,
-            salvage: false,
-            ring: RING_BYTES,
-            keeper_cores: None,
-            run: 7,
-        };
+        let options =
+            Options { synced: false, retention, salvage: false, ring: RING_BYTES, elsewhere: None, run: 7 };
         let mut restored = Restored::default();
         let (journal, found) =
             Journal::open(folder, options, Box::new(|| {}), |frame| restored.take(&frame)).expect("opened");

@@ -19,8 +19,8 @@ const GROUP_BYTES: u64 = 4 << 20;
 /// Records gather for so long before they are taken over, unless there are many: a group costs more than its records.
 const GATHER: Duration = Duration::from_millis(20);
 /// The same at level `power`, where what the disk takes for a group is what an acknowledgement may have to wait for beside its own
-/// sync: small groups, unless the disk is so slow that it falls behind with them, and more evenly.
-const SYNCED_GROUP_BYTES: u64 = 128 << 10;
+/// sync: small groups (of two rows), unless the disk is so slow that it falls behind with them, and more evenly.
+const SYNCED_GROUP_BYTES: u64 = 120 << 10;
 const SYNCED_GATHER: Duration = Duration::from_millis(10);
 /// How many groups it is behind before they grow.
 const SYNCED_GROUPS: u64 = 4;
@@ -68,6 +68,8 @@ pub(super) struct Shared {
     state: AtomicU64,
     why: Mutex<String>,
     stop: AtomicU64,
+    /// The keeper is at the store, and may have to wait for a disk; by the keeper.
+    at_store: AtomicU64,
     keeper_sleeps: AtomicU64,
     syncer_sleeps: AtomicU64,
     syncer: OnceLock<Thread>,
@@ -94,6 +96,7 @@ impl Shared {
             state: zero(),
             why: Mutex::default(),
             stop: zero(),
+            at_store: zero(),
             keeper_sleeps: zero(),
             syncer_sleeps: zero(),
             syncer: OnceLock::new(),
@@ -156,6 +159,10 @@ impl Shared {
     /// The store has what was before `head`, and the file says so.
     pub(super) fn tell_taken(&self, head: u64) {
         self.head.store(head, Ordering::Release);
+    }
+
+    pub(super) fn is_at_the_store(&self) -> bool {
+        self.at_store.load(Ordering::Relaxed) != 0
     }
 
     /// Whether there is something for the sync thread to do. Who waits for room writes nothing, so what is free is told without a new
@@ -274,7 +281,10 @@ pub(super) fn sync(shared: &Shared, keeper: &Thread, front: &File, mut staging: 
             continue;
         }
         let began = Instant::now();
-        let there = || wake(&shared.keeper_sleeps, keeper);
+        let there = || {
+            fence(Ordering::SeqCst);
+            wake(&shared.keeper_sleeps, keeper);
+        };
         if let Err(error) = bring_to_disk(shared, front, &mut staging, there, |front| {
             trouble::check("journal.sync").and_then(|()| front.sync_data())
         }) {
@@ -373,7 +383,9 @@ fn keep(shared: &Shared, files: Files, retention: Retention, is_synced: bool) {
         };
         group.clear();
         let taken = taker.take(tail, most as usize, &mut group).map_err(StoreError::from);
+        shared.at_store.store(1, Ordering::Relaxed);
         let outcome = taken.and_then(|place| store.append(&group, head.seq, place.seq).map(|()| place));
+        shared.at_store.store(0, Ordering::Relaxed);
         if let Ok(place) = outcome
             && let Err(error) = trouble::check("journal.head").and_then(|()| front::note_head(&front, place))
         {

@@ -59,8 +59,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// Recovered records go into the store in groups of about so many bytes.
 const GROUP_BYTES: usize = 4 << 20;
 /// Bytes of records that go from the thread that reads to who makes something of them, and how many such are on the way.
-const READ_BYTES: usize = 64 << 10;
-const READ_AHEAD: usize = 16;
+const READ_BYTES: usize = 256 << 10;
+const READ_AHEAD: usize = 2;
 
 /// How a journal is kept.
 #[derive(Clone, Copy, Debug)]
@@ -73,8 +73,9 @@ pub struct Options {
     pub salvage: bool,
     /// Bytes of the front's ring: [`RING_BYTES`] or [`SYNCED_RING_BYTES`] but for tests.
     pub ring: u64,
-    /// Where the thread that fills the store runs; `None`: where the others do.
-    pub keeper_cores: Option<CoreMask>,
+    /// Cores where the one who opens it does not run: there it is read meanwhile, and at level `power` the store is filled. `None`:
+    /// where the others are.
+    pub elsewhere: Option<CoreMask>,
     /// Names this life of the swarm.
     pub run: u64,
 }
@@ -250,7 +251,7 @@ impl Journal {
         }
         let earlier = paths.take_salvaged()?;
         let (mut saved, mut understood, mut strange) = (Vec::new(), 0, None);
-        let mut survey = survey_ahead(&paths, |frame| {
+        let mut survey = survey_ahead(&paths, options.elsewhere, |frame| {
             // Nothing behind a record that cannot be understood is what was meant.
             if strange.is_some() {
             } else if !visit(frame) {
@@ -315,7 +316,7 @@ impl Journal {
             ring: options.ring,
             start,
             store,
-            cores: options.keeper_cores,
+            cores: options.elsewhere.filter(|_| options.synced),
             staging,
         };
         let threads = Threads::start(shared, files, options.retention)
@@ -398,8 +399,10 @@ impl Journal {
                 break;
             }
             let now = state(shared);
-            // At level `power` room comes with a sync, and there is no saying how long a disk takes for one.
-            let is_at_the_disk = self.synced && shared.waits_for_sync(self.front.ring());
+            // There is no saying how long a disk takes for a sync, with which room comes at level `power`, or for a group. One that is
+            // full is no reason to wait.
+            let waits_for_sync = self.synced && shared.waits_for_sync(self.front.ring());
+            let is_at_the_disk = shared.is_fine() && (waits_for_sync || shared.is_at_the_store());
             if now != before || is_at_the_disk {
                 (before, moved) = (now, Instant::now());
             } else if moved.elapsed() > CLOSE_PATIENCE {
@@ -493,10 +496,17 @@ fn open_store(path: &Path) -> Result<Store, JournalError> {
 }
 
 /// Reads both files, on a thread of its own: what `visit` makes of records takes as long as reading and checking them.
-fn survey_ahead(paths: &Paths, mut visit: impl FnMut(Frame<'_>)) -> Result<Survey, JournalError> {
+fn survey_ahead(
+    paths: &Paths,
+    cores: Option<CoreMask>,
+    mut visit: impl FnMut(Frame<'_>),
+) -> Result<Survey, JournalError> {
     let (sender, gathered) = mpsc::sync_channel::<Vec<u8>>(READ_AHEAD);
     thread::scope(|scope| {
         let reader = thread::Builder::new().name("journal-read".to_owned()).spawn_scoped(scope, move || {
+            if let Some(cores) = cores {
+                cores.apply();
+            }
             let mut frames = Vec::new();
             let survey = survey(paths, |frame| {
                 frames.extend_from_slice(frame.bytes);

@@ -8,7 +8,7 @@ type Record = (u64, Kind, u32, u64, Vec<u8>);
 
 const KEEP: Retention = Retention { tasks: u64::MAX, events: u64::MAX, age: Duration::from_secs(1 << 40) };
 const OPTIONS: Options =
-    Options { synced: false, retention: KEEP, salvage: false, ring: 1 << 16, keeper_cores: None, run: 7 };
+    Options { synced: false, retention: KEEP, salvage: false, ring: 1 << 16, elsewhere: None, run: 7 };
 
 fn owned(frame: Frame<'_>) -> Record {
     (frame.seq, frame.kind, frame.value, frame.task, frame.payload.to_vec())

@@ -85,7 +85,7 @@ pub(super) fn cores_elsewhere(plan: &CorePlan, usable: &[usize]) -> CoreMask {
 pub(super) fn open(
     config: &SwarmConfig,
     options: &Options,
-    keeper_cores: CoreMask,
+    elsewhere: CoreMask,
     home: &Home,
     handle: &Handle,
     token: &str,
@@ -116,7 +116,7 @@ pub(super) fn open(
         },
         salvage: options.salvage,
         ring: if synced { journal::SYNCED_RING_BYTES } else { journal::RING_BYTES },
-        keeper_cores: synced.then_some(keeper_cores),
+        elsewhere: Some(elsewhere),
         run,
     };
     let mut restored = Restored::default();
