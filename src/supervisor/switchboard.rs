@@ -1029,7 +1029,9 @@ impl Supervisor {
                 return Err("the subscriber cannot be told of the ring".to_owned());
             }
         }
-        self.say(publisher, &ToMember::Subscriber { topic: number, line, rule, first }, &[]);
+        if !self.say(publisher, &ToMember::Subscriber { topic: number, line, rule, first }, &[]) {
+            return Err("the publisher cannot be told of its subscriber".to_owned());
+        }
         Ok(())
     }
 
