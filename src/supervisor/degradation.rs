@@ -107,6 +107,9 @@ struct Refusal {
     why: String,
 }
 
+/// Where control groups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// Where the swarm stands, and since when.
 #[derive(Debug)]
 pub struct Ladder {
@@ -137,8 +140,8 @@ impl Ladder {
             refused: None,
             last_refused: Nanos(0),
             refusals: 0,
-            gauge: StrainGauge::new(procfs),
-            oom_kills: OomKills::new(procfs, Path::new("/sys/fs/cgroup")),
+            gauge: StrainGauge::new(procfs, Path::new(CGROUPS)),
+            oom_kills: OomKills::new(procfs, Path::new(CGROUPS)),
             blind: Vec::new(),
         }
     }

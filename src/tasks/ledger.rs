@@ -18,9 +18,9 @@ use std::time::Duration;
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Longest such pause.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A task whose agents were killed from outside this often while running it is given up.
-/// A crash is more likely the task's own doing; its limit is `tasks.poison_deaths`.
-const KILL_LIMIT: u32 = 10;
+/// A task whose agents died so often while running it, and not by its doing as far as one can tell (somebody killed or stopped them,
+/// or they wrote nonsense), is given up: it may be what somebody watches for. Its own doing has `tasks.poison_deaths` for a limit.
+const KILL_LIMIT: u32 = 100;
 /// How the error of such a task begins.
 pub const POISON: &str = "given up as poison";
 /// Ended tasks that are remembered. A later life remembers those that the journal keeps.
@@ -1391,6 +1391,23 @@ mod tests {
         assert_eq!(refused(&mut ledger, 1, 1), Some(Refusal::NotTheHolder));
         assert_eq!(refused(&mut ledger, 2, 2), None);
         assert_eq!(ledger.counts().retried, 1);
+    }
+
+    #[test]
+    fn kills_from_outside_end_a_task_only_when_there_is_no_end_of_them() {
+        let mut ledger = ledger();
+        let id = ledger.submit(spec("unlucky", &[]), Nanos(1)).expect("ok");
+        for life in 1..=100 {
+            assert_eq!(ledger.get(id).map(|task| task.state), Some(TaskState::Queued), "before kill {life}");
+            let lease = Lease { slot: AgentSlot(0), incarnation: Incarnation(life) };
+            ledger.dispatch(id, lease, Nanos(2));
+            ledger.on_agent_gone(&[id], lease, Some(id), "signal 9", false, Nanos(3));
+        }
+        let task = ledger.get(id).expect("known");
+        assert_eq!(task.state, TaskState::Failed);
+        assert!(
+            task.error.as_deref().is_some_and(|error| error.contains("100 agents died while running it"))
+        );
     }
 
     #[test]

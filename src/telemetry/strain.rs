@@ -12,7 +12,7 @@ use std::time::Duration;
 /// One look.
 #[derive(Debug, Clone)]
 pub struct MemoryStrain {
-    /// Memory that programs may still have, percent of all.
+    /// Memory that programs may still have, percent of all: of the host or of a control group around this process, whichever has less.
     pub available_percent: Reading<f64>,
     /// Time in which some task waited for memory, percent over the last ten seconds, as the kernel averages it.
     pub stalled_percent: Reading<f64>,
@@ -23,13 +23,20 @@ pub struct MemoryStrain {
 pub struct StrainGauge {
     meminfo: KeptFile,
     pressure: KeptFile,
+    groups: Vec<GroupGauge>,
 }
 
 impl StrainGauge {
-    /// Of the host whose `/proc` this is.
-    pub fn new(procfs: &Path) -> Self {
+    /// Of the host whose `/proc` and `/sys/fs/cgroup` these are.
+    pub fn new(procfs: &Path, cgroups: &Path) -> Self {
         let kept = |name| KeptFile::new(procfs.join(name));
-        Self { meminfo: kept("meminfo"), pressure: kept("pressure/memory") }
+        let mut groups = Vec::new();
+        for (is_unified, root, path) in memory_groups(procfs, cgroups) {
+            // A limit of a group further up counts, too.
+            let around = path.ancestors().map(|path| GroupGauge::new(is_unified, &root.join(path)));
+            groups.extend(around.filter_map(|mut group| group.limit().map(|_| group)));
+        }
+        Self { meminfo: kept("meminfo"), pressure: kept("pressure/memory"), groups }
     }
 
     /// One look; some tens of microseconds.
@@ -38,12 +45,71 @@ impl StrainGauge {
             (Some(total), Some(available)) if total > 0 => Ok(100.0 * available as f64 / total as f64),
             _ => Err(Missing::new(Reason::NotPresent, "/proc/meminfo has no MemTotal and MemAvailable")),
         });
+        let of_groups = self.groups.iter_mut().filter_map(GroupGauge::available_percent);
+        let tightest = of_groups.fold(f64::INFINITY, f64::min);
+        let available = available.map(|percent: f64| percent.min(tightest));
         let stalled = self.pressure.read().and_then(|text| {
             stalled_percent(text)
                 .ok_or_else(|| Missing::new(Reason::NotPresent, "no `some avg10` in the pressure file"))
         });
         MemoryStrain { available_percent: available.into(), stalled_percent: stalled.into() }
     }
+}
+
+/// A control group's memory, as far as it is limited.
+#[derive(Debug)]
+struct GroupGauge {
+    limit: KeptFile,
+    used: KeptFile,
+    stat: KeptFile,
+    /// How the lines begin that tell of pages of files, which can go.
+    cache: [&'static str; 2],
+}
+
+impl GroupGauge {
+    fn new(is_unified: bool, folder: &Path) -> Self {
+        let kept = |name| KeptFile::new(folder.join(name));
+        let (limit, used, cache) = if is_unified {
+            ("memory.max", "memory.current", ["inactive_file ", "active_file "])
+        } else {
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", ["total_inactive_file ", "total_active_file "])
+        };
+        Self { limit: kept(limit), used: kept(used), stat: kept("memory.stat"), cache }
+    }
+
+    /// Bytes that it may have; `None` where there is no such limit, or none that a host could reach.
+    fn limit(&mut self) -> Option<u64> {
+        let limit = self.limit.read().ok()?.trim().parse().ok()?;
+        (1..1 << 60).contains(&limit).then_some(limit)
+    }
+
+    fn available_percent(&mut self) -> Option<f64> {
+        let limit = self.limit()?;
+        let used: u64 = self.used.read().ok()?.trim().parse().ok()?;
+        let cached = self.stat.read().ok()?.lines().filter_map(|line| {
+            let bytes = self.cache.iter().find_map(|name| line.strip_prefix(name))?;
+            bytes.trim().parse::<u64>().ok()
+        });
+        let available = limit.saturating_sub(used.saturating_sub(cached.fold(0, u64::saturating_add)));
+        Some(100.0 * available as f64 / limit as f64)
+    }
+}
+
+/// Control groups of this process that may limit memory: whether it is of the unified hierarchy, where that is mounted, and its path below.
+fn memory_groups(procfs: &Path, cgroups: &Path) -> Vec<(bool, PathBuf, PathBuf)> {
+    let groups = std::fs::read_to_string(procfs.join("self/cgroup")).unwrap_or_default();
+    let own = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, PathBuf::from(parts.next()?.trim_start_matches('/')));
+        match controllers {
+            "" => Some((true, cgroups.to_owned(), path)),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                Some((false, cgroups.join("memory"), path))
+            }
+            _ => None,
+        }
+    });
+    own.collect()
 }
 
 /// Whom nobody claims within this time was a stranger.
@@ -64,22 +130,17 @@ pub struct OomKills {
 impl OomKills {
     /// Of the host whose `/proc` and `/sys/fs/cgroup` these are.
     pub fn new(procfs: &Path, cgroups: &Path) -> Self {
-        let groups = std::fs::read_to_string(procfs.join("self/cgroup")).unwrap_or_default();
-        let own = groups.lines().filter_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
-            Some(match controllers {
+        let own = memory_groups(procfs, cgroups).into_iter().flat_map(|(is_unified, root, path)| {
+            let names: &[&str] = match is_unified {
                 // Where there is one, without the groups below, in which none of ours is.
-                "" => ["memory.events.local", "memory.events"].map(|name| cgroups.join(path).join(name)),
-                _ if controllers.split(',').any(|name| name == "memory") => {
-                    [cgroups.join("memory").join(path).join("memory.oom_control"), PathBuf::new()]
-                }
-                _ => return None,
-            })
+                true => &["memory.events.local", "memory.events"],
+                false => &["memory.oom_control"],
+            };
+            names.iter().map(move |name| root.join(&path).join(name))
         });
         let mut found =
             Self { file: KeptFile::new(procfs.join("vmstat")), last: None, unclaimed: VecDeque::new() };
-        for path in own.flatten() {
+        for path in own {
             let mut file = KeptFile::new(path);
             if count_in(&mut file).is_some() {
                 found.file = file;
@@ -126,7 +187,7 @@ mod tests {
         let root = std::env::temp_dir().join(format!("ai_swarm-strain-{}", std::process::id()));
         std::fs::create_dir_all(root.join("pressure")).expect("a folder");
         let write = |name: &str, text: &str| std::fs::write(root.join(name), text).expect("a file");
-        let mut gauge = StrainGauge::new(&root);
+        let mut gauge = StrainGauge::new(&root, &root);
         write("meminfo", "MemTotal:  1000 kB\nMemAvailable:  250 kB\n");
         write("pressure/memory", "some avg10=12.50 avg60=0.00 avg300=0.00 total=5\nfull avg10=1.00\n");
         let strain = gauge.read();
@@ -134,9 +195,43 @@ mod tests {
         assert_eq!(seen, (Some(25.0), Some(12.5)));
         write("pressure/memory", "some avg10=nan\n");
         write("meminfo", "MemTotal: 0 kB\n");
-        let strain = StrainGauge::new(&root).read();
+        let strain = StrainGauge::new(&root, &root).read();
         assert!(!strain.available_percent.is_present() && !strain.stalled_percent.is_present());
         std::fs::remove_dir_all(&root).expect("removed");
+    }
+
+    #[test]
+    fn the_tightest_limit_of_a_control_group_around_counts() {
+        let root = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, text).expect("a file");
+        };
+        let (procfs, cgroups) = (root.path().join("proc"), root.path().join("cgroup"));
+        let free = || StrainGauge::new(&procfs, &cgroups).read().available_percent.get();
+        write("proc/meminfo", "MemTotal:  1000 kB\nMemAvailable:  500 kB\n");
+        write("proc/self/cgroup", "4:cpuset,memory:/a/b\n0::/c/d\n");
+        assert_eq!(free(), Some(50.0), "no group is limited");
+        // Of the unified hierarchy, one further up; pages of files can go.
+        write("cgroup/c/d/memory.max", "max\n");
+        write("cgroup/c/memory.max", "1000\n");
+        write("cgroup/c/memory.current", "800\n");
+        write("cgroup/c/memory.stat", "anon 600\ninactive_file 60\nactive_file 40\n");
+        assert_eq!(free(), Some(30.0));
+        // Of the old one.
+        write("cgroup/memory/a/b/memory.limit_in_bytes", "200\n");
+        write("cgroup/memory/a/b/memory.usage_in_bytes", "190\n");
+        write(
+            "cgroup/memory/a/b/memory.stat",
+            "inactive_file 50\ntotal_inactive_file 0\ntotal_active_file 0\n",
+        );
+        write("cgroup/memory/a/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(free(), Some(5.0));
+        write("cgroup/memory/a/b/memory.usage_in_bytes", "300\n");
+        assert_eq!(free(), Some(0.0), "more than it may have");
+        write("proc/meminfo", "MemTotal:  1000 kB\n");
+        assert_eq!(free(), None, "a host that says nothing");
     }
 
     #[test]
