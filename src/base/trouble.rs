@@ -8,7 +8,8 @@
 //! Only builds with debug assertions have this; in all others [`check`] is empty and inlined.
 //!
 //! Places: of the journal `journal.commit` (a group goes into the store), `journal.head` (the front notes that the
-//! store has it), `journal.sync` (what was acknowledged goes to the disk), `journal.read` (a group is read from the front),
+//! store has it), `journal.bring` (at level `power`, records go into the file, and the note of what was synced), `journal.sync` (what was
+//! acknowledged goes to the disk), `journal.read` (a group is read from the front),
 //! `journal.retain` (old records are forgotten, and their pages given back), `journal.close` (the store is closed), and of its start
 //! `journal.create` (steps of making a store), `journal.front` (steps of making a front) and `journal.salvage` (steps of putting
 //! what was salvaged in the place of what is damaged);

@@ -485,7 +485,8 @@ impl Victim {
             };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let mut words = line.split(|&byte| byte == 0);
-            let is_ours = words.clone().any(|word| word == b"__agent" || word == b"__gateway");
+            let ours: [&[u8]; 4] = [b"__agent", b"__gateway", b"__guard", b"__reaper"];
+            let is_ours = words.clone().any(|word| ours.contains(&word));
             if is_ours && words.any(|word| word == self.name.as_bytes()) {
                 left.push(format!("process {pid}: {}", String::from_utf8_lossy(&line).replace('\0', " ")));
             }

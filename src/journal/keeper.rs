@@ -314,6 +314,7 @@ pub(super) fn bring_to_disk(
     let written = shared.written.load(Ordering::Acquire);
     // Not before what was written: it holds all that.
     let tail = shared.tail.load(Ordering::Acquire);
+    trouble::check("journal.bring")?;
     staging.bring(tail)?;
     shared.there.store(tail, Ordering::Release);
     there();
@@ -323,6 +324,7 @@ pub(super) fn bring_to_disk(
         return Err(io::ErrorKind::BrokenPipe.into());
     }
     // On the disk with the next sync, so it speaks of one group less than is there.
+    trouble::check("journal.bring")?;
     front::note_synced(front, Place { position: 0, seq: written })?;
     shared.synced.store(written, Ordering::Release);
     shared.free.store(head, Ordering::Release);

@@ -403,6 +403,8 @@ impl Store {
             (rest, before) = (behind, until);
         }
         write_mark(&transaction, mark)?;
+        // What was written so far is undone with the transaction.
+        trouble::check("journal.commit")?;
         transaction.commit()?;
         (self.mark, self.row) = (mark, row);
         for (group, mut records) in added {

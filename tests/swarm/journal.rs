@@ -273,13 +273,17 @@ fn end_of_life(order: &str, config: &Value, place: Place, accepted: &[String], i
 /// Each of the first passes, then later and later ones, until one never comes; where `AI_SWARM_EVERY_PASS` is set, each of all.
 fn fails_in_turn(place_of_failure: &str, config: &Value, least: u32) {
     let is_patient = std::env::var_os("AI_SWARM_EVERY_PASS").is_some();
-    let (mut pass, mut felt) = (1, 0);
-    while let Felt::Yes = fails_at(place_of_failure, pass, config) {
-        felt += 1;
+    let (mut pass, mut felt, mut unfelt) = (1, 0, 0);
+    // How often a place is passed differs a little from life to life.
+    while unfelt < if is_patient { 3 } else { 1 } {
+        match fails_at(place_of_failure, pass, config) {
+            Felt::Yes => (felt, unfelt) = (felt + 1, 0),
+            Felt::No => unfelt += 1,
+        }
         pass += if is_patient { 1 } else { 1 + pass / 3 };
         assert!(pass < 10_000, "{place_of_failure} comes for ever");
     }
-    println!("{place_of_failure}: {felt} failures were felt, pass {pass} never came");
+    println!("{place_of_failure}: {felt} failures were felt, the last passes before {pass} never came");
     assert!(felt >= least, "{place_of_failure}: only {felt} were felt");
 }
 
@@ -294,7 +298,9 @@ fn after_a_failed_write_nothing_is_accepted_and_nothing_is_lost() {
 
 #[test]
 fn after_a_failed_sync_nothing_is_accepted_and_nothing_is_lost() {
-    fails_in_turn("journal.sync", &config("power"), 4);
+    for place_of_failure in ["journal.sync", "journal.bring", "journal.commit", "journal.head"] {
+        fails_in_turn(place_of_failure, &config("power"), 4);
+    }
 }
 
 #[test]
