@@ -26,10 +26,10 @@ const RATE: f64 = 100_000.0;
 
 /// Bytes that one sync brings to the disk at this rate, about.
 const SYNC_BYTES: usize = 16 << 10;
-/// The promise for a disk that syncs in a tenth of a millisecond, us, and that time. Who is acknowledged has waited for two syncs at
+/// The aim for a disk that syncs in a tenth of a millisecond, us, and that time. Who is acknowledged has waited for two syncs at
 /// most, the one under way and his own.
-const PROMISE: f64 = 1000.0;
-const PROMISE_SYNC: f64 = 100.0;
+const AIM: f64 = 1000.0;
+const AIM_SYNC: f64 = 100.0;
 
 /// A folder of its own, gone at the end.
 struct Folder(PathBuf);
@@ -279,20 +279,20 @@ fn wait_for_disk(quick: bool, config: &SwarmConfig) -> anyhow::Result<[Figure; 2
     };
     let disk = Figure {
         floor: Some(slow),
-        limit: Some(Limit::AtMost(PROMISE.max(3.0 * slow))),
+        limit: Some(Limit::AtMost(AIM.max(3.0 * slow))),
         note: format!(
             "p99 from submit to acknowledgement at {RATE:.0} tasks/s, level `power`; the floor is the p99 of an fdatasync of {} KiB \
-             alone on this disk (p50 {median:.0} us). The limit is {PROMISE:.0} us where the disk allows it, else three times the floor",
+             alone on this disk (p50 {median:.0} us). The limit is {AIM:.0} us where the disk allows it, else three times the floor",
             SYNC_BYTES >> 10
         ),
         ..figure("power_submit", &times)
     };
     let times = acknowledgements(quick, config, &in_memory.0)?;
     let ours = Figure {
-        limit: Some(Limit::AtMost(PROMISE - 2.0 * PROMISE_SYNC)),
+        limit: Some(Limit::AtMost(AIM - 2.0 * AIM_SYNC)),
         note: format!(
-            "the same with the journal in memory, where a sync takes no time: with two syncs of {PROMISE_SYNC:.0} us it has to stay \
-             below {PROMISE:.0} us"
+            "the same with the journal in memory, where a sync takes no time: with two syncs of {AIM_SYNC:.0} us it has to stay \
+             below {AIM:.0} us"
         ),
         ..figure("power_submit_in_memory", &times)
     };

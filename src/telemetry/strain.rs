@@ -182,6 +182,16 @@ fn stalled_percent(text: &str) -> Option<f64> {
 mod tests {
     use super::*;
 
+    /// Where `/proc` and the control groups are below `root`, and what writes a file there.
+    fn tree(root: &Path) -> (PathBuf, PathBuf, impl Fn(&str, &str)) {
+        let write = move |name: &str, text: &str| {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            std::fs::write(path, text).expect("a file");
+        };
+        (root.join("proc"), root.join("cgroup"), write)
+    }
+
     #[test]
     fn both_numbers_come_from_a_tree_and_nonsense_is_absent() {
         let root = std::env::temp_dir().join(format!("ai_swarm-strain-{}", std::process::id()));
@@ -203,12 +213,7 @@ mod tests {
     #[test]
     fn the_tightest_limit_of_a_control_group_around_counts() {
         let root = tempfile::tempdir().expect("a folder");
-        let write = |name: &str, text: &str| {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-            std::fs::write(path, text).expect("a file");
-        };
-        let (procfs, cgroups) = (root.path().join("proc"), root.path().join("cgroup"));
+        let (procfs, cgroups, write) = tree(root.path());
         let free = || StrainGauge::new(&procfs, &cgroups).read().available_percent.get();
         write("proc/meminfo", "MemTotal:  1000 kB\nMemAvailable:  500 kB\n");
         write("proc/self/cgroup", "4:cpuset,memory:/a/b\n0::/c/d\n");
@@ -237,12 +242,7 @@ mod tests {
     #[test]
     fn deaths_for_want_of_memory_are_counted_where_they_are_nearest() {
         let root = tempfile::tempdir().expect("a folder");
-        let write = |name: &str, text: &str| {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-            std::fs::write(path, text).expect("a file");
-        };
-        let (procfs, cgroups) = (root.path().join("proc"), root.path().join("cgroup"));
+        let (procfs, cgroups, write) = tree(root.path());
         let gauge = || OomKills::new(&procfs, &cgroups);
         let at = |seconds: u64| Nanos(seconds * 1_000_000_000);
         assert!(!gauge().claim(at(1)), "nothing is known");
