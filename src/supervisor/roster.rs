@@ -636,6 +636,9 @@ impl Supervisor {
             self.note_death(&dead, &moved);
             self.roster[slot.index()].as_mut().expect("just seen").state = AgentState::Resting;
             self.close_incidents(&id, now);
+            if exit != Exit::Code(0) {
+                self.events.add(Severity::Warning, "agent_died", Some(&id), text);
+            }
             let text = "ended until the host has room for it again".to_owned();
             self.events.add(Severity::Info, "agent_resting", Some(&id), text);
             return;

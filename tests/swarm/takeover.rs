@@ -844,6 +844,35 @@ fn short_of_memory_the_swarm_gives_up_one_thing_after_the_other_and_takes_all_ba
     swarm.end();
 }
 
+#[test]
+fn one_that_dies_on_its_way_to_rest_is_told_of_and_what_it_held_is_done_by_the_others() {
+    let place = Place::new();
+    let procfs = place.beside("proc");
+    memory(&procfs, 50.0);
+    let agents = json!({"resource": {"procfs": procfs}, "compute": {"count": 2}});
+    let swarm = Swarm::deploy_in(place, &json!({"agents": agents}), &[]);
+    let ids: Vec<String> = (0..4).map(|at| format!("t{at}")).collect();
+    let sleeps = ids.iter().map(|id| json!({"id": id, "kernel": "sleep", "params": {"seconds": 3600}}));
+    swarm.submit(&sleeps.collect());
+    let runs_there = |id: &String| {
+        let task = swarm.task(id);
+        task["state"] == "running" && task["agent"] == "compute-1"
+    };
+    swarm.until("it works", |_| ids.iter().any(runs_there).then_some(()));
+    memory(&procfs, 6.0);
+    swarm.until("it shall rest", |swarm| (swarm.agent("compute-1")["state"] == "draining").then_some(()));
+    assert!(swarm.events_of("agent_died").is_empty());
+    assert!(signal(pid_of(&swarm.agent("compute-1")), Signal::KILL));
+    swarm.until("it rests", |swarm| (swarm.agent("compute-1")["state"] == "resting").then_some(()));
+    let deaths = swarm.events_of("agent_died");
+    assert!(deaths.len() == 1 && deaths[0]["text"].to_string().contains("signal 9"), "{deaths:#?}");
+    assert!(!ids.iter().any(runs_there));
+    for id in &ids {
+        swarm.ask("POST", &format!("/api/v1/tasks/{id}/cancel"), None).is(200);
+    }
+    swarm.end();
+}
+
 /// Restarts all compute agents one after the other under load; work never stops for a tenth of a second, before, meanwhile and after.
 fn roll(swarm: &Swarm) {
     const AROUND: usize = 4;
