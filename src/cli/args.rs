@@ -183,7 +183,12 @@ pub enum Command {
         earlier: bool,
     },
     /// Stop the running swarm cleanly
-    Stop,
+    Stop {
+        /// Leave tasks that are not done to the next start, also those that run longer than `tasks.drain_s`; without it
+        /// (and without `tasks.keep_at_stop`) they are cancelled
+        #[arg(long)]
+        keep_tasks: bool,
+    },
     /// What this host offers and what is missing, each with its reason
     Doctor,
     /// Measure this host

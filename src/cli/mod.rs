@@ -169,7 +169,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Some(Command::Events { follow, after, earlier }) => {
             inspect::events(&mut client(global)?, *follow, *after, *earlier, &output)
         }
-        Some(Command::Stop) => inspect::stop(&mut client(global)?, &output),
+        Some(Command::Stop { keep_tasks }) => inspect::stop(&mut client(global)?, *keep_tasks, &output),
         Some(Command::Doctor) => {
             let (text, fine) = doctor::doctor(global.json, &load_config(global)?, output.width);
             print(&text)?;

@@ -239,6 +239,10 @@ pub(super) fn summary(report: &ReportView, options: &OutputOptions) -> String {
             text += &format!(", {number} {word}");
         }
     }
+    let left = tasks.total.saturating_sub(tasks.succeeded + tasks.failed + tasks.cancelled + tasks.lost);
+    if left > 0 {
+        text += &format!(", {left} left to the next start");
+    }
     if tasks.succeeded > 1 {
         let mut latency = Table::new(&["latency", "p50", "p99", "p99.9", "max"]).right(&[1, 2, 3, 4]);
         for (name, what) in

@@ -361,6 +361,13 @@ pub const KEYS: &[Key] = &[
         "Time that running tasks are given to finish when the swarm stops.",
     ),
     key(
+        "tasks.keep_at_stop",
+        switch(),
+        "false",
+        "Tasks that are not done when the swarm stops wait in the journal for the next start, and are not cancelled. Needs a `durability.level` \
+         other than \"none\".",
+    ),
+    key(
         "tasks.ageing_s",
         above(0.0, 86400.0, "seconds"),
         "5.0",

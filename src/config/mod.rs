@@ -146,6 +146,12 @@ pub fn warnings(config: &SwarmConfig, online_cores: &[usize]) -> Vec<String> {
     if config.agents.compute.count == Count::Exactly(0) && !config.auto_scaling {
         warnings.push("`agents.compute.count` is 0 and `auto_scaling` is off: no task can run".to_owned());
     }
+    if config.tasks.keep_at_stop && config.durability.level == sections::Durability::None {
+        warnings.push(
+            "`tasks.keep_at_stop` is on and `durability.level` is \"none\": there is nothing to keep tasks in, a stop cancels them"
+                .to_owned(),
+        );
+    }
     if config.optimization_interval < config.monitoring_interval {
         warnings.push(format!(
             "`optimization_interval` ({} s) is shorter than `monitoring_interval` ({} s): some cycles see no new sample",

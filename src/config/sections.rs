@@ -236,6 +236,8 @@ pub struct TasksConfig {
     pub queue_limit: usize,
     /// Time that running tasks get at stop.
     pub drain: Duration,
+    /// What is not done by then waits for the next start.
+    pub keep_at_stop: bool,
     /// Waiting time after which a task gains one priority class.
     pub ageing: Duration,
     /// Agent deaths during one task after which it is failed for good.
@@ -344,6 +346,7 @@ impl SwarmConfig {
                 default_retries: v.small("tasks.default_retries"),
                 queue_limit: v.size("tasks.queue_limit"),
                 drain: v.seconds("tasks.drain_s"),
+                keep_at_stop: v.switch("tasks.keep_at_stop"),
                 ageing: v.seconds("tasks.ageing_s"),
                 poison_deaths: v.small("tasks.poison_deaths"),
                 hedge_share: v.number("tasks.hedge_percent") / 100.0,

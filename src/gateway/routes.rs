@@ -500,8 +500,19 @@ async fn report(State(gate): State<Gate>, wanted: Result<Query<ReportQuery>, Que
     }
 }
 
-async fn stop(State(gate): State<Gate>) -> Answered {
-    gate.ask(Action::Stop).await?;
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct StopBody {
+    keep_tasks: bool,
+}
+
+async fn stop(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
+    let body = read_body(&headers, body).await?;
+    let StopBody { keep_tasks } = match body.is_empty() {
+        true => StopBody::default(),
+        false => serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?,
+    };
+    gate.ask(Action::Stop { keep_tasks }).await?;
     Ok(json_response(StatusCode::ACCEPTED, &json!({"ok": true, "state": "stopping"})))
 }
 

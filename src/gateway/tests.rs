@@ -233,7 +233,7 @@ impl Ask for Paper {
                 state.messages.push((None, topic, payload, None));
                 Reply::Sent { delivered: 3, reply: None, latency_us: None }
             }
-            Action::Stop => {
+            Action::Stop { .. } => {
                 state.stops += 1;
                 Reply::Done
             }

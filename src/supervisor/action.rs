@@ -103,7 +103,10 @@ pub enum Action {
         payload: Vec<u8>,
     },
     /// End the swarm.
-    Stop,
+    Stop {
+        /// Tasks that are not done wait for the next start, whatever `tasks.keep_at_stop` says.
+        keep_tasks: bool,
+    },
 }
 
 /// A task that was wrong before it reached the ledger.

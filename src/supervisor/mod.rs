@@ -289,6 +289,8 @@ pub struct Supervisor {
     now: Nanos,
     stop_signals: usize,
     stop_asked: bool,
+    /// What is not done when it ends waits for the next life.
+    keeps_tasks: bool,
     /// Agents that die are not replaced any more.
     closing: bool,
     /// Processes of agents that are dead and still being taken apart.
@@ -526,6 +528,7 @@ impl Supervisor {
             now: started,
             stop_signals: 0,
             stop_asked: false,
+            keeps_tasks: false,
             closing: false,
             dying: Vec::new(),
             reaper,
@@ -924,7 +927,7 @@ impl Supervisor {
         self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
         self.limit = self.most_at_work();
         self.dispatcher.pass_on_experience();
-        if self.ledger.queued() > 0 && self.is_hopeless() {
+        if self.ledger.queued() > 0 && self.is_hopeless() && self.state == "running" {
             self.ledger.cancel_waiting(HOPELESS, self.now);
         }
         self.enforce_giving_up();
@@ -1003,7 +1006,8 @@ impl Supervisor {
 
     /// Compute agents that may be busy at once, by the swarm's level and the thermal agent's cap.
     fn most_at_work(&self) -> usize {
-        if self.ladder.level() >= Level::AcceptOnly {
+        let is_left = self.keeps_tasks && self.state != "running";
+        if is_left || self.ladder.level() >= Level::AcceptOnly {
             return 0;
         }
         let cap = self.board.thermal().map(|thermal| thermal.cap_agents);
@@ -1282,8 +1286,12 @@ impl Supervisor {
             Action::SendMessage { .. } | Action::BroadcastMessage { .. } => {
                 Reply::Refused(Refused::Conflict("messages are not delivered yet".to_owned()))
             }
-            Action::Stop => {
+            Action::Stop { keep_tasks: true } if self.ledger.book().is_none() => {
+                Reply::Refused(Refused::Conflict(NOTHING_KEEPS.to_owned()))
+            }
+            Action::Stop { keep_tasks } => {
                 self.stop_asked = true;
+                self.keeps_tasks |= keep_tasks;
                 Reply::Done
             }
         };
@@ -1346,6 +1354,10 @@ impl Drop for Supervisor {
 /// Why tasks are not taken when nobody is left to run them.
 const HOPELESS: &str = "no compute agent lives and none will be started: see `agents.compute.count` and \
                         `fault_tolerance`, or start one with `agent create compute`";
+
+/// Why a stop cannot keep tasks.
+const NOTHING_KEEPS: &str = "there is no journal to keep tasks in (`durability.level` is \"none\"): they would be gone; \
+                             stop without `keep_tasks`, which cancels them";
 
 const WATCH_BELL: u64 = u64::MAX;
 const WATCH_SIGNALS: u64 = u64::MAX - 1;

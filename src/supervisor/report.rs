@@ -193,7 +193,7 @@ impl Supervisor {
                         || !seat.held.iter().any(|held| held.task == task.id)
                 })
             }),
-            state => !state.is_final() && self.state == "stopped",
+            state => !state.is_final() && self.state == "stopped" && !self.keeps_tasks,
         };
         TaskCounts {
             lost: if counts.open() == 0 { 0 } else { self.ledger.tasks().filter(is_lost).count() as u64 },

@@ -34,11 +34,22 @@ impl Supervisor {
         // The first signal asks for the end, any further one for haste, also when both came at once.
         let signals_before = self.stop_signals.min(1);
         self.state = "draining";
-        self.ledger.stop_accepting();
-        self.ledger.cancel_waiting(STOPPED, self.now);
+        self.keeps_tasks =
+            (self.keeps_tasks || self.config.tasks.keep_at_stop) && self.ledger.book().is_some();
+        if self.keeps_tasks {
+            self.limit = self.most_at_work();
+            self.ledger.leave_to_a_later_life();
+        } else {
+            self.ledger.end_with_this_life();
+            self.ledger.cancel_waiting(STOPPED, self.now);
+        }
         let span = if on_end == OnEnd::Drain { self.config.tasks.drain } else { Duration::ZERO };
         self.turn_until(span, |this| this.dispatcher.in_flight() == 0 || this.stop_signals > signals_before);
-        self.give_up_rest();
+        if self.keeps_tasks {
+            self.take_back_rest();
+        } else {
+            self.give_up_rest();
+        }
         self.turn_until(GIVE_UP_LIMIT, |this| this.dispatcher.in_flight() == 0);
 
         self.state = "stopping";
@@ -69,7 +80,9 @@ impl Supervisor {
             let _ = epoll::delete(&self.epoll, guard);
         }
         self.nursery.end_left_behind();
-        self.ledger.cancel_waiting(STOPPED, clock::now());
+        if !self.keeps_tasks {
+            self.ledger.cancel_waiting(STOPPED, clock::now());
+        }
         self.turn();
         self.turn_until(JOURNAL_END, |this| !this.keeps_back());
         self.close_journal();
@@ -92,6 +105,20 @@ impl Supervisor {
             if self.turn() == 0 {
                 self.rest(Some(deadline));
             }
+        }
+    }
+
+    /// What runs too long to be waited for runs again in the next life: its agents are gone before they could end it in part.
+    fn take_back_rest(&mut self) {
+        let at_work: Vec<AgentSlot> =
+            self.dispatcher.iter().filter(|seat| !seat.held.is_empty()).map(|seat| seat.slot).collect();
+        self.closing |= !at_work.is_empty();
+        for slot in at_work {
+            self.kill(
+                slot,
+                "agent_killed",
+                "killed: the next life of the swarm does what it holds".to_owned(),
+            );
         }
     }
 

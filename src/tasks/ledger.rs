@@ -217,10 +217,21 @@ pub struct Ledger {
     ended: Vec<(TaskId, u64)>,
     /// Attempts that shall be given up, and whose agents do not know yet.
     unwanted: Vec<(TaskId, Lease, Attempt)>,
-    stopping: bool,
+    phase: Phase,
     /// Why nothing is accepted for now.
     refusing: Option<String>,
     next_batch: u64,
+}
+
+/// What becomes of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It is taken and done.
+    Open,
+    /// None is taken, and what is not done waits for the next life of the swarm.
+    Leaving,
+    /// None is taken, and what is not done is given up.
+    Ending,
 }
 
 impl SubmitError {
@@ -251,7 +262,7 @@ impl Ledger {
             counts: Counts::default(),
             ended: Vec::new(),
             unwanted: Vec::new(),
-            stopping: false,
+            phase: Phase::Open,
             refusing: None,
             next_batch: 0,
         }
@@ -424,9 +435,14 @@ impl Ledger {
         self.refusing = why;
     }
 
-    /// From now on every submission is refused.
-    pub fn stop_accepting(&mut self) {
-        self.stopping = true;
+    /// From now on every submission is refused, and what is not done ends with this life.
+    pub fn end_with_this_life(&mut self) {
+        self.phase = Phase::Ending;
+    }
+
+    /// From now on every submission is refused; what is not done is a later life's.
+    pub fn leave_to_a_later_life(&mut self) {
+        self.phase = Phase::Leaving;
     }
 
     /// Accepts one task without dependencies; the cheap path for tiny tasks.
@@ -543,7 +559,7 @@ impl Ledger {
         if let Some(why) = &self.refusing {
             return Err(SubmitError::Refusing { why: why.clone() });
         }
-        if self.stopping {
+        if self.phase != Phase::Open {
             return Err(SubmitError::Stopping);
         }
         let open = self.counts.open();
@@ -816,7 +832,7 @@ impl Ledger {
             // The answer and the request have crossed.
             return self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now);
         }
-        if may_help && task.retries_left > 0 && !self.stopping {
+        if may_help && task.retries_left > 0 && self.phase != Phase::Ending {
             let task = self.get_mut(id).expect("just seen");
             task.retries_left -= 1;
             task.state = TaskState::Retrying;
@@ -938,7 +954,7 @@ impl Ledger {
             let (first, second) = (task.leased, task.hedge);
             self.unwanted.extend(second.map(|hedge| (id, hedge.lease, hedge.attempt)));
             // At the end of the swarm nobody wishes that; who dies in the middle of that end goes on.
-            if !is_known && !self.stopping {
+            if !is_known && self.phase != Phase::Ending {
                 self.note(Event::Cancelling, id);
             }
             return Some(CancelOutcome::AskAgent(lease, first));
@@ -949,7 +965,10 @@ impl Ledger {
 
     /// Why a single task is cancelled: somebody asked, or its swarm ends.
     fn why_cancelled(&self) -> &'static str {
-        if self.stopping { "the swarm stopped before it was done" } else { "cancelled on request" }
+        match self.phase {
+            Phase::Ending => "the swarm stopped before it was done",
+            Phase::Open | Phase::Leaving => "cancelled on request",
+        }
     }
 
     /// Cancels everything that no agent has begun with, and says why.
@@ -1617,8 +1636,26 @@ mod tests {
         ledger.record_refused(spec("bad", &[]), "no such kernel", Nanos(1));
         assert_eq!((ledger.counts().total, ledger.counts().failed, ledger.queued()), (1, 1, 0));
         assert_eq!(ledger.find("bad").expect("on record").error.as_deref(), Some("no such kernel"));
-        ledger.stop_accepting();
+        ledger.end_with_this_life();
         assert_eq!(ledger.submit(spec("late", &[]), Nanos(2)), Err(SubmitError::Stopping));
+    }
+
+    #[test]
+    fn what_is_left_to_a_later_life_is_tried_again_and_what_ends_is_not() {
+        for leaves in [true, false] {
+            let mut ledger = ledger();
+            let id = ledger.submit(TaskSpec { retries: 1, ..spec("a", &[]) }, Nanos(1)).expect("room");
+            ledger.dispatch(id, LEASE, Nanos(2));
+            if leaves {
+                ledger.leave_to_a_later_life()
+            } else {
+                ledger.end_with_this_life()
+            }
+            assert_eq!(ledger.submit(spec("late", &[]), Nanos(3)), Err(SubmitError::Stopping));
+            ledger.on_failure(id, "no", true, Nanos(4));
+            let state = ledger.get(id).expect("known").state;
+            assert_eq!(state, if leaves { TaskState::Retrying } else { TaskState::Failed });
+        }
     }
 
     #[test]

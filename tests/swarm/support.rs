@@ -642,13 +642,19 @@ impl Swarm {
     /// Waits for its end, with this exit code and nothing left. Returns its report.
     #[track_caller]
     pub fn ends(self, code: i32) -> Value {
+        self.ends_for_now(code).1
+    }
+
+    /// As [`ends`](Self::ends), for another start in the same place.
+    #[track_caller]
+    pub fn ends_for_now(self, code: i32) -> (Place, Value) {
         let Swarm { place, running, report } = self;
         let ran = running.finish().ends(code);
         let left = place.left_over();
         assert!(left.is_empty(), "left over: {left:#?}\n{}", ran.story());
         let text =
             fs::read_to_string(&report).unwrap_or_else(|error| panic!("no report: {error}\n{}", ran.story()));
-        serde_json::from_str(&text).expect("the report is JSON")
+        (place, serde_json::from_str(&text).expect("the report is JSON"))
     }
 
     /// Kills the supervisor as the kernel would, and waits until all its processes are gone.

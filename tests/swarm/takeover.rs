@@ -1,7 +1,9 @@
 //! Standbys take over, what agents leave behind goes with them, the swarm gives up what it can do without, and whole kinds
 //! are replaced while work goes on.
 
-use crate::support::{Place, Swarm, children, is_guard, kill_with_reaper, lives, reaper, signal, until};
+use crate::support::{
+    Place, Swarm, children, is_guard, kill_with_reaper, lives, read_array, reaper, signal, until,
+};
 use ai_swarm::base::prng::SplitMix64;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
@@ -976,6 +978,69 @@ fn a_new_binary_comes_in_by_a_rolling_restart_and_a_broken_one_stays_out() {
     });
     let report = swarm.end();
     assert_eq!((&report["tasks"]["retried"], &report["tasks"]["lost"]), (&json!(0), &json!(0)));
+}
+
+/// An orderly stop that keeps tasks, and a start from another file: how the supervisor itself is upgraded.
+#[test]
+fn a_stop_that_keeps_tasks_leaves_them_to_the_next_binary() {
+    let place = Place::new();
+    let (path, next) = (place.path("ai_swarm_deploy"), place.path("next"));
+    let ours = Path::new(env!("CARGO_BIN_EXE_ai_swarm_deploy"));
+    fs::copy(ours, &path).expect("copied");
+    let deploy = |place: Place, keep_at_stop: bool| {
+        let mut command = Command::new(&path);
+        place.equip(&mut command);
+        command.args(["--name", place.name()]);
+        let tasks = json!({"window": 1, "batch": 1, "drain_s": 1, "keep_at_stop": keep_at_stop});
+        Swarm::deploy_by(place, command, &json!({"agents": {"compute": {"count": 1}}, "tasks": tasks}), &[])
+    };
+    let array = place.write_array("ones.npy", &[64], &[1.0f64; 64]);
+    let sleep = |id: &str, seconds: f64| json!({"id": id, "kernel": "sleep", "params": {"seconds": seconds}});
+
+    let swarm = deploy(place, false);
+    let output = swarm.place.beside("answer.npy");
+    let answer = json!({"id": "answer", "kernel": "axpy", "inputs": [array, array], "output": output, "idempotency_key": "k"});
+    swarm.submit(&json!([sleep("long", 3.0), answer, {"id": "last", "kernel": "noop", "after": ["answer"]}]));
+    swarm.until_task("long", "running");
+    swarm.place.cli(&["stop", "--keep-tasks"]).ends(0);
+    let (place, report) = swarm.ends_for_now(0);
+    let of = |name: &str| report["tasks"][name].as_u64();
+    assert_eq!([of("total"), of("succeeded"), of("cancelled"), of("lost")], [3, 0, 0, 0].map(Some));
+    assert!(!output.exists());
+
+    let mut other = fs::read(&path).expect("there");
+    other.extend_from_slice(b"another build");
+    fs::write(&next, other).expect("written");
+    fs::set_permissions(&next, fs::Permissions::from_mode(0o755)).expect("ours");
+    fs::rename(&next, &path).expect("replaced");
+    let swarm = deploy(place, true);
+    assert_eq!(swarm.until_task("long", "succeeded")["attempts"], 2, "it took longer than the stop");
+    assert_eq!(swarm.until_task("answer", "succeeded")["attempts"], 1);
+    assert_eq!(swarm.until_task("last", "succeeded")["attempts"], 1);
+    assert_eq!(read_array(&output).shape(), [64]);
+    let again = swarm.submit(&json!([answer]));
+    assert_eq!(again[0]["task"]["state"], "succeeded", "the key is known: {again}");
+
+    // What is under way is waited for, and nothing begins meanwhile.
+    swarm.submit(&json!([sleep("short", 0.5), sleep("waits", 0.01)]));
+    swarm.until_task("short", "running");
+    swarm.signal(Signal::TERM);
+    let (place, report) = swarm.ends_for_now(0);
+    assert_eq!((&report["tasks"]["cancelled"], &report["tasks"]["lost"]), (&json!(0), &json!(0)));
+    let swarm = deploy(place, false);
+    assert_eq!(swarm.task("short")["state"], "succeeded");
+    assert_eq!(swarm.until_task("waits", "succeeded")["attempts"], 1);
+    swarm.end();
+}
+
+#[test]
+fn a_swarm_without_a_journal_cannot_keep_tasks_and_says_so() {
+    let swarm = Swarm::deploy(&json!({"durability": {"level": "none"}, "tasks": {"drain_s": 0}}));
+    swarm.submit(&json!([{"id": "a", "kernel": "sleep", "params": {"seconds": 3600}}]));
+    swarm.place.cli(&["stop", "--keep-tasks"]).ends(1).complains("there is no journal to keep tasks in");
+    swarm.ask("POST", "/api/v1/system/stop", Some(&json!({"keep": true}))).refuses(400, "keep_tasks");
+    assert_eq!(swarm.until_task("a", "running")["attempts"], 1, "it goes on");
+    assert_eq!(swarm.end()["tasks"]["cancelled"], 1);
 }
 
 #[test]
