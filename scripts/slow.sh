@@ -54,6 +54,7 @@ fi
 if wanted supervisors "$@"; then
     heading "supervisors"
     "$swarm" chaos --for 40m --count 500 --rate 5 --fault supervisor
+    "$swarm" chaos --for 40m --count 200 --rate 5 --fault supervisor --fault kill --durability power
 fi
 if wanted gateways "$@"; then
     heading "gateways"

@@ -4,9 +4,10 @@
 use super::dispatch::{noop, wait_ready};
 use super::{Figure, Limit, quantile, sorted, swarm};
 use crate::base::clock::Nanos;
+use crate::base::prng::SplitMix64;
 use crate::config::{Count, SwarmConfig};
 use crate::jobs;
-use crate::os::clock;
+use crate::os::{clock, process};
 use crate::supervisor::action::{Action, AgentView, Recovery, Reply};
 use crate::supervisor::{OnEnd, Supervisor, is_agent};
 use crate::tasks::{TaskSpec, TaskState};
@@ -15,14 +16,17 @@ use crossbeam::channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Memory of a large agent when it is killed, bytes.
-const LARGE: u64 = 900 << 20;
-/// Side of a matrix of 1 GiB, which makes an agent large: the product of a column and a row.
-const LARGE_SIDE: usize = 16384;
+const LARGE: u64 = 1 << 30;
+/// Side of a matrix of more than that, which makes an agent large: the product of a column and a row.
+const LARGE_SIDE: usize = 18432;
 /// Agents are killed in the middle of a life: who dies right after its birth is taken for one that cannot live, and is
 /// restarted later and later.
 const LIFE: Duration = Duration::from_millis(40);
@@ -69,6 +73,7 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
     let acts: usize = all.iter().map(|times| times.len()).sum();
     let longest = all.into_iter().flatten().copied().fold(0.0, f64::max);
     let found = hangs(if quick { 10 } else { 60 }, config)?;
+    let garbled = garbled(if quick { 20 } else { 150 }, config)?;
     let mut figures = vec![neighbours(if quick { 2 } else { 5 }, config)?];
     let gone = supervisor_deaths(if quick { 10 } else { 100 })?;
     let large_gone = large_supervisor_deaths(if quick { 5 } else { 20 })?;
@@ -99,7 +104,20 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
             "kill -9 of an agent of 1 GiB to its successor being ready",
         ),
         ("hang_found", found, FOUND_MS, FOUND_MS, "SIGSTOP of a compute agent to its incident"),
-        ("supervisor_gone", gone, 10.0, 10.0, "kill -9 of the supervisor to the end of its last agent"),
+        (
+            "garbage_found",
+            garbled,
+            10.0,
+            10.0,
+            "noise all over what an agent at work writes, to its incident",
+        ),
+        (
+            "supervisor_gone",
+            gone,
+            10.0,
+            10.0,
+            "kill -9 of the supervisor, of every second one with an agent stopped, to the end of its last agent",
+        ),
         (
             "supervisor_gone_1gib",
             large_gone,
@@ -120,7 +138,8 @@ pub(super) fn measure(quick: bool, config: &SwarmConfig) -> anyhow::Result<Vec<F
         let note = format!("of {name}, the 99th percentile");
         figures.push(figure(format!("{name}_p99"), at(0.99), p99, note));
     }
-    let note = format!("the longest of {acts} acts of recovery above, but hangs and deaths of supervisors");
+    let note =
+        format!("the longest of {acts} acts of recovery above, but hangs, garbage and deaths of supervisors");
     figures.push(figure("longest".to_owned(), longest, LONGEST_MS, note));
     Ok(figures)
 }
@@ -273,7 +292,7 @@ fn hangs(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Vec<f64>> {
         let recovered = supervisor.recovered();
         let began = clock::now();
         kill_process(Pid::from_raw(pid as i32).context("a process number")?, Signal::STOP)?;
-        while !is_incident_open(&mut supervisor, seen, &victim)? {
+        while !is_incident_open(&mut supervisor, seen, &victim, "frozen")? {
             ensure!(clock::now().since(began) < Duration::from_secs(30), "{victim} was not found in 30 s");
             supervisor.run_until_deadline(clock::now().plus(Duration::from_millis(1)), |_| false);
         }
@@ -284,6 +303,51 @@ fn hangs(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Vec<f64>> {
     Ok(times)
 }
 
+/// Writes noise over the channel of agents in turn, as they would themselves, while tasks go to and fro; until the incident is on
+/// record, ms.
+fn garbled(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Vec<f64>> {
+    let mut config = config.clone();
+    // It is an agent's own doing, and restarted later and later; here it shall come back at once.
+    config.agents.fault.backoff_max = DIES_EVERY;
+    let mut supervisor = swarm(&config)?;
+    let agents = supervisor.plan().compute_count();
+    wait_ready(&mut supervisor, agents)?;
+    let mut random = SplitMix64::new(rounds as u64);
+    let mut times = Vec::new();
+    for round in 0..rounds {
+        let victim = format!("compute-{}", round % agents);
+        live(&mut supervisor)?;
+        let seen = last_event(&mut supervisor)?;
+        let pid = agent(&mut supervisor, &victim)?.pid.context("it runs")?;
+        let recovered = supervisor.recovered();
+        let mapped = process::writable_shared(pid)?;
+        let is_channel = |(name, _): &&(String, Range<u64>)| name.starts_with("ai_swarm-up");
+        let (_, place) = mapped.iter().find(is_channel).context("it has a channel")?;
+        let noise: Vec<u8> =
+            (place.start..place.end).step_by(8).flat_map(|_| random.next_u64().to_le_bytes()).collect();
+        let memory = File::options().write(true).open(format!("/proc/{pid}/mem"))?;
+        let began = clock::now();
+        memory.write_all_at(&noise, place.start).context("this host lets nobody write an agent's memory")?;
+        while !is_incident_open(&mut supervisor, seen, &victim, "garbage")? {
+            ensure!(clock::now().since(began) < Duration::from_secs(30), "{victim} was not found in 30 s");
+            if supervisor.ledger().queued() < 64 {
+                supervisor.submit_one(noop())?;
+            }
+            supervisor.run_until_deadline(clock::now().plus(Duration::from_micros(20)), |_| false);
+        }
+        times.push(clock::now().since(began).as_secs_f64() * 1e3);
+        run_until(&mut supervisor, |supervisor| supervisor.recovered() > recovered)?;
+    }
+    run_until(&mut supervisor, |supervisor| supervisor.ledger().counts().open() == 0)?;
+    let counts = supervisor.ledger().counts();
+    supervisor.shut_down(OnEnd::Drain);
+    ensure!(
+        counts.succeeded == counts.total && counts.duplicated == 0,
+        "tasks were lost or done twice: {counts:?}"
+    );
+    Ok(times)
+}
+
 fn last_event(supervisor: &mut Supervisor) -> anyhow::Result<u64> {
     let Reply::Events { events, .. } = ask(supervisor, Action::Events(0))? else {
         bail!("unexpected answer")
@@ -291,11 +355,15 @@ fn last_event(supervisor: &mut Supervisor) -> anyhow::Result<u64> {
     Ok(events.last().map_or(0, |event| event.seq))
 }
 
-fn is_incident_open(supervisor: &mut Supervisor, after: u64, id: &str) -> anyhow::Result<bool> {
+/// Whether a failure of this class was found in this agent.
+fn is_incident_open(supervisor: &mut Supervisor, after: u64, id: &str, class: &str) -> anyhow::Result<bool> {
     let Reply::Events { events, .. } = ask(supervisor, Action::Events(after))? else {
         bail!("unexpected answer")
     };
-    Ok(events.iter().any(|event| event.kind == "incident_opened" && event.agent.as_deref() == Some(id)))
+    let class = format!(": {class}: ");
+    Ok(events.iter().any(|event| {
+        event.kind == "incident_opened" && event.agent.as_deref() == Some(id) && event.text.contains(&class)
+    }))
 }
 
 /// What two agents do while a third dies again and again, as a share of what they do undisturbed. Their tasks sleep: what is
@@ -465,7 +533,15 @@ fn supervisor_deaths(rounds: usize) -> anyhow::Result<Vec<f64>> {
         std::thread::sleep(Duration::from_millis(400));
         true
     };
-    let times = (0..rounds).map(|_| supervisor_death(&words, Path::new("."), settle));
+    // Whoever is stopped cannot go by itself.
+    let stopping = |agents: &[u32]| {
+        let first = agents.first().and_then(|&pid| Pid::from_raw(pid as i32));
+        settle(agents) && first.is_some_and(|pid| kill_process(pid, Signal::STOP).is_ok())
+    };
+    let times = (0..rounds).map(|round| match round % 2 {
+        0 => supervisor_death(&words, Path::new("."), settle),
+        _ => supervisor_death(&words, Path::new("."), stopping),
+    });
     times.filter_map(Result::transpose).collect()
 }
 

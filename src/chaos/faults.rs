@@ -2,10 +2,10 @@
 
 use super::victim::Victim;
 use crate::base::prng::SplitMix64;
+use crate::os::process;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub enum Fault {
     Scribble,
     /// one agent gets no more memory for a moment: its allocations and mappings fail
     Memory,
-    /// kill -9 of the supervisor; it is started again on the same state directory
+    /// kill -9 of the supervisor, half of the time with an agent stopped by SIGSTOP; it is started again on the same state directory
     Supervisor,
     /// kill -9 or SIGSTOP of the gateway: the control API must be back within a second, and work goes on meanwhile
     Gateway,
@@ -120,6 +120,10 @@ pub(super) fn inject(
             None => Err(none()),
         },
         Fault::Supervisor => {
+            if luck.below(2) == 0 {
+                // Whoever is stopped cannot go by itself. There may be nobody.
+                let _ = one(luck).map(|agent| signal(agent, Signal::STOP));
+            }
             victim.kill_supervisor()?;
             Ok(1)
         }
@@ -157,25 +161,13 @@ fn scribble(pid: Pid, luck: &mut SplitMix64) -> Result<u64, String> {
         std::io::ErrorKind::NotFound => "the agent had ended".to_owned(),
         _ => format!("memory of another process: {error}"),
     };
-    let maps = File::open(format!("/proc/{number}/maps")).map_err(text)?;
-    let mut places = Vec::new();
-    for line in BufReader::new(maps).lines() {
-        let Ok(line) = line else { return Err("the agent had ended".to_owned()) };
-        let is_shared = line.contains("memfd:ai_swarm") || line.contains("/dev/shm/ai_swarm");
-        if !(is_shared && line.contains("rw-s")) {
-            continue;
-        }
-        let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
-        let hex = |text| u64::from_str_radix(text, 16).ok();
-        if let Some((Some(from), Some(to))) = range.map(|(from, to)| (hex(from), hex(to))) {
-            // Of an arena only the beginning has memory behind it.
-            places.push((from, (to - from).min(1 << 20)));
-        }
-    }
+    let places = process::writable_shared(number.get() as u32).map_err(text)?;
     if places.is_empty() {
         return Err("the agent had mapped nothing yet".to_owned());
     }
-    let (from, bytes) = places[luck.below(places.len() as u64) as usize];
+    let (_, place) = &places[luck.below(places.len() as u64) as usize];
+    // Of an arena only the beginning has memory behind it.
+    let (from, bytes) = (place.start, (place.end - place.start).min(1 << 20));
     let memory = File::options().write(true).open(format!("/proc/{number}/mem")).map_err(text)?;
     for _ in 0..=luck.below(40) {
         let word = luck.next_u64() >> (8 * luck.below(8));

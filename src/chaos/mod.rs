@@ -16,6 +16,7 @@ mod work;
 use crate::base::words::things;
 use crate::cli::output::{OutputOptions, Table, say, wrap};
 use crate::cli::run::steps;
+use crate::config::Durability;
 use crate::os::signals::StopSignals;
 use anyhow::Context as _;
 use faults::{Fault, Injected};
@@ -49,6 +50,8 @@ pub(crate) struct Plan {
     pub rate: f64,
     /// Kinds of faults; empty: all.
     pub faults: Vec<Fault>,
+    /// What the swarm promises: with [`Durability::None`] deaths of the supervisor would break nothing.
+    pub durability: Durability,
     /// Where to work; a temporary folder otherwise.
     pub folder: Option<PathBuf>,
 }
@@ -67,7 +70,7 @@ struct Verdict {
 pub(crate) fn run(plan: &Plan, output: &OutputOptions) -> anyhow::Result<bool> {
     let signals = StopSignals::listen()?;
     say(output, &format!("seed {}: again with `chaos --seed {}`", plan.seed, plan.seed));
-    let mut victim = Victim::deploy(plan.folder.as_deref())?;
+    let mut victim = Victim::deploy(plan.folder.as_deref(), plan.durability)?;
     let kept = storm(plan, &mut victim, &signals, output);
     if matches!(kept, Ok(true)) {
         victim.discard();

@@ -3,6 +3,7 @@
 use super::Verdict;
 use super::faults::signal;
 use crate::client::Attach;
+use crate::config::Durability;
 use crate::gateway::client::{Client, ClientError, segment};
 use crate::kernels::KernelId;
 use crate::supervisor::home::socket_path;
@@ -130,7 +131,8 @@ pub(super) struct End {
 }
 
 impl Victim {
-    pub(super) fn deploy(folder: Option<&Path>) -> anyhow::Result<Self> {
+    /// At this level of durability.
+    pub(super) fn deploy(folder: Option<&Path>, durability: Durability) -> anyhow::Result<Self> {
         let name = format!("chaos-{}", std::process::id());
         let temporary = folder.is_none();
         let folder =
@@ -145,6 +147,7 @@ impl Victim {
             "name": name,
             "agents": {"fault": {"restart_limit": 1000, "restart_window_s": 1, "backoff_max_s": 0.02}},
             "tasks": {"poison_deaths": 100},
+            "durability": {"level": durability.as_str()},
         });
         fs::write(folder.join("config.json"), config.to_string())?;
         let child = start(&folder, None)?;

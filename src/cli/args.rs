@@ -1,5 +1,6 @@
 //! The words of the command line, and nothing else.
 
+use crate::config::Durability;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -184,10 +185,10 @@ pub enum Command {
     },
     /// Stop the running swarm cleanly
     Stop {
-        /// Leave tasks that are not done to the next start, also those that run longer than `tasks.drain_s`; without it
-        /// (and without `tasks.keep_at_stop`) they are cancelled
-        #[arg(long)]
-        keep_tasks: bool,
+        /// Leave tasks that are not done to the next start, also those that run longer than `tasks.drain_s`; with `false` they
+        /// are cancelled. Otherwise `tasks.keep_at_stop` says which
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        keep_tasks: Option<bool>,
     },
     /// What this host offers and what is missing, each with its reason
     Doctor,
@@ -234,6 +235,9 @@ pub enum Command {
         /// Only this kind; may be given more than once
         #[arg(long, value_enum)]
         fault: Vec<crate::chaos::FaultKind>,
+        /// What the swarm promises: process or power
+        #[arg(long, value_name = "LEVEL", default_value = "process", value_parser = parse_kept)]
+        durability: Durability,
         /// Work in this folder and leave it; otherwise a temporary one, which is removed when all held
         #[arg(long, value_name = "DIR")]
         folder: Option<PathBuf>,
@@ -402,6 +406,13 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     } else {
         Err("needs a number above 0, at most 10000".to_owned())
     }
+}
+
+/// A level of durability at which something outlives the supervisor.
+fn parse_kept(text: &str) -> Result<Durability, String> {
+    let levels = [Durability::Process, Durability::Power];
+    let level = levels.into_iter().find(|level| level.as_str() == text);
+    level.ok_or_else(|| "needs process or power".to_owned())
 }
 
 /// `300`, `300s`, `5m`, `1h`, `1.5`.

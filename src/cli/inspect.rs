@@ -878,7 +878,7 @@ fn event_text(event: &Event, output: &OutputOptions) -> String {
 }
 
 /// `stop`: asks for a clean end and waits until it has come.
-pub fn stop(client: &mut Client, keep_tasks: bool, output: &OutputOptions) -> Result<u8> {
+pub fn stop(client: &mut Client, keep_tasks: Option<bool>, output: &OutputOptions) -> Result<u8> {
     let pid = client.get("/api/v1/system/status").ok().and_then(|status| status["pid"].as_u64());
     match client.post_repeatable("/api/v1/system/stop", &json!({ "keep_tasks": keep_tasks })) {
         // It was ending already, or was quicker than its answer.
@@ -886,8 +886,8 @@ pub fn stop(client: &mut Client, keep_tasks: bool, output: &OutputOptions) -> Re
             ClientError::NotRunning { .. }
             | ClientError::Broken(_)
             | ClientError::Problem { status: 503, .. },
-        )
-        | Ok(_) => {}
+        ) if keep_tasks != Some(true) => {}
+        Ok(_) => {}
         Err(error) => return Err(error.into()),
     }
     let talks = !output.quiet && !speaks_json() && io::stderr().is_terminal();

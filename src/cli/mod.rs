@@ -180,7 +180,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
             let kept = crate::bench::main(*what, *quick, &traces, &load_config(global)?, &output)?;
             Ok(if *check && !kept { exit::FAILED } else { exit::DONE })
         }
-        Some(Command::Chaos { seed, duration, count, rate, fault, folder }) => {
+        Some(Command::Chaos { seed, duration, count, rate, fault, durability, folder }) => {
             let fresh =
                 || std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64 % 1_000_000);
             let plan = crate::chaos::Plan {
@@ -189,6 +189,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
                 count: *count,
                 rate: *rate,
                 faults: fault.clone(),
+                durability: *durability,
                 folder: folder.clone(),
             };
             Ok(if crate::chaos::run(&plan, &output)? { exit::DONE } else { exit::FAILED })

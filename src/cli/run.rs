@@ -232,16 +232,13 @@ pub(super) fn summary(report: &ReportView, options: &OutputOptions) -> String {
         (tasks.cancelled, "cancelled"),
         (tasks.retried, "retried"),
         (tasks.hedged, "sent to a second agent as well"),
+        (tasks.left, "left to the next start"),
         (tasks.lost, "lost"),
         (tasks.duplicated, "duplicated"),
     ] {
         if number > 0 {
             text += &format!(", {number} {word}");
         }
-    }
-    let left = tasks.total.saturating_sub(tasks.succeeded + tasks.failed + tasks.cancelled + tasks.lost);
-    if left > 0 {
-        text += &format!(", {left} left to the next start");
     }
     if tasks.succeeded > 1 {
         let mut latency = Table::new(&["latency", "p50", "p99", "p99.9", "max"]).right(&[1, 2, 3, 4]);

@@ -403,7 +403,8 @@ pub const KEYS: &[Key] = &[
         "durability.keep_tasks",
         whole(0, 100_000_000, "tasks"),
         "100000",
-        "Ended tasks that the journal keeps at most. Tasks that have not ended are always kept.",
+        "Ended tasks that the journal keeps at most. Tasks that have not ended are always kept. `task list` shows the 200000 that \
+         ended last, however many are kept.",
     ),
     key(
         "durability.keep_days",

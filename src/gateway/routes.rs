@@ -503,7 +503,7 @@ async fn report(State(gate): State<Gate>, wanted: Result<Query<ReportQuery>, Que
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct StopBody {
-    keep_tasks: bool,
+    keep_tasks: Option<bool>,
 }
 
 async fn stop(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {

@@ -4,6 +4,7 @@
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::OnceLock;
@@ -237,6 +238,19 @@ pub fn set_turn(length: Duration) {
 pub fn start_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// What process `pid` shares of ours and may write: the names that shared objects were created under, and where they are mapped.
+pub fn writable_shared(pid: u32) -> io::Result<Vec<(String, Range<u64>)>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let found = maps.lines().filter(|line| line.contains("rw-s")).filter_map(|line| {
+        let path = line.split_whitespace().nth(5)?;
+        let name = path.strip_prefix("/memfd:").or(path.strip_prefix("/dev/shm/"))?;
+        let (from, to) = line.split_whitespace().next()?.split_once('-')?;
+        name.starts_with("ai_swarm").then_some((name.to_owned(), hex(from)?..hex(to)?))
+    });
+    Ok(found.collect())
 }
 
 /// Marks a descriptor close-on-exec again, after it was inherited by number.

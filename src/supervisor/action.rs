@@ -104,8 +104,8 @@ pub enum Action {
     },
     /// End the swarm.
     Stop {
-        /// Tasks that are not done wait for the next start, whatever `tasks.keep_at_stop` says.
-        keep_tasks: bool,
+        /// Whether tasks that are not done wait for the next start; `None`: as `tasks.keep_at_stop` says.
+        keep_tasks: Option<bool>,
     },
 }
 
@@ -450,6 +450,9 @@ pub struct TaskCounts {
     /// Tasks that the first attempt ended well after all, with a second one under way.
     #[serde(default)]
     pub hedges_lost: u64,
+    /// Accepted and not ended when the swarm stopped: the next start goes on with them.
+    #[serde(default)]
+    pub left: u64,
     /// Accepted, never ended, and nobody has them any more.
     pub lost: u64,
     /// Ended more than once.

@@ -103,6 +103,7 @@ impl From<Counts> for TaskCounts {
             hedged: counts.hedged,
             hedges_won: counts.hedges_won,
             hedges_lost: counts.hedges_lost,
+            left: 0,
             lost: 0,
             duplicated: counts.duplicated,
         }

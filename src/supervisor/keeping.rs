@@ -96,12 +96,16 @@ pub(super) fn open(
         return Ok(Kept::default());
     }
     if config.durability.level == Durability::None {
-        let left = journal::Paths::new(home.path()).front;
-        let note = format!(
-            "{} is left of an earlier life; its tasks rest until `durability.level` is another than \"none\"",
-            left.display()
-        );
-        let losses = if left.exists() { vec![note] } else { Vec::new() };
+        let paths = journal::Paths::new(home.path());
+        // After an orderly stop all is in the store.
+        let left = [paths.front, paths.store].into_iter().find(|path| path.exists());
+        let note = |path: PathBuf| {
+            format!(
+                "{} is left of an earlier life; tasks in it that have not ended rest until `durability.level` is another than \"none\"",
+                path.display()
+            )
+        };
+        let losses = left.map(note).into_iter().collect();
         return Ok(Kept { losses, ..Kept::default() });
     }
     let bell = handle.bell();

@@ -289,8 +289,10 @@ pub struct Supervisor {
     now: Nanos,
     stop_signals: usize,
     stop_asked: bool,
-    /// What is not done when it ends waits for the next life.
-    keeps_tasks: bool,
+    /// What whoever asked for it wants to become of tasks that are not done: that they wait for the next life.
+    shall_leave: Option<bool>,
+    /// They do. Decided when the end begins.
+    leaves_tasks: bool,
     /// Agents that die are not replaced any more.
     closing: bool,
     /// Processes of agents that are dead and still being taken apart.
@@ -479,7 +481,8 @@ impl Supervisor {
         crate::os::affinity::pin_current_thread(plan.supervisor);
         // From here on; agents begin with it, too, and compute agents take longer ones when they are ready for work.
         process::set_turn(TURN);
-        let remembered: Vec<TaskState> = ledger.tasks().map(|task| task.state).collect();
+        let ended_before = ledger.tasks().filter(|task| task.earlier);
+        let remembered: Vec<TaskState> = ended_before.map(|task| task.state).collect();
         let remembered = remembered.into_iter();
         let mut supervisor = Self {
             may_spin: !computes_beside,
@@ -528,7 +531,8 @@ impl Supervisor {
             now: started,
             stop_signals: 0,
             stop_asked: false,
-            keeps_tasks: false,
+            shall_leave: None,
+            leaves_tasks: false,
             closing: false,
             dying: Vec::new(),
             reaper,
@@ -894,8 +898,11 @@ impl Supervisor {
         over.len() + 1
     }
 
-    /// Whether no compute agent lives or will: waiting tasks would wait for ever.
+    /// Whether no compute agent lives or will: waiting tasks would wait for ever. At the end of a swarm that is no news.
     pub fn is_hopeless(&self) -> bool {
+        if self.state != "running" {
+            return false;
+        }
         let mut computes = self.roster.iter().flatten().filter(|record| record.kind == AgentKind::Compute);
         computes.all(|record| record.state == AgentState::Stopped)
     }
@@ -927,7 +934,7 @@ impl Supervisor {
         self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
         self.limit = self.most_at_work();
         self.dispatcher.pass_on_experience();
-        if self.ledger.queued() > 0 && self.is_hopeless() && self.state == "running" {
+        if self.ledger.queued() > 0 && self.is_hopeless() {
             self.ledger.cancel_waiting(HOPELESS, self.now);
         }
         self.enforce_giving_up();
@@ -1006,8 +1013,7 @@ impl Supervisor {
 
     /// Compute agents that may be busy at once, by the swarm's level and the thermal agent's cap.
     fn most_at_work(&self) -> usize {
-        let is_left = self.keeps_tasks && self.state != "running";
-        if is_left || self.ladder.level() >= Level::AcceptOnly {
+        if self.leaves_tasks || self.ladder.level() >= Level::AcceptOnly {
             return 0;
         }
         let cap = self.board.thermal().map(|thermal| thermal.cap_agents);
@@ -1286,14 +1292,7 @@ impl Supervisor {
             Action::SendMessage { .. } | Action::BroadcastMessage { .. } => {
                 Reply::Refused(Refused::Conflict("messages are not delivered yet".to_owned()))
             }
-            Action::Stop { keep_tasks: true } if self.ledger.book().is_none() => {
-                Reply::Refused(Refused::Conflict(NOTHING_KEEPS.to_owned()))
-            }
-            Action::Stop { keep_tasks } => {
-                self.stop_asked = true;
-                self.keeps_tasks |= keep_tasks;
-                Reply::Done
-            }
+            Action::Stop { keep_tasks } => self.ask_to_stop(keep_tasks),
         };
         answer(reply);
     }
@@ -1354,10 +1353,6 @@ impl Drop for Supervisor {
 /// Why tasks are not taken when nobody is left to run them.
 const HOPELESS: &str = "no compute agent lives and none will be started: see `agents.compute.count` and \
                         `fault_tolerance`, or start one with `agent create compute`";
-
-/// Why a stop cannot keep tasks.
-const NOTHING_KEEPS: &str = "there is no journal to keep tasks in (`durability.level` is \"none\"): they would be gone; \
-                             stop without `keep_tasks`, which cancels them";
 
 const WATCH_BELL: u64 = u64::MAX;
 const WATCH_SIGNALS: u64 = u64::MAX - 1;

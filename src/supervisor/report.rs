@@ -193,10 +193,11 @@ impl Supervisor {
                         || !seat.held.iter().any(|held| held.task == task.id)
                 })
             }),
-            state => !state.is_final() && self.state == "stopped" && !self.keeps_tasks,
+            state => !state.is_final() && self.state == "stopped" && !self.leaves_tasks,
         };
         TaskCounts {
             lost: if counts.open() == 0 { 0 } else { self.ledger.tasks().filter(is_lost).count() as u64 },
+            left: if self.leaves_tasks && self.state == "stopped" { counts.open() } else { 0 },
             ..counts.into()
         }
     }

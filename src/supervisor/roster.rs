@@ -635,10 +635,10 @@ impl Supervisor {
         if resting {
             self.note_death(&dead, &moved);
             self.roster[slot.index()].as_mut().expect("just seen").state = AgentState::Resting;
-            self.close_incidents(&id, now);
-            if exit != Exit::Code(0) {
+            if !orderly {
                 self.events.add(Severity::Warning, "agent_died", Some(&id), text);
             }
+            self.close_incidents(&id, now);
             let text = "ended until the host has room for it again".to_owned();
             self.events.add(Severity::Info, "agent_resting", Some(&id), text);
             return;
@@ -863,6 +863,8 @@ impl Supervisor {
         let lives = self
             .record(slot)
             .is_some_and(|record| record.incarnation == incarnation && record.child.is_some());
+        // Whoever was killed already is no news any more.
+        let lives = lives && self.record(slot).is_some_and(|record| record.killed.is_none());
         if !is_fault_agent || !lives {
             return;
         }

@@ -34,9 +34,9 @@ impl Supervisor {
         // The first signal asks for the end, any further one for haste, also when both came at once.
         let signals_before = self.stop_signals.min(1);
         self.state = "draining";
-        self.keeps_tasks =
-            (self.keeps_tasks || self.config.tasks.keep_at_stop) && self.ledger.book().is_some();
-        if self.keeps_tasks {
+        self.leaves_tasks =
+            self.shall_leave.unwrap_or(self.config.tasks.keep_at_stop) && self.why_not_leave().is_none();
+        if self.leaves_tasks {
             self.limit = self.most_at_work();
             self.ledger.leave_to_a_later_life();
         } else {
@@ -45,7 +45,7 @@ impl Supervisor {
         }
         let span = if on_end == OnEnd::Drain { self.config.tasks.drain } else { Duration::ZERO };
         self.turn_until(span, |this| this.dispatcher.in_flight() == 0 || this.stop_signals > signals_before);
-        if self.keeps_tasks {
+        if self.leaves_tasks {
             self.take_back_rest();
         } else {
             self.give_up_rest();
@@ -80,17 +80,55 @@ impl Supervisor {
             let _ = epoll::delete(&self.epoll, guard);
         }
         self.nursery.end_left_behind();
-        if !self.keeps_tasks {
+        if !self.leaves_tasks {
             self.ledger.cancel_waiting(STOPPED, clock::now());
         }
         self.turn();
         self.turn_until(JOURNAL_END, |this| !this.keeps_back());
+        self.answer_waiters();
         self.close_journal();
         self.sweeper.finish();
         self.close_memory();
         self.close_gateway();
         self.state = "stopped";
         ending
+    }
+
+    /// Somebody asks for the end.
+    pub(super) fn ask_to_stop(&mut self, keep_tasks: Option<bool>) -> Reply {
+        if keep_tasks == Some(true) {
+            let why = if self.state == "running" {
+                self.why_not_leave()
+            } else {
+                (!self.leaves_tasks)
+                    .then(|| "the swarm is stopping already, and cancels what waits".to_owned())
+            };
+            if let Some(why) = why {
+                return Reply::Refused(Refused::Conflict(why));
+            }
+        }
+        self.stop_asked = true;
+        self.shall_leave = keep_tasks.or(self.shall_leave);
+        Reply::Done
+    }
+
+    /// Why tasks cannot be left to the next start.
+    fn why_not_leave(&self) -> Option<String> {
+        if let Some(why) = self.journal_failure().map(str::to_owned).or_else(|| self.refuses_for()) {
+            return Some(format!(
+                "the journal can keep nothing more: {why}; stop without `keep_tasks`: what was acknowledged goes on at the next start"
+            ));
+        }
+        let why = "there is no journal to keep tasks in (`durability.level` is \"none\"): they would be gone; stop without \
+                   `keep_tasks`, which cancels them";
+        self.ledger.book().is_none().then(|| why.to_owned())
+    }
+
+    /// Whoever waits for the end of tasks that the next life will do is told what there is: that they were accepted.
+    fn answer_waiters(&mut self) {
+        for (_, waiter) in std::mem::take(&mut self.waiters) {
+            (waiter.answer)(Reply::Submitted(waiter.tasks.iter().map(|task| self.submitted(task)).collect()));
+        }
     }
 
     fn is_alone(&mut self) -> bool {

@@ -882,14 +882,14 @@ impl Ledger {
             let poison_deaths = self.limits.poison_deaths;
             let Some(task) = self.get_mut(id) else { continue };
             let Some(attempt) = task.attempt_of(lease) else { continue };
-            if running == Some(id) {
+            // What is left to a later life is taken from its agent by a kill of ours, which says nothing about it.
+            if running == Some(id) && (crashed || self.phase != Phase::Leaving) {
+                let Some(task) = self.get_mut(id) else { continue };
                 if crashed {
                     task.deaths.0 += 1;
                 } else {
                     task.deaths.1 += 1;
                 }
-            }
-            if running == Some(id) {
                 self.note(Event::Died, id);
             }
             if self.fall_out(id, attempt) {
@@ -1655,6 +1655,18 @@ mod tests {
             ledger.on_failure(id, "no", true, Nanos(4));
             let state = ledger.get(id).expect("known").state;
             assert_eq!(state, if leaves { TaskState::Retrying } else { TaskState::Failed });
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_for_a_later_life_is_no_death_and_a_crash_is_one() {
+        let mut ledger = ledger();
+        let id = ledger.submit(spec("a", &[]), Nanos(1)).expect("room");
+        ledger.leave_to_a_later_life();
+        for crashed in [false, true] {
+            ledger.dispatch(id, LEASE, Nanos(2));
+            ledger.on_agent_gone(&[id], LEASE, Some(id), "killed", crashed, Nanos(3));
+            assert_eq!(ledger.get(id).expect("known").deaths, (u32::from(crashed), 0));
         }
     }
 

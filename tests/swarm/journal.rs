@@ -41,6 +41,43 @@ fn try_submit(swarm: &Swarm, tasks: &Value) -> (u16, String) {
     (answer.status, answer.body.clone())
 }
 
+/// What later lives know of ended tasks is what the configuration says; what has not ended they know whatever it says.
+#[test]
+fn ended_tasks_are_forgotten_as_the_configuration_says() {
+    for kept in [json!({"keep_tasks": 20}), json!({"keep_days": 1e-5})] {
+        let mut config = config("process");
+        config["durability"] = kept.clone();
+        config["tasks"]["drain_s"] = json!(0);
+        let swarm = Swarm::deploy(&config);
+        swarm.submit(&json!([{"id": "open", "kernel": "sleep", "params": {"seconds": 3600}}]));
+        for round in 0..40 {
+            let tasks = (0..5).map(|at| json!({"id": format!("t{round}-{at}"), "kernel": "noop"}));
+            swarm.submit(&tasks.collect());
+            swarm.until_task(&format!("t{round}-4"), "succeeded");
+        }
+        let mut place = swarm.kill();
+        let mut lives = 0;
+        loop {
+            let swarm = Swarm::deploy_in(place, &config, &[]);
+            let known = states(&swarm);
+            assert!(known.contains_key("open"), "{kept}: {:?}", known.keys());
+            if kept.get("keep_tasks").is_some() {
+                assert!(known.contains_key("t39-4"), "the newest: {:?}", known.keys());
+                assert!(known.len() > 20, "{}", known.len());
+            }
+            // What ended last lies in a row with others, and one row is kept whole.
+            if !known.contains_key("t0-0") && known.len() < 100 {
+                swarm.end();
+                break;
+            }
+            lives += 1;
+            assert!(lives < 10, "{kept}: nothing was forgotten: {:?}", known.keys());
+            std::thread::sleep(Duration::from_millis(1500));
+            place = swarm.kill();
+        }
+    }
+}
+
 /// Kill -9 of the supervisor at random moments, while tasks wait, run and end; then a new start on the same folder.
 #[test]
 fn accepted_tasks_survive_kills_of_the_supervisor_and_ended_ones_stay_ended() {

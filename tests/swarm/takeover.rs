@@ -1002,10 +1002,15 @@ fn a_stop_that_keeps_tasks_leaves_them_to_the_next_binary() {
     let answer = json!({"id": "answer", "kernel": "axpy", "inputs": [array, array], "output": output, "idempotency_key": "k"});
     swarm.submit(&json!([sleep("long", 3.0), answer, {"id": "last", "kernel": "noop", "after": ["answer"]}]));
     swarm.until_task("long", "running");
+    let waits = swarm.place.start(&mut swarm.place.command(&["submit", "--wait", "--kernel", "noop"]));
+    swarm.until("it is accepted", |swarm| (swarm.status()["tasks"]["total"] == 4).then_some(()));
     swarm.place.cli(&["stop", "--keep-tasks"]).ends(0);
     let (place, report) = swarm.ends_for_now(0);
     let of = |name: &str| report["tasks"][name].as_u64();
-    assert_eq!([of("total"), of("succeeded"), of("cancelled"), of("lost")], [3, 0, 0, 0].map(Some));
+    let counted = [of("total"), of("succeeded"), of("cancelled"), of("lost"), of("left")];
+    assert_eq!(counted, [4, 0, 0, 0, 4].map(Some));
+    // It was accepted, which is all that is known.
+    waits.finish().ends(0);
     assert!(!output.exists());
 
     let mut other = fs::read(&path).expect("there");
@@ -1027,10 +1032,20 @@ fn a_stop_that_keeps_tasks_leaves_them_to_the_next_binary() {
     swarm.signal(Signal::TERM);
     let (place, report) = swarm.ends_for_now(0);
     assert_eq!((&report["tasks"]["cancelled"], &report["tasks"]["lost"]), (&json!(0), &json!(0)));
-    let swarm = deploy(place, false);
+    let swarm = deploy(place, true);
     assert_eq!(swarm.task("short")["state"], "succeeded");
     assert_eq!(swarm.until_task("waits", "succeeded")["attempts"], 1);
-    swarm.end();
+
+    // Whoever asks decides, and once it has begun it stays as it is.
+    swarm.submit(&json!([sleep("ends", 0.9), sleep("dropped", 0.01)]));
+    swarm.until_task("ends", "running");
+    swarm.ask("POST", "/api/v1/system/stop", Some(&json!({"keep_tasks": false}))).is(202);
+    swarm.until_task("dropped", "cancelled");
+    swarm
+        .ask("POST", "/api/v1/system/stop", Some(&json!({"keep_tasks": true})))
+        .refuses(409, "stopping already");
+    let report = swarm.ends_for_now(0).1;
+    assert_eq!((&report["tasks"]["cancelled"], &report["tasks"]["left"]), (&json!(1), &json!(0)));
 }
 
 #[test]
