@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Something that takes so long hangs. No test waits for it to pass.
-pub const HANG: Duration = Duration::from_secs(120);
+pub const HANG: Duration = Duration::from_secs(300);
 /// Between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(4);
 /// The kinds of agents.
