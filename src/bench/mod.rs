@@ -22,6 +22,7 @@ use crate::config::SwarmConfig;
 use crate::os::affinity::{CoreMask, pin_current_thread};
 use crate::os::signals::StopSignals;
 use crate::supervisor::{Options, Supervisor};
+use crate::telemetry::host::{HostSample, HostSampler};
 use anyhow::ensure;
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -45,6 +46,8 @@ struct Figure {
     floor_p999: Option<f64>,
     /// What the floor is, or how it was measured.
     note: String,
+    /// Of the time in which something had to run while its bench measured, what the hypervisor gave to other guests.
+    stolen_percent: Option<f64>,
 }
 
 /// On which side of a number a figure shall lie.
@@ -102,42 +105,41 @@ pub(crate) fn main(
     output: &OutputOptions,
 ) -> anyhow::Result<bool> {
     let steps = Steps::new(output);
-    let wanted = |bench| what == bench || what == Bench::All;
     let mut figures = Vec::new();
+    let mut host = HostSampler::new("/proc");
     // One after the other: there may be two cores only.
-    if wanted(Bench::Ipc) {
-        figures.extend(ipc::measure(quick, &steps)?);
-    }
-    if wanted(Bench::Dispatch) {
-        steps.begin("dispatch: no-op tasks, one at a time and as fast as they go");
-        figures.extend(dispatch::measure(quick, config)?);
-    }
-    if wanted(Bench::Startup) {
-        steps.begin("startup: the whole command, again and again");
-        figures.extend(startup::measure(quick)?);
-    }
-    if wanted(Bench::Recovery) {
-        steps.begin("recovery: agents are killed and replaced");
-        figures.extend(recovery::measure(quick, config)?);
-    }
-    if wanted(Bench::Journal) {
-        steps.begin("journal: what keeping tasks costs");
-        figures.extend(journal::measure(quick, config)?);
-    }
-    if wanted(Bench::Idle) {
-        steps.begin("idle: a swarm that is left alone for a while");
-        figures.extend(idle::measure(quick, config)?);
-    }
-    if wanted(Bench::Kernels) {
-        figures.extend(kernels::measure(quick, &steps)?);
-    }
-    if wanted(Bench::Balancer) {
-        steps.begin("balancer: every policy through the simulator");
-        figures.extend(balancer::measure(quick, traces));
-    }
+    let mut bench = |bench, words: &str, measure: &dyn Fn() -> anyhow::Result<Vec<Figure>>| {
+        if what == bench || what == Bench::All {
+            if !words.is_empty() {
+                steps.begin(words);
+            }
+            host.sample();
+            let mut measured = measure()?;
+            let stolen = stolen(&host.sample());
+            measured.iter_mut().for_each(|figure| figure.stolen_percent = stolen);
+            figures.extend(measured);
+        }
+        anyhow::Ok(())
+    };
+    bench(Bench::Ipc, "", &|| ipc::measure(quick, &steps))?;
+    let words = "dispatch: no-op tasks, one at a time and as fast as they go";
+    bench(Bench::Dispatch, words, &|| dispatch::measure(quick, config))?;
+    bench(Bench::Startup, "startup: the whole command, again and again", &|| startup::measure(quick))?;
+    bench(Bench::Recovery, "recovery: agents are killed and replaced", &|| recovery::measure(quick, config))?;
+    bench(Bench::Journal, "journal: what keeping tasks costs", &|| journal::measure(quick, config))?;
+    bench(Bench::Idle, "idle: a swarm that is left alone for a while", &|| idle::measure(quick, config))?;
+    bench(Bench::Kernels, "", &|| kernels::measure(quick, &steps))?;
+    let words = "balancer: every policy through the simulator";
+    bench(Bench::Balancer, words, &|| Ok(balancer::measure(quick, traces)))?;
     steps.end();
     print(&figures, output)?;
     Ok(!figures.iter().any(Figure::is_missed))
+}
+
+/// What the hypervisor took away meanwhile: a share of the time in which something had to run.
+fn stolen(host: &HostSample) -> Option<f64> {
+    let (busy, steal) = (host.cpu_percent.get()?, host.steal_percent.get()?);
+    Some(if steal > 0.0 { 100.0 * steal / (busy + steal) } else { 0.0 })
 }
 
 /// What is being measured, on a terminal: a run takes up to some minutes. Drawn only when a step begins, because
@@ -169,7 +171,7 @@ fn print(figures: &[Figure], output: &OutputOptions) -> anyhow::Result<()> {
                 "limit": figure.limit.map(Limit::number), "limit_is": figure.limit.map(Limit::word),
                 "missed": figure.is_missed(),
                 "p50": figure.p50, "p99": figure.p99, "p999": figure.p999, "floor_p999": figure.floor_p999,
-                "note": figure.note,
+                "note": figure.note, "stolen_percent": figure.stolen_percent,
             });
             writeln!(stdout, "{line}")?;
         }
@@ -178,6 +180,16 @@ fn print(figures: &[Figure], output: &OutputOptions) -> anyhow::Result<()> {
     write!(stdout, "{}", table(figures).render(output))?;
     for figure in figures.iter().filter(|figure| !figure.note.is_empty()) {
         writeln!(stdout, "{}", wrap(&format!("{}: {}", figure.name, figure.note), output.width, 4))?;
+    }
+    for same in figures.chunk_by(|one, next| one.bench == next.bench) {
+        if let Some(stolen) = same[0].stolen_percent.filter(|&stolen| stolen > 0.0) {
+            let words = format!(
+                "{}: the hypervisor gave {stolen:.1} % of the time in which something had to run to other guests; on a host of its \
+                 own the figures are better, and most of all the highest percentiles",
+                same[0].bench
+            );
+            writeln!(stdout, "{}", wrap(&words, output.width, 4))?;
+        }
     }
     if let Some(verdict) = verdict(figures) {
         writeln!(stdout, "{verdict}")?;

@@ -45,6 +45,8 @@ fn every_kernel_is_measured_beside_what_the_core_can_do() {
         let p99 = number(figure, "p99").unwrap_or_default();
         assert!(if text(figure, "unit") == "ms" { p99 >= value } else { p99 <= value }, "{figure}");
         assert!(!text(figure, "note").is_empty(), "{figure}");
+        let stolen = number(figure, "stolen_percent");
+        assert!(stolen.is_some_and(|stolen| (0.0..=100.0).contains(&stolen)), "{figure}");
         let (floor, ratio) = (number(figure, "floor"), number(figure, "ratio"));
         if own {
             assert_eq!((floor, ratio), (None, None), "{figure}");
