@@ -397,19 +397,21 @@ fn neighbours(rounds: usize, config: &SwarmConfig) -> anyhow::Result<Figure> {
         "tasks were lost or done twice: {counts:?}"
     );
     let spans = rounds as f64 * STORM.as_secs_f64();
-    ensure!(kills as f64 * DIES_EVERY.as_secs_f64() >= 0.8 * spans, "only {kills} kills in {spans} s");
+    // Fewer, and it is not what was to be measured.
+    let are_enough = kills as f64 * DIES_EVERY.as_secs_f64() >= 0.8 * spans;
     let shares = sorted(shares);
     Ok(Figure {
         bench: "recovery",
         name: "neighbours_rate".to_owned(),
-        value: quantile(&shares, 0.5),
+        value: if are_enough { quantile(&shares, 0.5) } else { f64::NAN },
         unit: "share",
         limit: Some(Limit::AtLeast(0.9)),
         note: format!(
             "tasks of two agents while one of two others is killed every {} ms ({kills} kills in {spans} s), against none dying; \
-             the worst of {rounds} turns {:.3}",
+             the worst of {rounds} turns {:.3}{}",
             DIES_EVERY.as_millis(),
-            quantile(&shares, 0.0)
+            quantile(&shares, 0.0),
+            if are_enough { "" } else { "; too few kills to say, on a host as busy as this" }
         ),
         ..Figure::default()
     })
