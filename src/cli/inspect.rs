@@ -90,11 +90,24 @@ pub fn submit(client: &mut Client, mut job: Value, wait: bool, output: &OutputOp
     if tasks.is_empty() {
         say(output, NOTHING_TO_DO);
     }
+    // Who waits is told of a task under way only when the swarm stops.
+    let is_open = |task: &Submitted| wait && task.task.as_ref().is_some_and(|task| !is_final(&task.state));
     let is_fine = |task: &Submitted| {
         let ended_well =
             task.task.as_ref().is_none_or(|task| task.state == "succeeded" || !is_final(&task.state));
         task.error.is_none() && ended_well
     };
+    let open = tasks.iter().filter(|task| is_open(task)).count();
+    if open > 0 {
+        let words = format!(
+            "{} of {} had not ended when the swarm stopped: its next start goes on with {}",
+            count(open as f64),
+            things(tasks.len(), "task"),
+            if open == 1 { "it" } else { "them" }
+        );
+        say(output, &words);
+        return Ok(exit::FAILED);
+    }
     let wrong = tasks.iter().filter(|task| !is_fine(task)).count();
     if wrong > 0 {
         let verb = match (wait, wrong) {

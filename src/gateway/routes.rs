@@ -17,6 +17,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -332,7 +333,7 @@ struct SpawnBody {
 
 async fn spawn(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
     let body = read_body(&headers, body).await?;
-    let SpawnBody { kind, id } = serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    let SpawnBody { kind, id } = fields(&body)?;
     let Some(kind) = AgentKind::from_name(&kind) else {
         let allowed = AgentKind::ALL.map(AgentKind::name).join(", ");
         return Err(Problem::bad_request(format!("`kind` is {kind:?}, needs one of {allowed}")));
@@ -340,6 +341,14 @@ async fn spawn(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answ
     match gate.ask(Action::CreateAgent { kind, id }).await? {
         Reply::Agent(agent) => Ok(json_response(StatusCode::CREATED, &agent)),
         other => Err(unexpected(&other)),
+    }
+}
+
+/// The fields of a request. An array in their order, which the parser would take for them, is none.
+fn fields<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    match body.trim_ascii_start().first() {
+        Some(b'[') => Err(Problem::bad_request("the body is an array, needs an object")),
+        _ => serde_json::from_slice(body).map_err(|error| Problem::bad_json(&error)),
     }
 }
 
@@ -361,7 +370,7 @@ struct RestartBody {
 async fn restart(State(gate): State<Gate>, id: Id, headers: HeaderMap, body: Body) -> Answered {
     let who = named(id)?;
     let body = read_body(&headers, body).await?;
-    let RestartBody { rolling } = serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    let RestartBody { rolling } = fields(&body)?;
     gate.act(Action::RestartAgents { who, rolling }).await
 }
 
@@ -375,7 +384,7 @@ struct ModeBody {
 
 async fn balancer_mode(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
     let body = read_body(&headers, body).await?;
-    let ModeBody { mode } = serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    let ModeBody { mode } = fields(&body)?;
     let Some(mode) = Mode::from_name(&mode) else {
         let allowed = Mode::ALL.map(Mode::name).join(", ");
         return Err(Problem::bad_request(format!("`mode` is {mode:?}, needs one of {allowed}")));
@@ -402,8 +411,7 @@ struct BroadcastBody {
 
 async fn send(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
     let body = read_body(&headers, body).await?;
-    let SendBody { to, payload, reply_within_s } =
-        serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    let SendBody { to, payload, reply_within_s } = fields(&body)?;
     if to.is_empty() {
         return Err(Problem::bad_request("`to` is empty, needs the id of a member"));
     }
@@ -421,8 +429,7 @@ async fn send(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answe
 
 async fn broadcast(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
     let body = read_body(&headers, body).await?;
-    let BroadcastBody { payload, topic } =
-        serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?;
+    let BroadcastBody { payload, topic } = fields(&body)?;
     let action = Action::BroadcastMessage { topic: checked_topic(topic)?, payload: bytes_of(payload)? };
     sent(gate.ask(action).await?)
 }
@@ -508,10 +515,7 @@ struct StopBody {
 
 async fn stop(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answered {
     let body = read_body(&headers, body).await?;
-    let StopBody { keep_tasks } = match body.is_empty() {
-        true => StopBody::default(),
-        false => serde_json::from_slice(&body).map_err(|error| Problem::bad_json(&error))?,
-    };
+    let StopBody { keep_tasks } = if body.is_empty() { StopBody::default() } else { fields(&body)? };
     gate.ask(Action::Stop { keep_tasks }).await?;
     Ok(json_response(StatusCode::ACCEPTED, &json!({"ok": true, "state": "stopping"})))
 }

@@ -31,11 +31,10 @@ impl Supervisor {
     /// Ends everything: tasks, agents, board, socket. Returns when no process is left.
     pub fn shut_down(&mut self, on_end: OnEnd) -> Ending {
         let ending = if self.is_stop_asked() { Ending::Asked } else { Ending::Done };
-        // The first signal asks for the end, any further one for haste, also when both came at once.
-        let signals_before = self.stop_signals.min(1);
         self.state = "draining";
+        // A journal that is full or has failed has all the same what was acknowledged.
         self.leaves_tasks =
-            self.shall_leave.unwrap_or(self.config.tasks.keep_at_stop) && self.why_not_leave().is_none();
+            self.shall_leave.unwrap_or(self.config.tasks.keep_at_stop) && self.ledger.book().is_some();
         if self.leaves_tasks {
             self.limit = self.most_at_work();
             self.ledger.leave_to_a_later_life();
@@ -43,8 +42,9 @@ impl Supervisor {
             self.ledger.end_with_this_life();
             self.ledger.cancel_waiting(STOPPED, self.now);
         }
+        // The first signal asks for the end, whoever else asked before; a second one for haste.
         let span = if on_end == OnEnd::Drain { self.config.tasks.drain } else { Duration::ZERO };
-        self.turn_until(span, |this| this.dispatcher.in_flight() == 0 || this.stop_signals > signals_before);
+        self.turn_until(span, |this| this.dispatcher.in_flight() == 0 || this.stop_signals > 1);
         if self.leaves_tasks {
             self.take_back_rest();
         } else {
@@ -94,40 +94,41 @@ impl Supervisor {
         ending
     }
 
-    /// Somebody asks for the end.
+    /// Somebody asks for the end. Once it has begun, what becomes of tasks is decided.
     pub(super) fn ask_to_stop(&mut self, keep_tasks: Option<bool>) -> Reply {
-        if keep_tasks == Some(true) {
-            let why = if self.state == "running" {
-                self.why_not_leave()
-            } else {
-                (!self.leaves_tasks)
-                    .then(|| "the swarm is stopping already, and cancels what waits".to_owned())
-            };
-            if let Some(why) = why {
-                return Reply::Refused(Refused::Conflict(why));
+        let is_running = self.state == "running";
+        let why_not = match keep_tasks {
+            Some(true) if is_running && self.ledger.book().is_none() => {
+                "there is no journal to keep tasks in (`durability.level` is \"none\"): they would be gone; stop without \
+                 `keep_tasks`, which cancels them"
             }
-        }
-        self.stop_asked = true;
-        self.shall_leave = keep_tasks.or(self.shall_leave);
-        Reply::Done
+            Some(true) if !is_running && !self.leaves_tasks => {
+                "the swarm is stopping already, and cancels what waits"
+            }
+            Some(false) if !is_running && self.leaves_tasks => {
+                "the swarm is stopping already, and leaves what is not done to the next start"
+            }
+            _ => {
+                self.stop_asked = true;
+                self.shall_leave = keep_tasks.or(self.shall_leave);
+                return Reply::Done;
+            }
+        };
+        Reply::Refused(Refused::Conflict(why_not.to_owned()))
     }
 
-    /// Why tasks cannot be left to the next start.
-    fn why_not_leave(&self) -> Option<String> {
-        if let Some(why) = self.journal_failure().map(str::to_owned).or_else(|| self.refuses_for()) {
-            return Some(format!(
-                "the journal can keep nothing more: {why}; stop without `keep_tasks`: what was acknowledged goes on at the next start"
-            ));
-        }
-        let why = "there is no journal to keep tasks in (`durability.level` is \"none\"): they would be gone; stop without \
-                   `keep_tasks`, which cancels them";
-        self.ledger.book().is_none().then(|| why.to_owned())
-    }
-
-    /// Whoever waits for the end of tasks that the next life will do is told what there is: that they were accepted.
+    /// Whoever waits for the end of tasks that the next life will do is told how far they are.
     fn answer_waiters(&mut self) {
         for (_, waiter) in std::mem::take(&mut self.waiters) {
-            (waiter.answer)(Reply::Submitted(waiter.tasks.iter().map(|task| self.submitted(task)).collect()));
+            let view = |told: &mut Submitted, task: &Result<TaskId, Submitted>| {
+                let task = task.as_ref().ok().and_then(|id| self.ledger.get(*id));
+                if let Some(task) = task.filter(|task| !task.state.is_final()) {
+                    told.task = Some(Box::new(self.task_view(task)));
+                }
+            };
+            let mut told: Vec<Submitted> = waiter.tasks.iter().map(|task| self.submitted(task)).collect();
+            told.iter_mut().zip(&waiter.tasks).for_each(|(told, task)| view(told, task));
+            (waiter.answer)(Reply::Submitted(told));
         }
     }
 

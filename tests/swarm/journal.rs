@@ -427,6 +427,32 @@ fn a_full_disk_is_said_before_acceptance_and_goes_by_itself() {
     swarm.end();
 }
 
+/// What was acknowledged is kept already: to leave it to the next start takes no room, and no journal that works.
+#[test]
+fn a_stop_on_a_full_disk_keeps_tasks_too() {
+    for (trouble, code) in [("journal.commit:20-1000000=full", 0), ("journal.commit:20", 1)] {
+        let mut config = config("process");
+        config["tasks"] = json!({"drain_s": 0, "keep_at_stop": true});
+        let swarm = Swarm::deploy_with(Place::new(), &config, &[], &[("AI_SWARM_FAIL_AT", trouble)]);
+        let ids: Vec<String> = (0..5).map(|at| format!("s{at}")).collect();
+        let sleeps = ids.iter().map(|id| json!({"id": id, "kernel": "sleep", "params": {"seconds": 3600}}));
+        swarm.submit(&sleeps.collect());
+        swarm.until("nothing is accepted", |swarm| {
+            (try_submit(swarm, &json!([{"kernel": "noop"}])).0 == 503).then_some(())
+        });
+        swarm.signal(Signal::TERM);
+        let (place, report) = swarm.ends_for_now(code);
+        assert_eq!(report["tasks"]["cancelled"], 0, "{trouble}: {report:#}");
+        assert!(report["tasks"]["left"].as_u64() >= Some(5), "{trouble}: {report:#}");
+        let swarm = Swarm::deploy_in(place, &config, &[]);
+        let known = states(&swarm);
+        let is_open = |id: &String| ["queued", "running"].map(Value::from).contains(&known[id]["state"]);
+        assert!(ids.iter().all(is_open), "{trouble}: {known:#?}");
+        swarm.place.cli(&["stop", "--keep-tasks=false"]).ends(0);
+        assert!(swarm.ends(0)["tasks"]["cancelled"].as_u64() >= Some(5));
+    }
+}
+
 #[test]
 fn a_disk_with_room_for_one_front_only_is_enough_for_a_restart() {
     let place = Place::new();
