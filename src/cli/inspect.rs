@@ -91,7 +91,10 @@ pub fn submit(client: &mut Client, mut job: Value, wait: bool, output: &OutputOp
         say(output, NOTHING_TO_DO);
     }
     // Who waits is told of a task under way only when the swarm stops.
-    let is_open = |task: &Submitted| wait && task.task.as_ref().is_some_and(|task| !is_final(&task.state));
+    let is_open = |task: &Submitted| {
+        let is_under_way = task.task.as_ref().is_none_or(|task| !is_final(&task.state));
+        wait && is_under_way && task.error.is_none()
+    };
     let is_fine = |task: &Submitted| {
         let ended_well =
             task.task.as_ref().is_none_or(|task| task.state == "succeeded" || !is_final(&task.state));
@@ -106,7 +109,6 @@ pub fn submit(client: &mut Client, mut job: Value, wait: bool, output: &OutputOp
             if open == 1 { "it" } else { "them" }
         );
         say(output, &words);
-        return Ok(exit::FAILED);
     }
     let wrong = tasks.iter().filter(|task| !is_fine(task)).count();
     if wrong > 0 {
@@ -118,7 +120,7 @@ pub fn submit(client: &mut Client, mut job: Value, wait: bool, output: &OutputOp
         say(output, &format!("{} of {} {verb}", count(wrong as f64), things(tasks.len(), "task")));
         return Ok(exit::FAILED);
     }
-    Ok(exit::DONE)
+    Ok(if open > 0 { exit::FAILED } else { exit::DONE })
 }
 
 /// Every task has a key of its own, so that the job may be handed in again when the answer was lost on its way.

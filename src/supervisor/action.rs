@@ -450,7 +450,8 @@ pub struct TaskCounts {
     /// Tasks that the first attempt ended well after all, with a second one under way.
     #[serde(default)]
     pub hedges_lost: u64,
-    /// Accepted and not ended when the swarm stopped: the next start goes on with them.
+    /// Accepted and not ended when the swarm stopped: the next start goes on with them, or, if the journal failed, with those of them
+    /// that were acknowledged before.
     #[serde(default)]
     pub left: u64,
     /// Accepted, never ended, and nobody has them any more.

@@ -32,9 +32,7 @@ impl Supervisor {
     pub fn shut_down(&mut self, on_end: OnEnd) -> Ending {
         let ending = if self.is_stop_asked() { Ending::Asked } else { Ending::Done };
         self.state = "draining";
-        // A journal that is full or has failed has all the same what was acknowledged.
-        self.leaves_tasks =
-            self.shall_leave.unwrap_or(self.config.tasks.keep_at_stop) && self.ledger.book().is_some();
+        self.leaves_tasks = self.shall_leave();
         if self.leaves_tasks {
             self.limit = self.most_at_work();
             self.ledger.leave_to_a_later_life();
@@ -85,8 +83,8 @@ impl Supervisor {
         }
         self.turn();
         self.turn_until(JOURNAL_END, |this| !this.keeps_back());
-        self.answer_waiters();
         self.close_journal();
+        self.answer_waiters();
         self.sweeper.finish();
         self.close_memory();
         self.close_gateway();
@@ -94,18 +92,17 @@ impl Supervisor {
         ending
     }
 
-    /// Somebody asks for the end. Once it has begun, what becomes of tasks is decided.
+    /// Somebody asks for the end. Once somebody has, what becomes of tasks is decided.
     pub(super) fn ask_to_stop(&mut self, keep_tasks: Option<bool>) -> Reply {
-        let is_running = self.state == "running";
+        let leaves = if self.state != "running" { self.leaves_tasks } else { self.shall_leave() };
+        let is_decided = self.state != "running" || self.is_stop_asked();
         let why_not = match keep_tasks {
-            Some(true) if is_running && self.ledger.book().is_none() => {
+            Some(true) if self.ledger.book().is_none() => {
                 "there is no journal to keep tasks in (`durability.level` is \"none\"): they would be gone; stop without \
                  `keep_tasks`, which cancels them"
             }
-            Some(true) if !is_running && !self.leaves_tasks => {
-                "the swarm is stopping already, and cancels what waits"
-            }
-            Some(false) if !is_running && self.leaves_tasks => {
+            Some(true) if is_decided && !leaves => "the swarm is stopping already, and cancels what waits",
+            Some(false) if is_decided && leaves => {
                 "the swarm is stopping already, and leaves what is not done to the next start"
             }
             _ => {
@@ -117,18 +114,35 @@ impl Supervisor {
         Reply::Refused(Refused::Conflict(why_not.to_owned()))
     }
 
-    /// Whoever waits for the end of tasks that the next life will do is told how far they are.
+    /// Whether tasks wait for the next start, as things stand. A journal that is full or has failed has all the same what was
+    /// acknowledged.
+    fn shall_leave(&self) -> bool {
+        self.shall_leave.unwrap_or(self.config.tasks.keep_at_stop) && self.ledger.book().is_some()
+    }
+
+    /// Whoever waits for the end of tasks that did not come to it is told how far they are. The journal is closed by now.
     fn answer_waiters(&mut self) {
+        let failure = self.journal_failure().map(str::to_owned);
         for (_, waiter) in std::mem::take(&mut self.waiters) {
-            let view = |told: &mut Submitted, task: &Result<TaskId, Submitted>| {
+            if let Some(why) = &failure {
+                // Whoever waits was not told either that they were accepted.
+                let words = format!(
+                    "the swarm has stopped and its journal failed: what had not ended goes on at the next start if it was kept: {why}"
+                );
+                (waiter.answer)(Reply::Refused(Refused::Unavailable(words)));
+                continue;
+            }
+            let tell = |task: &Result<TaskId, Submitted>| {
+                let mut told = self.submitted(task);
                 let task = task.as_ref().ok().and_then(|id| self.ledger.get(*id));
                 if let Some(task) = task.filter(|task| !task.state.is_final()) {
                     told.task = Some(Box::new(self.task_view(task)));
+                    told.error =
+                        (!self.leaves_tasks).then(|| "the swarm stopped before it was done".to_owned());
                 }
+                told
             };
-            let mut told: Vec<Submitted> = waiter.tasks.iter().map(|task| self.submitted(task)).collect();
-            told.iter_mut().zip(&waiter.tasks).for_each(|(told, task)| view(told, task));
-            (waiter.answer)(Reply::Submitted(told));
+            (waiter.answer)(Reply::Submitted(waiter.tasks.iter().map(tell).collect()));
         }
     }
 

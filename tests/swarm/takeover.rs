@@ -987,20 +987,20 @@ fn a_stop_that_keeps_tasks_leaves_them_to_the_next_binary() {
     let (path, next) = (place.path("ai_swarm_deploy"), place.path("next"));
     let ours = Path::new(env!("CARGO_BIN_EXE_ai_swarm_deploy"));
     fs::copy(ours, &path).expect("copied");
-    let deploy = |place: Place, keep_at_stop: bool| {
+    let deploy = |place: Place, drain_s: u64, keep_at_stop: bool| {
         let mut command = Command::new(&path);
         place.equip(&mut command);
         command.args(["--name", place.name()]);
-        let tasks = json!({"window": 1, "batch": 1, "drain_s": 1, "keep_at_stop": keep_at_stop});
+        let tasks = json!({"window": 1, "batch": 1, "drain_s": drain_s, "keep_at_stop": keep_at_stop});
         Swarm::deploy_by(place, command, &json!({"agents": {"compute": {"count": 1}}, "tasks": tasks}), &[])
     };
     let array = place.write_array("ones.npy", &[64], &[1.0f64; 64]);
     let sleep = |id: &str, seconds: f64| json!({"id": id, "kernel": "sleep", "params": {"seconds": seconds}});
 
-    let swarm = deploy(place, false);
+    let swarm = deploy(place, 0, false);
     let output = swarm.place.beside("answer.npy");
     let answer = json!({"id": "answer", "kernel": "axpy", "inputs": [array, array], "output": output, "idempotency_key": "k"});
-    swarm.submit(&json!([sleep("long", 3.0), answer, {"id": "last", "kernel": "noop", "after": ["answer"]}]));
+    swarm.submit(&json!([sleep("long", 8.0), answer, {"id": "last", "kernel": "noop", "after": ["answer"]}]));
     swarm.until_task("long", "running");
     let waits = swarm.place.start(&mut swarm.place.command(&["submit", "--wait", "--kernel", "noop"]));
     swarm.until("it is accepted", |swarm| (swarm.status()["tasks"]["total"] == 4).then_some(()));
@@ -1017,7 +1017,7 @@ fn a_stop_that_keeps_tasks_leaves_them_to_the_next_binary() {
     fs::write(&next, other).expect("written");
     fs::set_permissions(&next, fs::Permissions::from_mode(0o755)).expect("ours");
     fs::rename(&next, &path).expect("replaced");
-    let swarm = deploy(place, true);
+    let swarm = deploy(place, 60, true);
     assert_eq!(swarm.until_task("long", "succeeded")["attempts"], 2, "it took longer than the stop");
     assert_eq!(swarm.until_task("answer", "succeeded")["attempts"], 1);
     assert_eq!(swarm.until_task("last", "succeeded")["attempts"], 1);
@@ -1026,17 +1026,17 @@ fn a_stop_that_keeps_tasks_leaves_them_to_the_next_binary() {
     assert_eq!(again[0]["task"]["state"], "succeeded", "the key is known: {again}");
 
     // What is under way is waited for, and nothing begins meanwhile.
-    swarm.submit(&json!([sleep("short", 0.5), sleep("waits", 0.01)]));
+    swarm.submit(&json!([sleep("short", 3.0), sleep("waits", 0.01)]));
     swarm.until_task("short", "running");
     swarm.signal(Signal::TERM);
     let (place, report) = swarm.ends_for_now(0);
     assert_eq!((&report["tasks"]["cancelled"], &report["tasks"]["lost"]), (&json!(0), &json!(0)));
-    let swarm = deploy(place, true);
+    let swarm = deploy(place, 60, true);
     assert_eq!(swarm.task("short")["state"], "succeeded");
     assert_eq!(swarm.until_task("waits", "succeeded")["attempts"], 1);
 
     // Whoever asks decides, and once it has begun it stays as it is.
-    swarm.submit(&json!([sleep("ends", 0.9), sleep("dropped", 0.01)]));
+    swarm.submit(&json!([sleep("ends", 6.0), sleep("dropped", 0.01)]));
     swarm.until_task("ends", "running");
     swarm.ask("POST", "/api/v1/system/stop", Some(&json!({"keep_tasks": false}))).is(202);
     swarm.until_task("dropped", "cancelled");
