@@ -16,7 +16,7 @@ pub enum Fault {
     Kill,
     /// kill -9 of several agents at once, sometimes of all
     KillMany,
-    /// SIGSTOP of one agent: it hangs, and nobody continues it
+    /// SIGSTOP of one agent: it hangs, nobody continues it, and it must be gone soon
     Stop,
     /// random words over the shared memory that one agent writes, the common board included
     Scribble,
@@ -101,7 +101,7 @@ pub(super) fn inject(
     };
     Ok(match fault {
         Fault::Kill => one(luck).ok_or_else(none).and_then(|agent| signal(agent, Signal::KILL)),
-        Fault::Stop => one(luck).ok_or_else(none).and_then(|agent| signal(agent, Signal::STOP)),
+        Fault::Stop => one(luck).ok_or_else(none).and_then(|agent| victim.stop_agent(agent)),
         Fault::KillMany => {
             let wanted = how_many(luck);
             let mut killed = 0;

@@ -2,6 +2,7 @@
 
 use super::Verdict;
 use super::faults::signal;
+use crate::base::words::things;
 use crate::client::Attach;
 use crate::config::Durability;
 use crate::gateway::client::{Client, ClientError, segment};
@@ -11,11 +12,13 @@ use crate::supervisor::{is_agent, is_gateway};
 use crate::tasks::ledger::REMEMBERED;
 use crate::tasks::{Priority, TaskSpec};
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A start, a stop or an answer takes at most so long.
@@ -25,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ORPHANS_AFTER: Duration = Duration::from_secs(1);
 /// The control API must answer again so soon after its gateway was killed or stopped.
 const GATEWAY_BACK_AFTER: Duration = Duration::from_secs(1);
+/// A stopped agent must be gone so soon. The promise is a quarter of a second on an idle host, and 2 s for the fault agent
+/// itself, who finds the others.
+const STOPPED_GONE_AFTER: Duration = Duration::from_secs(5);
 /// A disk is bad for so long.
 const BAD_DISK: Duration = Duration::from_millis(700);
 /// Descriptors that may come and go: a connection of ours, a log that is turned.
@@ -72,6 +78,8 @@ pub(super) struct Victim {
     /// Kills and stops of the gateway: after how long a fresh client had an answer, and what was wrong meanwhile.
     back_after: Vec<Duration>,
     shut_out: Vec<String>,
+    /// Agents that were stopped: how long each still lived, if its end came in time.
+    stopped: Vec<JoinHandle<Result<Duration, String>>>,
 }
 
 /// What a swarm holds while it does nothing, as the host sees it.
@@ -163,6 +171,7 @@ impl Victim {
             orphans: Vec::new(),
             back_after: Vec::new(),
             shut_out: Vec::new(),
+            stopped: Vec::new(),
         };
         victim.wait_ready()?;
         Ok(victim)
@@ -410,6 +419,49 @@ impl Victim {
         Ok(Ok(1))
     }
 
+    /// SIGSTOP of an agent, whose end is waited for beside the storm.
+    pub(super) fn stop_agent(&mut self, pid: Pid) -> Result<u64, String> {
+        let end = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|error| error.to_string())?;
+        signal(pid, Signal::STOP)?;
+        let began = Instant::now();
+        self.stopped.push(std::thread::spawn(move || {
+            let mut ends = [PollFd::new(&end, PollFlags::IN)];
+            while began.elapsed() < STOPPED_GONE_AFTER {
+                let left = STOPPED_GONE_AFTER.saturating_sub(began.elapsed());
+                match rustix::event::poll(&mut ends, left.try_into().ok().as_ref()) {
+                    Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                    Ok(_) => return Ok(began.elapsed()),
+                    Err(error) => return Err(format!("its end cannot be waited for: {error}")),
+                }
+            }
+            Err(format!(
+                "process {} was stopped and still there after {STOPPED_GONE_AFTER:?}",
+                pid.as_raw_nonzero()
+            ))
+        }));
+        Ok(1)
+    }
+
+    /// What became of those who were stopped.
+    fn judge_stopped(&mut self) -> Option<Verdict> {
+        let (mut lived, mut broken) = (Vec::new(), Vec::new());
+        for waiter in self.stopped.drain(..) {
+            match waiter.join() {
+                Ok(Ok(time)) => lived.push(time),
+                Ok(Err(why)) => broken.push(why),
+                Err(_) => broken.push("whoever waited for its end is dead".to_owned()),
+            }
+        }
+        lived.sort();
+        let ms = |time: Option<&Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
+        let (half, longest) = (ms(lived.get(lived.len() / 2)), ms(lived.last()));
+        let what = format!(
+            "{} stopped; half of them were gone after {half:.0} ms, the last of those that went after {longest:.0} ms",
+            things(lived.len() + broken.len(), "agent")
+        );
+        (!lived.is_empty() || !broken.is_empty()).then_some(Verdict { promise: "P7", what, broken })
+    }
+
     /// What can be judged while it lives: nobody is missing and nothing has grown but what remembers `tasks` tasks.
     pub(super) fn judge(&mut self, before: &Footprint, tasks: u64) -> anyhow::Result<Vec<Verdict>> {
         let began = Instant::now();
@@ -438,6 +490,7 @@ impl Victim {
                 format!("{kills} kills of the supervisor; its agents were gone after at most {ms:.1} ms");
             verdicts.push(Verdict { promise: "P8", what, broken: self.orphans.clone() });
         }
+        verdicts.extend(self.judge_stopped());
         if let Some(longest) = self.back_after.iter().max() {
             let (times, ms) = (self.back_after.len(), longest.as_secs_f64() * 1e3);
             let what = format!(
