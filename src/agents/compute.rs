@@ -18,7 +18,9 @@ use crate::kernels::{
 use crate::messaging::ToAgent;
 use crate::messaging::envelope::{Done, RESULT_BYTES, Run, TEXT_BYTES, Verdict};
 use crate::os::clock;
+use crate::os::counting::{Counters, Counts};
 use crate::os::map::Buffer;
+use crate::shm::board::{Counted, KERNELS};
 use crate::tasks::attempt_tag;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,6 +32,57 @@ const NO_LEVEL: u8 = u8::MAX;
 #[derive(Debug, Default)]
 pub(super) struct ComputeAgent {
     ready: Option<Level>,
+    /// Opened for the first kernel, which is not what somebody waits for when an agent starts.
+    meter: Option<Meter>,
+}
+
+/// To read the counters costs some microseconds: of kernels that take less than this,
+const COUNTED_ALWAYS_NS: u64 = 200_000;
+/// only one run of so many is counted.
+const COUNTED_EVERY: u32 = 16;
+
+/// What is counted while kernels run, and what it came to in this life.
+#[derive(Debug)]
+struct Meter {
+    counters: Counters,
+    total: Counted,
+    /// Of each kernel, how long its last run took, ns, and how many were not counted since.
+    last: [(u64, u32); KERNELS],
+}
+
+impl Meter {
+    fn open(context: &Context) -> Self {
+        let counters = Counters::open();
+        let reasons = std::array::from_fn(|event| counters.reason(event));
+        let incarnation = context.start.incarnation;
+        let total = Counted { incarnation, tasks: 0.0, counts: Counts::NONE, reasons };
+        Self { counters, total, last: [(COUNTED_ALWAYS_NS, 0); KERNELS] }
+    }
+
+    /// Runs `work` of a kernel, and counts what happens if this is one that is counted.
+    fn count<T>(
+        &mut self,
+        kernel: KernelId,
+        context: &Context,
+        work: impl FnOnce() -> T,
+    ) -> (T, Option<Counts>) {
+        let last = &mut self.last[usize::from(kernel.code())];
+        let is_counted = last.0 >= COUNTED_ALWAYS_NS || last.1 + 1 >= COUNTED_EVERY;
+        if is_counted {
+            self.counters.begin();
+        }
+        let began = clock::now();
+        let done = work();
+        let took_ns = clock::now().since(began).as_nanos() as u64;
+        *last = (took_ns, if is_counted { 0 } else { last.1 + 1 });
+        let counts = is_counted.then(|| self.counters.end());
+        if let Some(counts) = &counts {
+            self.total.tasks += 1.0;
+            self.total.counts.add(counts);
+            context.board.publish_counted(context.slot(), &self.total);
+        }
+        (done, counts)
+    }
 }
 
 /// A task that did not succeed: how, and why in words.
@@ -100,6 +153,7 @@ impl Pulse for TaskPulse<'_> {
 struct Computed {
     outcome: Outcome,
     level: Level,
+    counts: Option<Counts>,
     files: Vec<(PathBuf, NpyDraft)>,
     /// One of them will replace an input.
     in_place: bool,
@@ -107,7 +161,7 @@ struct Computed {
 
 impl Computed {
     fn without_files(outcome: Outcome, level: Level) -> Self {
-        Self { outcome, level, files: Vec::new(), in_place: false }
+        Self { outcome, level, counts: None, files: Vec::new(), in_place: false }
     }
 }
 
@@ -118,6 +172,7 @@ struct Published {
     level: Level,
     flops: f64,
     bytes: f64,
+    counts: Option<Counts>,
     kept_input: bool,
 }
 
@@ -137,7 +192,7 @@ fn is_in_place(body: &Body) -> bool {
 }
 
 impl ComputeAgent {
-    fn execute(&self, run: &Run<'_>, context: &Context) -> Result<Computed, Failure> {
+    fn execute(&mut self, run: &Run<'_>, context: &Context) -> Result<Computed, Failure> {
         let wrong = |words: String| Failure(Verdict::Wrong, words);
         let kernel = KernelId::from_code(run.kernel)
             .ok_or_else(|| wrong(format!("no kernel has code {}", run.kernel)))?;
@@ -171,7 +226,9 @@ impl ComputeAgent {
                 .unwrap_or_else(|| Variant::default_for(kernel, best)),
         };
         let call = Call { kernel, params: &params, inputs: &inputs, variant, pulse: &pulse };
-        let mut outcome = kernels::run(&call)?;
+        let meter = self.meter.get_or_insert_with(|| Meter::open(context));
+        let (outcome, counts) = meter.count(kernel, context, || kernels::run(&call));
+        let mut outcome = outcome?;
         let mut files = Vec::new();
         if let Some(output) = &body.output {
             pulse.beat().map_err(KernelError::from)?;
@@ -194,7 +251,7 @@ impl ComputeAgent {
         outcome.array = None;
         outcome.extra.clear();
         let in_place = files.iter().any(|(path, file)| file.replaces() && replaces_input(path, &body.inputs));
-        Ok(Computed { outcome, level: variant.level, files, in_place })
+        Ok(Computed { outcome, level: variant.level, counts, files, in_place })
     }
 
     fn run(&mut self, run: &Run<'_>, context: &mut Context) {
@@ -228,10 +285,12 @@ impl ComputeAgent {
                 let mut result = words.into_bytes();
                 result.truncate(TEXT_BYTES);
                 let level = Level::Scalar;
-                (verdict, Published { result, level, flops: 0.0, bytes: 0.0, kept_input: false })
+                let nothing =
+                    Published { result, level, flops: 0.0, bytes: 0.0, counts: None, kept_input: false };
+                (verdict, nothing)
             }
         };
-        let Published { result, level, flops, bytes, kept_input } = published;
+        let Published { result, level, flops, bytes, counts, kept_input } = published;
         // What a library chose by itself, or what has no vector code, is not passed off as a level.
         let label = if leveled { level.code() } else { NO_LEVEL };
         let done = Done {
@@ -244,6 +303,7 @@ impl ComputeAgent {
             flops,
             bytes,
             kept_input,
+            counts,
             body: &result,
         };
         context.finish_task(&done, verdict == Verdict::Failed);
@@ -252,7 +312,7 @@ impl ComputeAgent {
 
 /// Lets the files appear, the output last, unless the task was given up before.
 fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<Published, Failure> {
-    let Computed { outcome, level, files, in_place } = computed;
+    let Computed { outcome, level, counts, files, in_place } = computed;
     let result = outcome.result.map_or_else(Vec::new, |result| result.to_string().into_bytes());
     if result.len() > RESULT_BYTES {
         let words = format!("the result has {} bytes, at most {RESULT_BYTES} travel", result.len());
@@ -285,7 +345,8 @@ fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<P
     if is_written {
         ailment::at_output(ailment::Output::There);
     }
-    Ok(Published { result, level, flops: outcome.flops, bytes: outcome.bytes, kept_input: in_place })
+    let (flops, bytes) = (outcome.flops, outcome.bytes);
+    Ok(Published { result, level, flops, bytes, counts, kept_input: in_place })
 }
 
 /// A second attempt that would change what the first one reads, or read what that one changes.

@@ -979,6 +979,7 @@ mod tests {
             busy_s: 12.34,
             cpu_percent: Some(98.2),
             rss_bytes: Some(12_688_000),
+            counters: None,
         }
     }
 

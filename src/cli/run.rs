@@ -10,7 +10,7 @@ use crate::config::SwarmConfig;
 use crate::jobs::{self, JobError, Strict, Tasks};
 use crate::os::clock;
 use crate::supervisor::OnEnd;
-use crate::supervisor::action::{ReportView, TaskView};
+use crate::supervisor::action::{CountersView, ReportView, TaskView};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
@@ -253,20 +253,30 @@ pub(super) fn summary(report: &ReportView, options: &OutputOptions) -> String {
         text += &format!("\n\n{}", latency.render(options));
     }
     if !report.kernels.is_empty() {
-        let mut kernels =
-            Table::new(&["kernel", "backend", "tasks", "GFLOP/s", "GB/s", "time"]).right(&[2, 3, 4, 5]);
+        let names = ["kernel", "backend", "tasks", "GFLOP/s", "GB/s", "IPC", "faults/task", "time"];
+        let mut kernels = Table::new(&names).right(&[2, 3, 4, 5, 6, 7]);
+        let absent = || "\u{2014}".to_owned();
         for kernel in &report.kernels {
-            let rate = |value: f64| if value > 0.0 { format!("{value:.2}") } else { "\u{2014}".to_owned() };
+            let rate = |value: f64| if value > 0.0 { format!("{value:.2}") } else { absent() };
+            let counters = kernel.counters.as_ref();
+            let ratio = counters.and_then(CountersView::instructions_per_cycle);
+            let faults = counters.and_then(|counters| counters.per_task("page_faults"));
             kernels.row([
                 kernel.kernel.clone(),
                 kernel.backend.clone(),
                 kernel.count.to_string(),
                 rate(kernel.gflops),
                 rate(kernel.gbytes_per_s),
+                ratio.map_or_else(absent, |ratio| format!("{ratio:.2}")),
+                faults.map_or_else(absent, output::count),
                 output::duration(kernel.service_s),
             ]);
         }
         text += &format!("\n{}", kernels.render(options));
+        let counters = report.kernels.iter().find_map(|kernel| kernel.counters.as_ref());
+        if let Some(why) = counters.and_then(|counters| counters.events.get("cycles")?.unavailable.as_ref()) {
+            text += &format!("\nIPC is unavailable: {why} (`doctor` says more)\n");
+        }
     }
     let mut agents = Table::new(&["agent", "core", "tasks", "busy", "restarts"]).right(&[1, 2, 3, 4]);
     for agent in report.agents.iter().filter(|agent| agent.kind == "compute" || agent.restarts > 0) {

@@ -78,6 +78,7 @@ fn agent_view(state: &str) -> AgentView {
         busy_s: 0.0,
         cpu_percent: None,
         rss_bytes: None,
+        counters: None,
     }
 }
 

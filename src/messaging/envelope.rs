@@ -10,6 +10,7 @@
 use super::failure::Failure;
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
+use crate::os::counting::{Counts, EVENTS};
 
 /// A message that no correct process sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -173,6 +174,8 @@ pub struct Done<'a> {
     pub bytes: f64,
     /// Its output replaced an input, which is kept until the supervisor removes it.
     pub kept_input: bool,
+    /// What was counted while its kernel ran, if anything was.
+    pub counts: Option<Counts>,
     /// Result as JSON, or the error's words.
     pub body: &'a [u8],
 }
@@ -277,6 +280,21 @@ impl<'a> Fields<'a> {
     }
     fn f64(&mut self) -> Result<f64, BadMessage> {
         Ok(f64::from_bits(self.u64()?))
+    }
+    /// See [`encode_counts`].
+    fn counts(&mut self) -> Result<Option<Counts>, BadMessage> {
+        let events = self.u16()?;
+        if events == 0 {
+            return Ok(None);
+        }
+        if events >> EVENTS.len() != 0 {
+            return Err(BadMessage::Code { kind: self.kind, code: (events >> 8) as u8 });
+        }
+        let mut counts = Counts::NONE;
+        for event in (0..EVENTS.len()).filter(|event| events >> event & 1 == 1) {
+            counts.set(event, self.f64()?);
+        }
+        Ok(Some(counts))
     }
     fn verdict(&mut self) -> Result<Verdict, BadMessage> {
         Ok(match self.u8()? {
@@ -396,6 +414,15 @@ impl<'a> ToAgent<'a> {
     }
 }
 
+/// Which events were counted, a bit each, and how often they happened.
+#[inline]
+fn encode_counts(counts: Option<&Counts>, buffer: &mut Vec<u8>) {
+    let all = || counts.into_iter().flat_map(Counts::iter);
+    let events = all().fold(0_u16, |events, (event, _)| events | 1 << event);
+    buffer.extend_from_slice(&events.to_le_bytes());
+    all().for_each(|(_, count)| buffer.extend_from_slice(&count.to_le_bytes()));
+}
+
 /// Of a message and its kind.
 fn checksum(kind: u8, record: &[u8]) -> u32 {
     // The kind as the register's first content costs nothing, unlike a byte of its own.
@@ -419,6 +446,7 @@ impl Encode for FromAgent<'_> {
                 buffer.extend_from_slice(&done.service_ns.to_le_bytes());
                 buffer.extend_from_slice(&done.flops.to_le_bytes());
                 buffer.extend_from_slice(&done.bytes.to_le_bytes());
+                encode_counts(done.counts.as_ref(), buffer);
                 buffer.extend_from_slice(done.body);
                 if done.kept_input { kind::DONE_IN_PLACE } else { kind::DONE }
             }
@@ -464,6 +492,7 @@ impl<'a> FromAgent<'a> {
                 flops: fields.f64()?,
                 bytes: fields.f64()?,
                 kept_input: message_kind == kind::DONE_IN_PLACE,
+                counts: fields.counts()?,
                 body: fields.rest,
             }),
             kind::ASK => FromAgent::Ask {
@@ -735,8 +764,16 @@ mod tests {
             flops: 1.5,
             bytes: 2.5,
             kept_input: false,
+            counts: None,
             body: b"",
         }
+    }
+
+    /// Of the first event, of the last one, and of one between.
+    fn counts() -> Counts {
+        let mut counts = Counts::NONE;
+        [0, 4, EVENTS.len() - 1].into_iter().for_each(|event| counts.set(event, 1e12 + event as f64));
+        counts
     }
 
     #[test]
@@ -765,6 +802,7 @@ mod tests {
             FromAgent::Ready { core: 3 },
             FromAgent::Done(done()),
             FromAgent::Done(Done { kept_input: true, ..done() }),
+            FromAgent::Done(Done { counts: Some(counts()), body: b"{}", ..done() }),
             FromAgent::Ask {
                 failure: Failure::Leak,
                 slot: AgentSlot(4),

@@ -659,6 +659,7 @@ mod tests {
                 flops: 0.0,
                 bytes: 0.0,
                 kept_input: false,
+                counts: None,
                 body,
             };
             agent.send(Lane::Bulk, &FromAgent::Done(done)).expect("room");

@@ -6,6 +6,7 @@
 pub mod affinity;
 pub mod clock;
 pub mod containment;
+pub mod counting;
 pub mod filemap;
 pub mod files;
 pub mod futex;

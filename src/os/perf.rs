@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use perf_event::events::{Cache, CacheOp, CacheResult, Event, Hardware, Software, WhichCache};
-use perf_event::{Builder, Group};
+use perf_event::{Builder, Counter, Group};
 
 use super::sysfs::{self, Missing, Reason};
 
@@ -67,15 +67,15 @@ enum Load {
     None,
 }
 
-struct Row {
-    name: &'static str,
-    source: EventSource,
-    event: Event,
-    include_kernel: bool,
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) source: EventSource,
+    pub(super) event: Event,
+    pub(super) include_kernel: bool,
     load: Load,
 }
 
-fn rows() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     let hardware = |name, event: Hardware, load| Row {
         name,
         source: EventSource::Hardware,
@@ -160,18 +160,22 @@ fn probe_with(procfs: &Path) -> PerfProbe {
 }
 
 /// An assertion inside the library must cost one event, not the process.
-fn guarded<T>(attempt: impl FnOnce() -> Result<T, Missing>) -> Result<T, Missing> {
+pub(super) fn guarded<T>(attempt: impl FnOnce() -> Result<T, Missing>) -> Result<T, Missing> {
     catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|_| {
         Err(Missing::new(Reason::Implausible, "the kernel's answer breaks the counter library"))
     })
 }
 
-fn try_event(row: &Row, paranoid: Option<i32>) -> Result<u64, Missing> {
+pub(super) fn open_event(row: &Row) -> Result<Counter, Missing> {
     let mut builder = Builder::new().kind(row.event.clone());
     if row.include_kernel {
         builder.include_kernel();
     }
-    let mut counter = builder.build().map_err(|error| refusal(row, &error, paranoid))?;
+    builder.build().map_err(|error| Missing::from_io(row.name, &error))
+}
+
+fn try_event(row: &Row, paranoid: Option<i32>) -> Result<u64, Missing> {
+    let mut counter = open_event(row).map_err(|missing| refusal(row, missing, paranoid))?;
     let failed = |error: io::Error| Missing::from_io(row.name, &error);
     counter.enable().map_err(failed)?;
     exert(row.load);
@@ -183,8 +187,7 @@ fn try_event(row: &Row, paranoid: Option<i32>) -> Result<u64, Missing> {
     Ok(count)
 }
 
-fn refusal(row: &Row, error: &io::Error, paranoid: Option<i32>) -> Missing {
-    let missing = Missing::from_io(row.name, error);
+fn refusal(row: &Row, missing: Missing, paranoid: Option<i32>) -> Missing {
     if missing.reason != Reason::Permission {
         return missing;
     }
@@ -237,17 +240,20 @@ fn run_group(rows: &[&Row]) -> Result<(), Missing> {
     }
 }
 
+/// Work that a counter of the processor must notice: 0.1 ms of it.
+pub(super) fn exert_arithmetic() {
+    let until = Instant::now() + Duration::from_micros(100);
+    let mut x = 1_u64;
+    while Instant::now() < until {
+        for _ in 0..64 {
+            x = std::hint::black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        }
+    }
+}
+
 fn exert(load: Load) {
     match load {
-        Load::Arithmetic => {
-            let until = Instant::now() + Duration::from_micros(100);
-            let mut x = 1_u64;
-            while Instant::now() < until {
-                for _ in 0..64 {
-                    x = std::hint::black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-                }
-            }
-        }
+        Load::Arithmetic => exert_arithmetic(),
         Load::TouchPages => {
             // Larger than the allocator keeps at hand, so that the pages are new.
             const BYTES: usize = 8 << 20;
@@ -291,8 +297,9 @@ mod tests {
 
     #[test]
     fn a_refusal_for_want_of_rights_names_the_level_and_the_fix() {
-        let row = rows().into_iter().find(|row| row.name == "context-switches").unwrap();
-        let missing = refusal(&row, &io::Error::from_raw_os_error(libc::EACCES), Some(4));
+        let row = &rows().into_iter().find(|row| row.name == "context-switches").unwrap();
+        let refused = Missing::from_io(row.name, &io::Error::from_raw_os_error(libc::EACCES));
+        let missing = refusal(&row, refused, Some(4));
         assert_eq!(missing.reason, Reason::Permission);
         assert!(missing.detail.contains("paranoid is 4") && missing.fix.unwrap().contains("cap_perfmon"));
     }

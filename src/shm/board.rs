@@ -1,7 +1,7 @@
 //! The board: latest values that everybody in the swarm may read, without disturbing who writes them.
 //!
 //! ```text
-//!  header │ host cell │ thermal cell │ usage cells, one per slot │ lives, one per slot │ costs │ variants
+//!  header │ host cell │ thermal cell │ usage cells, one per slot │ counts, one per slot │ lives, one per slot │ costs │ variants
 //! ```
 //! Cells of several words are [`seqlock`]s: a writer that dies half-way leaves one that readers see as
 //! [`None`], and the successor starts over. Costs and variants are single words, whole by nature.
@@ -11,11 +11,13 @@
 use super::memory::Words;
 use super::segment::{Segment, SegmentError};
 use super::seqlock;
-use crate::base::ids::AgentSlot;
+use crate::base::ids::{AgentSlot, Incarnation};
 use crate::base::sync::{AtomicU64, Ordering};
+use crate::os::counting::{Counts, EVENTS};
+use crate::os::sysfs::Reason;
 
 /// First word of a board: says what it is and in which layout.
-const MAGIC: u64 = 0x3130_4452_414F_4241; // "ABOARD01" read as little-endian bytes
+const MAGIC: u64 = 0x3230_4452_414F_4241; // "ABOARD02" read as little-endian bytes
 /// Kernels that have rows in the tables.
 pub const KERNELS: usize = 32;
 /// Size classes per kernel.
@@ -43,6 +45,19 @@ pub struct Cost {
     pub samples: u32,
 }
 
+/// What was counted while the kernels of an agent ran, in one life.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Counted {
+    /// Which life.
+    pub incarnation: u32,
+    /// Tasks for which something was counted.
+    pub tasks: f64,
+    /// What was counted for these.
+    pub counts: Counts,
+    /// Why an event is not counted.
+    pub reasons: [Option<Reason>; EVENTS.len()],
+}
+
 /// What an agent shows of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Life {
@@ -66,7 +81,7 @@ pub struct Board {
 
 impl Board {
     fn lives_at(slots: usize) -> usize {
-        HEADER_WORDS + (2 + slots) * CELL_WORDS
+        HEADER_WORDS + (2 + 2 * slots) * CELL_WORDS
     }
 
     fn costs_at(&self) -> usize {
@@ -90,7 +105,7 @@ impl Board {
         let segment = Segment::create(name, Self::bytes(slots))?;
         let board = Self { segment, slots };
         board.announce();
-        for cell in 0..2 + slots {
+        for cell in 0..2 + 2 * slots {
             board.write_cell(HEADER_WORDS + cell * CELL_WORDS, &[f64::NAN; CELL_VALUES]);
         }
         Ok(board)
@@ -176,6 +191,43 @@ impl Board {
     /// What an agent used when it was last sampled.
     pub fn usage(&self, slot: AgentSlot) -> Option<Usage> {
         self.read_cell(self.usage_at(slot)?).map(|cell| Usage::from_cell(&cell))
+    }
+
+    fn counts_at(&self, slot: AgentSlot) -> Option<usize> {
+        (slot.index() < self.slots).then(|| HEADER_WORDS + (2 + self.slots + slot.index()) * CELL_WORDS)
+    }
+
+    /// An agent publishes what was counted while its kernels ran.
+    pub fn publish_counted(&self, slot: AgentSlot, counted: &Counted) {
+        if let Some(at) = self.counts_at(slot) {
+            let mut cell = [f64::NAN; CELL_VALUES];
+            (cell[0], cell[1]) = (f64::from(counted.incarnation), counted.tasks);
+            for (event, value) in cell[2..].iter_mut().take(EVENTS.len()).enumerate() {
+                // One word has room for either: a count is not negative.
+                let reason = counted.reasons[event].map(|reason| -1.0 - f64::from(reason as u8));
+                *value = reason.or(counted.counts.get(event)).unwrap_or(f64::NAN);
+            }
+            self.write_cell(at, &cell);
+        }
+    }
+
+    /// What was counted in this life of an agent.
+    pub fn counted(&self, slot: AgentSlot, incarnation: Incarnation) -> Option<Counted> {
+        let cell = self.read_cell(self.counts_at(slot)?)?;
+        let mut counted = Counted {
+            incarnation: incarnation.0,
+            tasks: cell[1],
+            counts: Counts::NONE,
+            reasons: [None; EVENTS.len()],
+        };
+        for (event, &value) in cell[2..].iter().take(EVENTS.len()).enumerate() {
+            if value < 0.0 {
+                counted.reasons[event] = Reason::from_code_number((-1.0 - value) as u8);
+            } else {
+                counted.counts.set(event, value);
+            }
+        }
+        (cell[0] == f64::from(incarnation.0)).then_some(counted)
     }
 
     fn life_word(&self, slot: AgentSlot, word: usize) -> Option<&AtomicU64> {
@@ -420,6 +472,21 @@ mod tests {
         assert_eq!(board.variant(31, 15, 31), Some(513));
         assert_eq!(guest.backlog(), (70_000, 3));
         assert!(Board::open(board.name(), 5).is_err(), "another layout");
+    }
+
+    #[test]
+    fn what_was_counted_belongs_to_one_life() {
+        let board = board("counted", 2);
+        let (slot, life) = (AgentSlot(1), Incarnation(3));
+        assert_eq!(board.counted(slot, life), None);
+        let mut counts = Counts::NONE;
+        counts.set(7, 12.0);
+        let mut reasons = [None; EVENTS.len()];
+        (reasons[0], reasons[9]) = (Some(Reason::NoPmu), Some(Reason::Asleep));
+        let counted = Counted { incarnation: 3, tasks: 2.0, counts, reasons };
+        board.publish_counted(slot, &counted);
+        assert_eq!(board.counted(slot, life), Some(counted));
+        assert_eq!((board.counted(slot, Incarnation(4)), board.counted(AgentSlot(2), life)), (None, None));
     }
 
     #[test]

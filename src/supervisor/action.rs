@@ -306,6 +306,36 @@ pub struct AgentView {
     pub cpu_percent: Option<f64>,
     /// Resident memory, bytes; absent while unknown.
     pub rss_bytes: Option<u64>,
+    /// What processor and kernel counted while its kernels ran, in this life; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub counters: Option<CountersView>,
+}
+
+/// What was counted while kernels ran.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CountersView {
+    /// Tasks for which something was counted.
+    pub tasks: u64,
+    /// Sums over these tasks: `cycles`, `instructions`, `cache_references`, `cache_misses`, `branches`, `branch_misses` by the
+    /// processor; `task_clock_ns`, `page_faults`, `context_switches`, `cpu_migrations` by the kernel.
+    #[serde(flatten)]
+    pub events: BTreeMap<String, Known>,
+}
+
+impl CountersView {
+    fn value(&self, event: &str) -> Option<f64> {
+        self.events.get(event)?.value
+    }
+
+    /// How often an event happened in a task, on average.
+    pub fn per_task(&self, event: &str) -> Option<f64> {
+        (self.tasks > 0).then_some(self.value(event)? / self.tasks as f64)
+    }
+
+    /// Instructions per cycle of the processor.
+    pub fn instructions_per_cycle(&self) -> Option<f64> {
+        Some(self.value("instructions")? / self.value("cycles").filter(|&cycles| cycles > 0.0)?)
+    }
 }
 
 /// A quantity that may be unknown: its value, or why there is none.
@@ -731,6 +761,9 @@ pub struct ReportKernel {
     pub gbytes_per_s: f64,
     /// Time on agents, s.
     pub service_s: f64,
+    /// What processor and kernel counted meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub counters: Option<CountersView>,
 }
 
 /// A death of an agent and what followed.

@@ -1,15 +1,16 @@
 //! What the supervisor shows of itself: lists, status, statistics, the report.
 
 use super::action::{
-    AgentView, ArenaUsageView, CandidateView, ChannelView, DecisionView, Known, LaneView, LatencyBucket,
-    Percentiles, ReportAgent, ReportHost, ReportKernel, ReportView, SafetyView, StatisticsView, StatusView,
-    TaskCounts, TaskView,
+    AgentView, ArenaUsageView, CandidateView, ChannelView, CountersView, DecisionView, Known, LaneView,
+    LatencyBucket, Percentiles, ReportAgent, ReportHost, ReportKernel, ReportView, SafetyView,
+    StatisticsView, StatusView, TaskCounts, TaskView,
 };
 use super::*;
 use crate::kernels::{KernelId, Level};
 use crate::messaging::lanes::capacities;
 use crate::messaging::link::ChannelTraffic;
 use crate::messaging::meters::Latencies;
+use crate::os::counting::{Counts, EVENTS};
 use crate::os::nvml;
 use crate::os::sysfs::Reason;
 use crate::shm::arena::ArenaUsage;
@@ -177,6 +178,10 @@ impl Supervisor {
             busy_s: (record.past_busy_ns + busy_ns) as f64 / 1e9,
             cpu_percent: usage.and_then(|usage| finite(usage.cpu_percent)),
             rss_bytes: usage.and_then(|usage| finite(usage.rss_bytes)).map(|bytes| bytes as u64),
+            counters: self
+                .board
+                .counted(slot, record.incarnation)
+                .map(|counted| counters_view(counted.tasks as u64, &counted.counts, &counted.reasons)),
         })
     }
 
@@ -382,7 +387,20 @@ impl Supervisor {
         }
     }
 
+    /// Why nobody counts an event, as the compute agents say.
+    fn uncounted(&self) -> [Option<Reason>; EVENTS.len()] {
+        let mut reasons = [None; EVENTS.len()];
+        for counted in (0..self.roster.len()).filter_map(|at| {
+            let slot = AgentSlot(at as u16);
+            self.board.counted(slot, self.record(slot)?.incarnation)
+        }) {
+            reasons.iter_mut().zip(counted.reasons).for_each(|(reason, own)| *reason = reason.or(own));
+        }
+        reasons
+    }
+
     fn kernel_rows(&self) -> Vec<ReportKernel> {
+        let reasons = self.uncounted();
         let rows = self.dispatcher.totals.kernels.iter();
         rows.map(|(&(kernel, level), totals)| {
             let seconds = totals.service_ns as f64 / 1e9;
@@ -395,10 +413,20 @@ impl Supervisor {
                 gflops: rate(totals.flops),
                 gbytes_per_s: rate(totals.bytes),
                 service_s: seconds,
+                counters: (totals.counted > 0)
+                    .then(|| counters_view(totals.counted, &totals.counts, &reasons)),
             }
         })
         .collect()
     }
+}
+
+fn counters_view(tasks: u64, counts: &Counts, reasons: &[Option<Reason>; EVENTS.len()]) -> CountersView {
+    let event = |(event, name): (usize, &&str)| {
+        let why = reasons[event].map_or("nobody says why", Reason::code);
+        ((*name).to_owned(), known(counts.get(event).unwrap_or(f64::NAN), why))
+    };
+    CountersView { tasks, events: EVENTS.iter().enumerate().map(event).collect() }
 }
 
 /// The lanes of one direction, from what its two ends have counted.

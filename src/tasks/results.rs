@@ -10,6 +10,7 @@ use crate::messaging::envelope::{Done, Experience, Severity, Verdict};
 use crate::messaging::failure::Failure;
 use crate::messaging::link::{ChannelTraffic, LinkTraffic};
 use crate::messaging::{FromAgent, Lane, ToAgent};
+use crate::os::counting::Counts;
 use crate::shm::ring::{Message, SLOT_WORDS};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
@@ -54,7 +55,7 @@ pub enum Signal {
 }
 
 /// What one kernel did on one instruction-set level.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KernelTotals {
     /// Tasks that ended well.
     pub count: u64,
@@ -64,6 +65,16 @@ pub struct KernelTotals {
     pub flops: f64,
     /// Bytes read and written.
     pub bytes: f64,
+    /// Tasks for which something was counted.
+    pub counted: u64,
+    /// What was counted for these.
+    pub counts: Counts,
+}
+
+impl Default for KernelTotals {
+    fn default() -> Self {
+        Self { count: 0, service_ns: 0, flops: 0.0, bytes: 0.0, counted: 0, counts: Counts::NONE }
+    }
 }
 
 /// Latencies and rates over the life of the swarm.
@@ -210,6 +221,10 @@ impl Dispatcher {
                 kernels.service_ns += service_ns;
                 kernels.flops += done.flops.max(0.0);
                 kernels.bytes += done.bytes.max(0.0);
+                if let Some(counts) = &done.counts {
+                    kernels.counted += 1;
+                    kernels.counts.add(counts);
+                }
                 self.placer.finished(&Finished {
                     kernel,
                     log2_size: log2_size(class),

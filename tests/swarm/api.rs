@@ -131,6 +131,48 @@ fn every_route_answers() {
 }
 
 #[test]
+fn what_was_counted_is_told_by_kernel_and_by_agent() {
+    let swarm = Swarm::deploy(&json!({}));
+    swarm.place.write_array("x.npy", &[1 << 20], &vec![1.5f32; 1 << 20]);
+    let mut tasks = vec![json!({"kernel": "noop"})];
+    tasks.extend(
+        (0..4).map(|at| json!({"kernel": "sort", "inputs": ["x.npy"], "output": format!("y{at}.npy")})),
+    );
+    let job = json!({"tasks": tasks, "wait": true, "base_dir": swarm.place.path("")});
+    swarm.ask("POST", "/api/v1/tasks/submit", Some(&job)).is(200);
+    let report = swarm.get("/api/v1/system/report");
+    is_report(&report);
+    let kernel = |name: &str| {
+        let rows = report["kernels"].as_array().expect("kernels");
+        rows.iter().find(|row| row["kernel"] == name).unwrap_or_else(|| panic!("{name}: {report:#}"))
+    };
+    assert!(kernel("noop")["counters"].is_null(), "nothing runs, and nothing is counted: {report:#}");
+    let counters = &kernel("sort")["counters"];
+    assert_eq!(counters["tasks"], 4, "{counters:#}");
+    let is_known = |name: &str, counters: &Value| {
+        let (value, why) = (&counters[name]["value"], &counters[name]["unavailable"]);
+        assert!(value.is_f64() != why.is_string(), "a count or a reason: {name} in {counters:#}");
+        value.is_f64()
+    };
+    for name in ["cycles", "instructions", "cache_references", "cache_misses", "branches", "branch_misses"] {
+        is_known(name, counters);
+    }
+    for (name, least) in
+        [("task_clock_ns", 1e5), ("page_faults", 1.0), ("context_switches", 0.0), ("cpu_migrations", 0.0)]
+    {
+        let value = counters[name]["value"].as_f64().unwrap_or(f64::INFINITY);
+        assert!(!is_known(name, counters) || value >= least, "{name} in {counters:#}");
+    }
+    let agents = swarm.agents();
+    let told = |agent: &Value| agent["counters"]["tasks"].as_u64().unwrap_or(0);
+    assert_eq!(agents.iter().map(told).sum::<u64>(), 4, "{agents:#?}");
+    let clock = |agent: &Value| agent["counters"]["task_clock_ns"]["value"].as_f64().unwrap_or(0.0);
+    let (all, sorts) = (agents.iter().map(clock).sum::<f64>(), counters["task_clock_ns"]["value"].as_f64());
+    assert!(sorts.is_none_or(|sorts| (sorts - all).abs() < 1.0), "{all} ns: {counters:#}");
+    swarm.end();
+}
+
+#[test]
 fn mistakes_are_problem_documents() {
     let swarm = Swarm::deploy(&json!({}));
     let ask = |method: &str, path: &str, body: Option<Value>| swarm.ask(method, path, body.as_ref());
