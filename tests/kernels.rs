@@ -13,7 +13,7 @@ use ai_swarm::kernels::simd;
 use ai_swarm::kernels::{
     BOUNDS_SUFFIX, Call, Cancelled, EXTRA_SUFFIXES, KernelError, KernelId, LABELS_SUFFIX, Level, Outcome,
     OutputKind, PLACES_SUFFIX, Params, Pulse, SCORES_SUFFIX, Variant, check_params, extra_path, run, spec,
-    synthetic_inputs, variants,
+    stores_in_two_ways, synthetic_inputs, variants,
 };
 use num_complex::Complex;
 use serde_json::{Value, json};
@@ -64,6 +64,11 @@ fn all_variants(kernel: KernelId) -> Vec<Variant> {
         .into_iter()
         .flat_map(|level| (0..choices).map(move |choice| Variant::new(level, choice)))
         .collect();
+    if stores_in_two_ways(kernel) {
+        let others: Vec<Variant> =
+            all.iter().map(|&variant| Variant { other_stores: true, ..variant }).collect();
+        all.extend(others);
+    }
     assert!(variants(kernel, None).iter().all(|variant| all.contains(variant)));
     // A number from a newer version of the program.
     all.push(Variant::new(Level::best(), 200));

@@ -28,7 +28,7 @@ use num_complex::Complex;
 use crate::os::map::{Buffer, FileBytes, OutOfMemory};
 
 /// The type of an array's elements. The codes are stable: they travel in messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum DType {
     /// 32-bit floating point.

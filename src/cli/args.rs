@@ -340,10 +340,13 @@ pub enum AgentCommand {
         #[arg(long)]
         rolling: bool,
     },
-    /// Tune every kernel now (the optimization agent)
+    /// Tune every kernel now (the optimization agent), and show what was found
     Optimize {
         /// Its id
         id: String,
+        /// Do not wait for the end
+        #[arg(long)]
+        no_wait: bool,
     },
 }
 

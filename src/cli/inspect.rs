@@ -8,7 +8,7 @@ use super::output::{
     ABSENT, OutputOptions, Style, Table, bytes, complain, count, duration, micros, paint, percent, plain,
     print, rate, say, speaks_json, state_style, wrap,
 };
-use super::run::NOTHING_TO_DO;
+use super::run::{NOTHING_TO_DO, steps};
 use crate::base::ids::AgentKind;
 use crate::base::words::things;
 use crate::gateway::client::{Client, ClientError, segment};
@@ -33,6 +33,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 const STOP_LOOK: Duration = Duration::from_millis(10);
 /// After the socket, the process goes within moments.
 const PROCESS_LIMIT: Duration = Duration::from_secs(2);
+/// Tuning takes seconds; where everything ran that can be tuned, a minute or two.
+const TUNING_LIMIT: Duration = Duration::from_secs(900);
 /// Widest `text: ` column in lists of names and values.
 const LABEL_COLUMNS: usize = 11;
 
@@ -569,10 +571,55 @@ pub fn agent_destroy(client: &mut Client, id: &str, output: &OutputOptions) -> R
     show(answer, output, |_: Value| format!("agent {}: finishes what it holds and ends for good", plain(id)))
 }
 
-/// `agent optimize`.
-pub fn agent_optimize(client: &mut Client, id: &str, output: &OutputOptions) -> Result<u8> {
-    let answer = client.post(&format!("{}/optimize", agent_path(id)), &json!({}))?;
-    show(answer, output, |_: Value| format!("agent {}: was told to tune kernels now", plain(id)))
+/// `agent optimize`: what ran before and what runs now.
+pub fn agent_optimize(client: &mut Client, id: &str, waits: bool, output: &OutputOptions) -> Result<u8> {
+    let path = format!("{}/optimize", agent_path(id));
+    if !waits {
+        let answer = client.post(&path, &json!({}))?;
+        return show(answer, output, |_: Value| format!("agent {}: was told to tune kernels now", plain(id)));
+    }
+    let bar = steps(output);
+    bar.set_message("kernels are tuned");
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let answer = client.post(&path, &json!({ "wait_s": TUNING_LIMIT.as_secs() }));
+    bar.finish_and_clear();
+    show(answer?, output, |answer: Value| tuned_text(&answer, output))
+}
+
+fn tuned_text(answer: &Value, output: &OutputOptions) -> String {
+    let names = ["KERNEL", "FROM", "DEFAULT", "TIME", "BEST OTHER", "TIME", "GAIN (95 %)", "CHOSEN"];
+    let mut table = Table::new(&names).right(&[1, 3, 5, 6]);
+    let cells = answer["tuned"].as_array().map_or(&[][..], Vec::as_slice);
+    let absent = || ABSENT.to_owned();
+    for cell in cells {
+        let text = |value: &Value| plain(value.as_str().unwrap_or(ABSENT)).into_owned();
+        let evidence = &cell["evidence"];
+        let time = |name: &str| evidence[name].as_f64().map_or_else(absent, |us| duration(us / 1e6));
+        let gain = |name: &str| evidence[name].as_f64().map_or_else(absent, |gain| format!("{gain:.2}"));
+        let class = cell["class"].as_u64().and_then(|class| 1_u64.checked_shl(class as u32));
+        let is_other = evidence["challenger"] == cell["chosen"];
+        table.styled_row([
+            (format!("{} {}", text(&cell["kernel"]), text(&cell["dtype"])), Style::Plain),
+            (class.map_or_else(absent, bytes), Style::Plain),
+            (text(&evidence["default"]), Style::Plain),
+            (time("default_us"), Style::Plain),
+            (text(&evidence["challenger"]), Style::Plain),
+            (time("challenger_us"), Style::Plain),
+            (format!("{} ({} to {})", gain("gain"), gain("gain_low"), gain("gain_high")), Style::Plain),
+            if is_other { ("the other".to_owned(), Style::Good) } else { ("default".to_owned(), Style::Dim) },
+        ]);
+    }
+    if cells.is_empty() {
+        return "nothing that runs here has a choice".to_owned();
+    }
+    let note = "FROM: bytes of the inputs, up to twice as many. TIME: median of undisturbed runs, the copy of the answer \
+                included. GAIN: how many times as fast the other is, median of pairs and where it lies 95 times of 100; it is \
+                chosen when all of that is above 1.03";
+    format!(
+        "{}\n{}",
+        table.render(output).trim_end(),
+        paint(&wrap(note, output.width, 0), Style::Dim, output.color)
+    )
 }
 
 /// `agent restart WHO`

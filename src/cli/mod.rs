@@ -305,7 +305,7 @@ fn agent(command: &AgentCommand, client: &mut Client, output: &OutputOptions) ->
         AgentCommand::Create { kind, id } => inspect::agent_create(client, kind, id.as_deref(), output),
         AgentCommand::Destroy { id } => inspect::agent_destroy(client, id, output),
         AgentCommand::Restart { who, rolling } => inspect::agent_restart(client, who, *rolling, output),
-        AgentCommand::Optimize { id } => inspect::agent_optimize(client, id, output),
+        AgentCommand::Optimize { id, no_wait } => inspect::agent_optimize(client, id, !no_wait, output),
     }
 }
 

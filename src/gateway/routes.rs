@@ -356,8 +356,38 @@ async fn destroy(State(gate): State<Gate>, id: Id) -> Answered {
     gate.act(Action::DestroyAgent(named(id)?)).await
 }
 
-async fn optimize(State(gate): State<Gate>, id: Id) -> Answered {
-    gate.act(Action::OptimizeAgent(named(id)?)).await
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OptimizeBody {
+    wait_s: Option<f64>,
+}
+
+/// Orders a cycle of tuning; with `wait_s` its end is waited for, and the answer has what was found.
+async fn optimize(State(gate): State<Gate>, id: Id, headers: HeaderMap, body: Body) -> Answered {
+    let id = named(id)?;
+    let body = read_body(&headers, body).await?;
+    let OptimizeBody { wait_s } = if body.is_empty() { OptimizeBody::default() } else { fields(&body)? };
+    let wait = wait_s.map(|seconds| reply_span("wait_s", seconds)).transpose()?;
+    let is_tuner = match gate.ask(Action::Agent(id.clone())).await? {
+        Reply::Agent(agent) => agent.kind == AgentKind::Optimization.name() && agent.state == "ready",
+        _ => false,
+    };
+    // Whoever cannot tune is refused by the supervisor.
+    let Some(span) = wait.filter(|_| is_tuner) else { return gate.act(Action::OptimizeAgent(id)).await };
+    let action = Action::SendMessage { to: id, payload: b"tune".to_vec(), request: Some(span) };
+    match gate.ask_within(ANSWER_LIMIT + span, action).await? {
+        Reply::Sent { reply: Some(tuned), .. } => {
+            let tuned: Value = serde_json::from_slice(&tuned).map_err(|error| {
+                Problem::new(StatusCode::BAD_GATEWAY, format!("the agent's answer is not JSON: {error}"))
+            })?;
+            ok(&json!({ "ok": true, "tuned": tuned }))
+        }
+        Reply::Sent { .. } => {
+            let detail = format!("tuning was not through after {} s; it goes on", span.as_secs_f64());
+            Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
+        }
+        other => Err(unexpected(&other)),
+    }
 }
 
 #[derive(Deserialize)]
@@ -415,7 +445,7 @@ async fn send(State(gate): State<Gate>, headers: HeaderMap, body: Body) -> Answe
     if to.is_empty() {
         return Err(Problem::bad_request("`to` is empty, needs the id of a member"));
     }
-    let request = reply_within_s.map(reply_span).transpose()?;
+    let request = reply_within_s.map(|seconds| reply_span("reply_within_s", seconds)).transpose()?;
     let action = Action::SendMessage { to, payload: bytes_of(payload)?, request };
     let reply = gate.ask_within(ANSWER_LIMIT + request.unwrap_or_default(), action).await?;
     if let (Some(span), Reply::Sent { delivered, reply: None, .. }) = (request, &reply) {
@@ -465,15 +495,13 @@ fn checked_topic(topic: Option<String>) -> Result<Option<String>, Problem> {
     }
 }
 
-fn reply_span(seconds: f64) -> Result<Duration, Problem> {
+fn reply_span(field: &str, seconds: f64) -> Result<Duration, Problem> {
     if seconds > 0.0 && seconds <= REPLY_LIMIT.as_secs_f64() {
         // Rounded up: a span of nothing is no time to reply in.
         return Ok(Duration::from_secs_f64(seconds).max(Duration::from_nanos(1)));
     }
     let allowed = REPLY_LIMIT.as_secs();
-    Err(Problem::bad_request(format!(
-        "`reply_within_s` is {seconds}, needs a number above 0, at most {allowed}"
-    )))
+    Err(Problem::bad_request(format!("`{field}` is {seconds}, needs a number above 0, at most {allowed}")))
 }
 
 // The swarm.

@@ -7,7 +7,7 @@
 
 use super::lines::{self, Lines};
 use super::simd::{self, SimdElem};
-use super::{BLOCK, Call, KernelError, Outcome, Pace, elements_mut, stores_for};
+use super::{BLOCK, Call, KernelError, Outcome, Pace, elements_mut};
 use crate::arrays::{Array, DType, Element};
 
 /// Columns walked down together: their sums stay in the first-level cache.
@@ -41,7 +41,7 @@ fn of_floats<T: SimdElem + Element>(
 ) -> Result<Array, KernelError> {
     // What changes no number that is added to it, a negative zero included.
     const NOTHING: f64 = -0.0;
-    let (level, stores) = (call.level(), stores_for(call.inputs[0].bytes().len()));
+    let (level, stores) = (call.level(), call.stores_for(call.inputs[0].bytes().len()));
     walk::<T, T, f64>(
         call,
         shape,

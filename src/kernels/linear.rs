@@ -1,7 +1,7 @@
 //! `matmul`, `dot` and `axpy`.
 
 use super::simd::{self, SimdElem};
-use super::{BLOCK, Call, KernelError, Level, Outcome, Total, elements_mut, number, stores_for};
+use super::{BLOCK, Call, KernelError, Level, Outcome, Total, elements_mut, number};
 use crate::arrays::{Array, DType, Element};
 
 /// `a (m, k)` by `b (k, n)` is `(m, n)`, for one pair or each of a batch; either may lie there transposed.
@@ -244,7 +244,7 @@ fn axpy_of<T: SimdElem + Element>(call: &Call<'_>) -> Result<Outcome, KernelErro
     }
     let alpha = T::from_f64(call.params.float("alpha").unwrap_or(1.0));
     let mut answer: Array = call.answer(T::DTYPE, shape)?;
-    let stores = stores_for(size_of_val(x));
+    let stores = call.stores_for(size_of_val(x));
     let out = elements_mut::<T>(&mut answer);
     for ((x, y), out) in x.chunks(BLOCK).zip(y.chunks(BLOCK)).zip(out.chunks_mut(BLOCK)) {
         call.pulse.beat()?;

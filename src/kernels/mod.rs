@@ -58,7 +58,7 @@ pub use spec::{
     InputSpec, KernelId, KernelSpec, OutputKind, ParamError, ParamKind, ParamSpec, ParamValue, Params,
     check_inputs_count, check_params, describe, output_needed, spec,
 };
-pub use variant::{Variant, has_levels, variants};
+pub use variant::{Variant, has_levels, stores_in_two_ways, variants};
 pub use workload::{SIZE_CLASSES, size_class, synthetic_array, synthetic_inputs, work_elements};
 
 use std::path::{Path, PathBuf};
@@ -284,6 +284,12 @@ impl Call<'_> {
         self.variant.level
     }
 
+    /// How an answer of so many bytes is written.
+    fn stores_for(&self, bytes: usize) -> simd::Stores {
+        let streams = outgrows_cache(bytes) != self.variant.other_stores;
+        if streams { simd::Stores::Streaming } else { simd::Stores::Cached }
+    }
+
     fn name_of(&self, index: usize) -> &'static str {
         let inputs = spec(self.kernel).inputs;
         inputs[index.min(inputs.len() - 1)].name
@@ -353,13 +359,11 @@ fn elements_mut<T: Element>(array: &mut Array) -> &mut [T] {
 /// Answers below this size are never too large for a cache.
 const STREAMED_BYTES_MIN: usize = 4 << 20;
 
-/// How an answer of so many bytes is written: past the cache when it has more than half of the last one, and would push
-/// itself out of it.
-fn stores_for(bytes: usize) -> simd::Stores {
+/// Whether an answer of so many bytes has more than half of the last cache, and would push itself out of it.
+fn outgrows_cache(bytes: usize) -> bool {
     // Of a host that does not say.
     const USUAL_CACHE_BYTES: usize = 32 << 20;
-    let is_large = || bytes > last_cache_bytes().unwrap_or(USUAL_CACHE_BYTES) / 2;
-    if bytes >= STREAMED_BYTES_MIN && is_large() { simd::Stores::Streaming } else { simd::Stores::Cached }
+    bytes >= STREAMED_BYTES_MIN && bytes > last_cache_bytes().unwrap_or(USUAL_CACHE_BYTES) / 2
 }
 
 /// A number as JSON, or the word for it where JSON has none.

@@ -7,7 +7,7 @@
 //! same bits.
 
 use super::simd::{self, SimdElem, Stores};
-use super::{Call, KernelError, Level, Outcome, Pulse, elements_mut, stores_for};
+use super::{Call, KernelError, Level, Outcome, Pulse, elements_mut};
 use crate::arrays::{DType, Element};
 
 /// Memory that the windows of all stages may fill: half a usual second-level cache.
@@ -35,7 +35,7 @@ fn stencil5_of<T: SimdElem + Element>(call: &Call<'_>) -> Result<Outcome, Kernel
     let steps = call.params.count("steps");
     let alpha = T::from_f64(call.params.float("alpha").unwrap_or(0.1));
     let mut answer = call.answer(T::DTYPE, &[rows, columns])?;
-    let stores = stores_for(size_of_val(source));
+    let stores = call.stores_for(size_of_val(source));
     let grid = Grid { level: call.level(), rows, columns, alpha, stores };
     let target = elements_mut::<T>(&mut answer);
     // Without an inner point nothing ever changes, however many steps are asked for.

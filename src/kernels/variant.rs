@@ -9,14 +9,20 @@ use crate::arrays::DType;
 pub struct Variant {
     /// Instruction-set level. One the processor lacks runs as the best one below it.
     pub level: Level,
-    /// Index into the kernel's `choices`. One the kernel lacks runs as its first.
+    /// Index into the kernel's `choices`, below 128. One the kernel lacks runs as its first.
     pub choice: u8,
+    /// The answer is written the other way than its size says: past the caches where it is small, through them where it
+    /// is large. Kernels that [store in two ways](stores_in_two_ways) only.
+    pub other_stores: bool,
 }
+
+/// Bit of [`Variant::encode`].
+const OTHER_STORES: u16 = 0x80;
 
 impl Variant {
     /// A variant.
     pub const fn new(level: Level, choice: u8) -> Variant {
-        Variant { level, choice }
+        Variant { level, choice, other_stores: false }
     }
 
     /// What runs when nobody measured anything: the library's matrix product on the machine's own level (it
@@ -30,18 +36,28 @@ impl Variant {
             KernelId::Argsort | KernelId::Histogram | KernelId::Stencil5 => 1,
             _ => 0,
         };
-        Variant { level, choice }
+        Variant::new(level, choice)
     }
 
     /// As one stable number.
     pub fn encode(self) -> u16 {
-        u16::from(self.level.code()) << 8 | u16::from(self.choice)
+        let stores = if self.other_stores { OTHER_STORES } else { 0 };
+        u16::from(self.level.code()) << 8 | stores | u16::from(self.choice) & 0x7f
     }
 
     /// The variant with this number, when its level exists.
     pub fn decode(code: u16) -> Option<Variant> {
         let level = Level::from_code((code >> 8) as u8)?;
-        Some(Variant { level, choice: (code & 0xff) as u8 })
+        Some(Variant { level, choice: (code & 0x7f) as u8, other_stores: code & OTHER_STORES != 0 })
+    }
+
+    /// In words: `avx2 radix`, `avx512, stores the other way`.
+    pub fn describe(self, kernel: KernelId) -> String {
+        let stores = if self.other_stores { ", stores the other way" } else { "" };
+        match spec(kernel).choices {
+            [_] => format!("{}{stores}", self.level.name()),
+            _ => format!("{} {}{stores}", self.level.name(), self.choice_name(kernel)),
+        }
     }
 
     /// The algorithm's name.
@@ -55,6 +71,11 @@ impl Variant {
 pub fn has_levels(kernel: KernelId) -> bool {
     let by_library = matches!(kernel, KernelId::Fft | KernelId::Ifft | KernelId::Rfft | KernelId::Irfft);
     spec(kernel).levels && !by_library
+}
+
+/// Whether the kernel writes its answer through the caches or past them, by its size unless a variant says otherwise.
+pub fn stores_in_two_ways(kernel: KernelId) -> bool {
+    matches!(kernel, KernelId::Axpy | KernelId::Stencil5 | KernelId::Cumsum | KernelId::Expr)
 }
 
 /// Every variant of `kernel` on arrays of `dtype` that differs on this machine, the default first; empty when
@@ -72,7 +93,7 @@ pub fn variants(kernel: KernelId, dtype: Option<DType>) -> Vec<Variant> {
     let mut all = vec![default];
     for level in Level::available() {
         for choice in 0..spec.choices.len() as u8 {
-            let variant = Variant { level, choice };
+            let variant = Variant::new(level, choice);
             // The library picks its own instructions, and two ways of sorting have no vector code: another level
             // would be a second name for the same thing.
             let fixed =
@@ -82,6 +103,9 @@ pub fn variants(kernel: KernelId, dtype: Option<DType>) -> Vec<Variant> {
                 all.push(variant);
             }
         }
+    }
+    if stores_in_two_ways(kernel) {
+        all.push(Variant { other_stores: true, ..default });
     }
     all
 }
@@ -102,6 +126,10 @@ mod tests {
             }
         }
         assert_eq!(Variant::decode(0x0500), None);
+        let radix = Variant::new(Level::Scalar, 1);
+        assert_eq!(radix.describe(KernelId::Argsort), "scalar radix");
+        let other = Variant { other_stores: true, ..Variant::new(Level::Scalar, 0) };
+        assert_eq!(other.describe(KernelId::Axpy), "scalar, stores the other way");
     }
 
     #[test]

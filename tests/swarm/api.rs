@@ -173,6 +173,53 @@ fn what_was_counted_is_told_by_kernel_and_by_agent() {
 }
 
 #[test]
+fn tuning_shows_what_it_found_and_agents_use_it() {
+    let swarm = Swarm::deploy(&json!({"agents": {"optimization": {"budget_percent": 0}}}));
+    let optimize = |body: &Value| swarm.ask("POST", "/api/v1/agents/optimization-0/optimize", Some(body));
+    optimize(&json!({"wait_s": 0})).refuses(400, "`wait_s` is 0, needs a number above 0");
+    optimize(&json!({"wait": 1})).refuses(400, "unknown field `wait`");
+    swarm
+        .ask("POST", "/api/v1/agents/compute-0/optimize", Some(&json!({"wait_s": 5})))
+        .refuses(409, "tuned by the optimization agent");
+    swarm.place.write_array("x.npy", &[1 << 12], &vec![1.5f32; 1 << 12]);
+    let tasks: Vec<Value> = (0..30).map(|_| json!({"kernel": "reduce", "inputs": ["x.npy"]})).collect();
+    let job = json!({"tasks": tasks, "wait": true, "base_dir": swarm.place.path("")});
+    swarm.ask("POST", "/api/v1/tasks/submit", Some(&job)).is(200);
+    // What ran is known to the learning agent a moment later.
+    let tuned = swarm.until("what ran here is tuned", |_| {
+        let answer = optimize(&json!({"wait_s": 300})).is(200).json();
+        let tuned = answer["tuned"].as_array().expect("a list").clone();
+        let ran = |cell: &Value| cell["kernel"] == "reduce" && cell["dtype"] == "f32" && cell["class"] == 14;
+        tuned.iter().any(ran).then_some(tuned)
+    });
+    for cell in &tuned {
+        let evidence = &cell["evidence"];
+        if evidence.is_null() {
+            continue;
+        }
+        let number = |name: &str| evidence[name].as_f64().unwrap_or_else(|| panic!("{name}: {cell:#}"));
+        assert!(number("default_us") > 0.0 && number("challenger_us") > 0.0, "{cell:#}");
+        let (low, gain, high) = (number("gain_low"), number("gain"), number("gain_high"));
+        assert!(low <= gain && gain <= high && number("runs") > number("variants"), "{cell:#}");
+        assert_eq!(
+            cell["chosen"] == evidence["challenger"],
+            low > 1.03,
+            "only who is faster for sure: {cell:#}"
+        );
+        assert!(
+            cell["chosen"] == evidence["challenger"] || cell["chosen"] == evidence["default"],
+            "{cell:#}"
+        );
+    }
+    assert!(tuned.iter().any(|cell| cell["evidence"].is_object()), "{tuned:#?}");
+    // The tasks that come next run as it was chosen.
+    let chosen = tuned.iter().find(|cell| cell["kernel"] == "reduce" && cell["class"] == 14).expect("above");
+    let answer = swarm.ask("POST", "/api/v1/tasks/submit", Some(&job)).is(200).json();
+    assert_eq!(answer["tasks"][0]["task"]["backend"], chosen["level"], "{answer:#}");
+    swarm.end();
+}
+
+#[test]
 fn mistakes_are_problem_documents() {
     let swarm = Swarm::deploy(&json!({}));
     let ask = |method: &str, path: &str, body: Option<Value>| swarm.ask(method, path, body.as_ref());

@@ -388,7 +388,7 @@ fn commands_of_a_running_swarm_speak_text_and_json() {
     place.cli(&["agent", "create", "compute", "--id", "extra"]).ends(0).says("agent extra");
     place.cli(&["agent", "destroy", "extra"]).ends(0).says("ends for good");
     place.cli(&["agent", "destroy", "nobody"]).ends(1).complains("no agent has the id");
-    place.cli(&["agent", "optimize", "optimization-0"]).ends(0);
+    place.cli(&["agent", "optimize", "optimization-0", "--no-wait"]).ends(0).says("was told to tune");
     place.cli(&["agent", "optimize", "compute-0"]).ends(1).complains("tuned by the optimization agent");
 
     place.cli(&["events"]).ends(0).says("agent_ready");

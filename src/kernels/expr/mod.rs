@@ -40,7 +40,7 @@ use self::interpret::{Interpreter, Source};
 use self::parse::{Problem, Reduction, Syntax};
 use self::reduce::Running;
 use super::simd::Stores;
-use super::{BLOCK, Call, KernelError, KernelId, Level, Outcome, ParamError, Params, number, stores_for};
+use super::{BLOCK, Call, KernelError, KernelId, Level, Outcome, ParamError, Params, number};
 use crate::arrays::{DType, Shape};
 
 /// Elements between two looks at what a reduction and the argument checks have come to.
@@ -215,7 +215,7 @@ impl Walk {
             && root != Type::Bool
             && program.reduction.is_none()
             && target.as_ptr().addr().is_multiple_of(64)
-            && stores_for(target.len()) == Stores::Streaming;
+            && call.stores_for(target.len()) == Stores::Streaming;
         let mut engine = Engine::new(program, call.level(), self.repeated, streams);
         let sizes: Vec<usize> = call.inputs.iter().map(|input| input.dtype().size()).collect();
         let root_size = if program.reduction.is_some() { 0 } else { root.size() };
