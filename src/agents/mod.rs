@@ -12,7 +12,7 @@ mod compute;
 mod context;
 mod fault;
 mod learning;
-mod optimization;
+pub(crate) mod optimization;
 mod resource;
 pub mod runner;
 mod snapshot;

@@ -34,9 +34,9 @@ fn every_kernel_is_measured_beside_what_the_core_can_do() {
     }
     for figure in &figures {
         let name = text(figure, "name");
-        let own = ["peak_", "triad"].iter().any(|start| name.starts_with(start));
+        let own = ["peak_", "triad", "tuned_all"].iter().any(|start| name.starts_with(start));
         assert_eq!(text(figure, "bench"), "kernels");
-        let units = ["GFLOP/s", "GB/s", "Melem/s", "ms"];
+        let units = ["GFLOP/s", "GB/s", "Melem/s", "ms", "x"];
         assert!(units.contains(&text(figure, "unit").as_str()), "{figure}");
         let value = number(figure, "value").unwrap_or_default();
         assert!(value > 0.0 && value.is_finite(), "{figure}");
@@ -57,12 +57,16 @@ fn every_kernel_is_measured_beside_what_the_core_can_do() {
         // Limits are shares of floors, but for one, which is a time.
         match (name.as_str(), number(figure, "limit"), text(figure, "limit_is").as_str()) {
             ("knn_f32_100000x384_coded", limit, "at most") => assert_eq!(limit, Some(8.0)),
+            (name, Some(limit), "at most") if name.starts_with("tuned_") => {
+                assert!((limit / floor.unwrap_or_default() * 0.98 - 1.0).abs() < 1e-9, "{figure}");
+            }
             (_, Some(limit), "at least") => {
                 assert!((limit / floor.unwrap_or_default() / 0.9 - 1.0).abs() < 1e-9, "{figure}");
             }
             (_, limit, _) => assert_eq!(limit, None, "{figure}"),
         }
     }
+    assert_eq!(names.last().map(String::as_str), Some("tuned_all"));
     let limited: Vec<&Value> = figures.iter().filter(|figure| !figure["limit"].is_null()).collect();
     for name in ["matmul_f32_512", "matmul_f32_1024", "matmul_f64_512", "matmul_f64_1024", "axpy_f64_8m"] {
         assert!(limited.iter().any(|figure| text(figure, "name") == name), "{name} has no limit");

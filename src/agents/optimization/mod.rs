@@ -13,7 +13,7 @@
 //! Its choices outlive it in a snapshot, which only the version of the program that made them takes back.
 
 mod search;
-mod trial;
+pub(crate) mod trial;
 
 use super::snapshot::Memory;
 use super::{Agent, Context, Settings};

@@ -22,7 +22,7 @@ const LOOKS: [(usize, usize); 3] = [(9, 1), (15, 3), (25, 7)];
 
 /// A ratio of times and where it lies 95 times of 100.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Gain {
+pub(crate) struct Gain {
     pub low: f64,
     pub median: f64,
     pub high: f64,
@@ -30,7 +30,7 @@ pub(super) struct Gain {
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// The fastest; 0, the default, unless another one is faster for sure.
     pub best: usize,
     /// The one that came closest, and how many times faster than the default it is. `None`: nobody else could run.
@@ -41,7 +41,7 @@ pub(super) struct Found {
 
 /// A search among candidates; the first is the default.
 #[derive(Debug)]
-pub(super) struct Search {
+pub(crate) struct Search {
     /// Timed runs of each, ns; the first run of all only warms up.
     times: Vec<Vec<f64>>,
     is_warm: Vec<bool>,

@@ -22,7 +22,7 @@ const AGAIN_MAX: usize = 60;
 
 /// What is tuned for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Cell {
+pub(crate) struct Cell {
     pub kernel: KernelId,
     pub dtype: DType,
     /// Of the bytes of its inputs, as the supervisor counts them.
@@ -31,7 +31,7 @@ pub(super) struct Cell {
 
 /// How a step ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// There is more to run.
     Going,
     /// Work came; the run counts for nothing.
@@ -41,7 +41,7 @@ pub(super) enum Step {
 }
 
 /// Variants of a cell against each other.
-pub(super) struct Trial {
+pub(crate) struct Trial {
     pub cell: Cell,
     /// The default is the first.
     pub candidates: Vec<Variant>,
@@ -114,8 +114,58 @@ impl Trial {
     /// One run.
     pub fn step(&mut self, counters: &mut Counters, pulse: &dyn Pulse) -> Step {
         let Some(at) = self.search.next() else { return Step::Done };
+        let kernel = self.cell.kernel;
+        let run = match self.run(at, counters, pulse) {
+            Err(KernelError::Cancelled) => return Step::Interrupted,
+            run => run.ok().filter(|run| self.is_checked[at] || agrees(&self.reference, &run.outcome)),
+        };
+        let Some(run) = run else {
+            let variant = self.candidates[at].describe(kernel);
+            tracing::warn!(%kernel, variant, "variant fails or disagrees with the reference");
+            self.search.reject();
+            return Step::Going;
+        };
+        let is_first = !std::mem::replace(&mut self.is_checked[at], true);
+        if run.is_disturbed() && self.again < AGAIN_MAX {
+            self.again += 1;
+            return Step::Going;
+        }
+        if is_first && run.took_ns > HOPELESS * self.default_ns {
+            self.search.reject();
+            return Step::Going;
+        }
+        self.counted[at].add(&run.counts);
+        self.search.took(run.took_ns);
+        Step::Going
+    }
+
+    /// One run of a candidate beside the search, ns; one in which somebody else had the core is done again, for a while.
+    ///
+    /// # Errors
+    /// [`KernelError`].
+    pub fn time(
+        &mut self,
+        candidate: usize,
+        counters: &mut Counters,
+        pulse: &dyn Pulse,
+    ) -> Result<f64, KernelError> {
+        loop {
+            let run = self.run(candidate, counters, pulse)?;
+            if !run.is_disturbed() || self.again >= AGAIN_MAX {
+                return Ok(run.took_ns);
+            }
+            self.again += 1;
+        }
+    }
+
+    fn run(
+        &mut self,
+        candidate: usize,
+        counters: &mut Counters,
+        pulse: &dyn Pulse,
+    ) -> Result<Run, KernelError> {
         let (kernel, params, inputs) = (self.cell.kernel, &self.params, &self.inputs[..]);
-        let call = Call { kernel, params, inputs, variant: self.candidates[at], pulse };
+        let call = Call { kernel, params, inputs, variant: self.candidates[candidate], pulse };
         counters.begin();
         let began = clock::now();
         let outcome = kernels::run(&call);
@@ -127,31 +177,8 @@ impl Trial {
         }
         self.touched = clock::now();
         let counts = counters.end();
-        let is_right = match outcome {
-            Err(KernelError::Cancelled) => return Step::Interrupted,
-            Err(_) => false,
-            Ok(outcome) => self.is_checked[at] || agrees(&self.reference, &outcome),
-        };
-        if !is_right {
-            let variant = self.candidates[at].describe(kernel);
-            tracing::warn!(%kernel, variant, "variant fails or disagrees with the reference");
-            self.search.reject();
-            return Step::Going;
-        }
-        let is_first = !std::mem::replace(&mut self.is_checked[at], true);
-        let happened = |event| counts.get(event).is_some_and(|count| count > 0.0);
-        if (happened(CONTEXT_SWITCHES) || happened(CPU_MIGRATIONS)) && self.again < AGAIN_MAX {
-            self.again += 1;
-            return Step::Going;
-        }
         let took_ns = self.touched.since(began).as_nanos() as f64;
-        if is_first && took_ns > HOPELESS * self.default_ns {
-            self.search.reject();
-            return Step::Going;
-        }
-        self.counted[at].add(&counts);
-        self.search.took(took_ns);
-        Step::Going
+        Ok(Run { outcome: outcome?, counts, took_ns })
     }
 
     /// What was found.
@@ -162,6 +189,21 @@ impl Trial {
     /// What was counted in all runs of a candidate.
     pub fn counts(&self, candidate: usize) -> &Counts {
         &self.counted[candidate]
+    }
+}
+
+/// One run of a candidate.
+struct Run {
+    outcome: Outcome,
+    counts: Counts,
+    took_ns: f64,
+}
+
+impl Run {
+    /// Somebody else had the core meanwhile.
+    fn is_disturbed(&self) -> bool {
+        let happened = |event| self.counts.get(event).is_some_and(|count| count > 0.0);
+        happened(CONTEXT_SWITCHES) || happened(CPU_MIGRATIONS)
     }
 }
 

@@ -4,6 +4,7 @@
 //! 2. Every answer is looked at before anything is timed: `right`.
 //! 3. A repetition measures what bounds the kernel and then the kernel, so what else the host does falls on both. The floor of
 //!    a row is of the row's own repetitions; the first rows have those of all.
+//! 4. `tuned` has cells tuned as the optimization agent does it, and measures what its choices are worth.
 //!
 //! A figure is the median of its repetitions, of rates too; its p99 is what 99 of 100 repetitions are no slower than. Operations
 //! are counted by the usual formula of the algorithm, a multiply-add as two; bytes are those of every array, once.
@@ -13,6 +14,7 @@
 
 mod right;
 mod rows;
+mod tuned;
 
 use super::{Figure, Limit, Pinned, Steps, quantile, sorted};
 use crate::arrays::{Array, ArrayError, DType, Shape};
@@ -68,6 +70,9 @@ pub(super) fn measure(quick: bool, steps: &Steps) -> anyhow::Result<Vec<Figure>>
     }
     let mut all = host.figures();
     all.append(&mut figures);
+    drop(host);
+    Buffer::release_pool();
+    all.extend(tuned::measure(quick, steps));
     Ok(all)
 }
 
