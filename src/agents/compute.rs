@@ -20,8 +20,9 @@ use crate::messaging::envelope::{Done, RESULT_BYTES, Run, TEXT_BYTES, Verdict};
 use crate::os::clock;
 use crate::os::counting::{Counters, Counts};
 use crate::os::map::Buffer;
-use crate::shm::board::{Counted, KERNELS};
+use crate::shm::board::Counted;
 use crate::tasks::attempt_tag;
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -46,8 +47,16 @@ const COUNTED_EVERY: u32 = 16;
 struct Meter {
     counters: Counters,
     total: Counted,
-    /// Of each kernel, how long its last run took, ns, and how many were not counted since.
-    last: [(u64, u32); KERNELS],
+    /// By kernel and class of size.
+    last: BTreeMap<(u8, u8), Last>,
+}
+
+/// The last runs of one kind of task.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    took_ns: u64,
+    /// Runs since the last one that was counted.
+    uncounted: u32,
 }
 
 impl Meter {
@@ -56,32 +65,39 @@ impl Meter {
         let reasons = std::array::from_fn(|event| counters.reason(event));
         let incarnation = context.start.incarnation;
         let total = Counted { incarnation, tasks: 0.0, counts: Counts::NONE, reasons };
-        Self { counters, total, last: [(COUNTED_ALWAYS_NS, 0); KERNELS] }
+        Self { counters, total, last: BTreeMap::new() }
     }
 
-    /// Runs `work` of a kernel, and counts what happens if this is one that is counted.
+    /// Runs `work`, and counts what happens if this is a run that is counted.
     fn count<T>(
         &mut self,
-        kernel: KernelId,
+        run: &Run<'_>,
         context: &Context,
         work: impl FnOnce() -> T,
     ) -> (T, Option<Counts>) {
-        let last = &mut self.last[usize::from(kernel.code())];
-        let is_counted = last.0 >= COUNTED_ALWAYS_NS || last.1 + 1 >= COUNTED_EVERY;
-        if is_counted {
+        let before = self.last.get(&(run.kernel, run.class)).copied();
+        let is_due = before
+            .is_none_or(|last| last.took_ns >= COUNTED_ALWAYS_NS || last.uncounted + 1 >= COUNTED_EVERY);
+        if is_due {
             self.counters.begin();
         }
         let began = clock::now();
         let done = work();
         let took_ns = clock::now().since(began).as_nanos() as u64;
-        *last = (took_ns, if is_counted { 0 } else { last.1 + 1 });
-        let counts = is_counted.then(|| self.counters.end());
-        if let Some(counts) = &counts {
+        let counts = if is_due { self.counters.end() } else { Counts::NONE };
+        // The first of many short runs meets cold caches, and says nothing of them.
+        let is_counted = counts.iter().next().is_some() && (before.is_some() || took_ns >= COUNTED_ALWAYS_NS);
+        let uncounted = if is_counted { 0 } else { before.map_or(0, |last| last.uncounted + 1) };
+        self.last.insert((run.kernel, run.class), Last { took_ns, uncounted });
+        if is_counted {
             self.total.tasks += 1.0;
-            self.total.counts.add(counts);
+            self.total.counts.add(&counts);
+        }
+        if is_due {
+            self.total.reasons = std::array::from_fn(|event| self.counters.reason(event));
             context.board.publish_counted(context.slot(), &self.total);
         }
-        (done, counts)
+        (done, is_counted.then_some(counts))
     }
 }
 
@@ -227,7 +243,7 @@ impl ComputeAgent {
         };
         let call = Call { kernel, params: &params, inputs: &inputs, variant, pulse: &pulse };
         let meter = self.meter.get_or_insert_with(|| Meter::open(context));
-        let (outcome, counts) = meter.count(kernel, context, || kernels::run(&call));
+        let (outcome, counts) = meter.count(run, context, || kernels::run(&call));
         let mut outcome = outcome?;
         let mut files = Vec::new();
         if let Some(output) = &body.output {
@@ -255,6 +271,10 @@ impl ComputeAgent {
     }
 
     fn run(&mut self, run: &Run<'_>, context: &mut Context) {
+        // Not in what the first task is said to take.
+        if run.kernel != KernelId::Noop.code() && self.meter.is_none() {
+            self.meter = Some(Meter::open(context));
+        }
         let started = clock::now();
         context.board.publish_work(context.slot(), run.kernel, run.class);
         if !context.begin_task(run.task, run.attempt, started) {

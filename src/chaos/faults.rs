@@ -101,7 +101,10 @@ pub(super) fn inject(
     };
     Ok(match fault {
         Fault::Kill => one(luck).ok_or_else(none).and_then(|agent| signal(agent, Signal::KILL)),
-        Fault::Stop => one(luck).ok_or_else(none).and_then(|agent| victim.stop_agent(agent)),
+        Fault::Stop => match one(luck) {
+            Some(agent) => victim.stop_agent(agent)?,
+            None => Err(none()),
+        },
         Fault::KillMany => {
             let wanted = how_many(luck);
             let mut killed = 0;

@@ -419,27 +419,34 @@ impl Victim {
         Ok(Ok(1))
     }
 
-    /// SIGSTOP of an agent, whose end is waited for beside the storm.
-    pub(super) fn stop_agent(&mut self, pid: Pid) -> Result<u64, String> {
-        let end = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|error| error.to_string())?;
-        signal(pid, Signal::STOP)?;
+    /// SIGSTOP of an agent. The end of one that has a place is waited for beside the storm; a standby is looked at when it is
+    /// needed.
+    pub(super) fn stop_agent(&mut self, pid: Pid) -> anyhow::Result<Result<u64, String>> {
+        let agents = self.get("/api/v1/agents")?;
+        let number = pid.as_raw_nonzero().get();
+        let has_place =
+            agents["agents"].as_array().is_some_and(|all| all.iter().any(|one| one["pid"] == number));
+        let end = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(end) => end,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let stopped = signal(pid, Signal::STOP);
         let began = Instant::now();
-        self.stopped.push(std::thread::spawn(move || {
-            let mut ends = [PollFd::new(&end, PollFlags::IN)];
-            while began.elapsed() < STOPPED_GONE_AFTER {
-                let left = STOPPED_GONE_AFTER.saturating_sub(began.elapsed());
-                match rustix::event::poll(&mut ends, left.try_into().ok().as_ref()) {
-                    Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                    Ok(_) => return Ok(began.elapsed()),
-                    Err(error) => return Err(format!("its end cannot be waited for: {error}")),
+        if stopped.is_ok() && has_place {
+            self.stopped.push(std::thread::spawn(move || {
+                let mut ends = [PollFd::new(&end, PollFlags::IN)];
+                while began.elapsed() < STOPPED_GONE_AFTER {
+                    let left = STOPPED_GONE_AFTER.saturating_sub(began.elapsed());
+                    match rustix::event::poll(&mut ends, left.try_into().ok().as_ref()) {
+                        Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                        Ok(_) => return Ok(began.elapsed()),
+                        Err(error) => return Err(format!("its end cannot be waited for: {error}")),
+                    }
                 }
-            }
-            Err(format!(
-                "process {} was stopped and still there after {STOPPED_GONE_AFTER:?}",
-                pid.as_raw_nonzero()
-            ))
-        }));
-        Ok(1)
+                Err(format!("process {number} was stopped and still there after {STOPPED_GONE_AFTER:?}"))
+            }));
+        }
+        Ok(stopped)
     }
 
     /// What became of those who were stopped.
@@ -453,12 +460,16 @@ impl Victim {
             }
         }
         lived.sort();
-        let ms = |time: Option<&Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e3);
-        let (half, longest) = (ms(lived.get(lived.len() / 2)), ms(lived.last()));
-        let what = format!(
-            "{} stopped; half of them were gone after {half:.0} ms, the last of those that went after {longest:.0} ms",
-            things(lived.len() + broken.len(), "agent")
-        );
+        let mut what = format!("{} stopped", things(lived.len() + broken.len(), "agent"));
+        if let (Some(half), Some(longest)) = (lived.get(lived.len() / 2), lived.last()) {
+            let ms = |time: &Duration| time.as_secs_f64() * 1e3;
+            // Some are killed by the storm before they are found.
+            what += &format!(
+                "; gone, by whatever hand, half of them after {:.0} ms, the last after {:.0} ms",
+                ms(half),
+                ms(longest)
+            );
+        }
         (!lived.is_empty() || !broken.is_empty()).then_some(Verdict { promise: "P7", what, broken })
     }
 

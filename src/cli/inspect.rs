@@ -583,13 +583,15 @@ pub fn agent_optimize(client: &mut Client, id: &str, waits: bool, output: &Outpu
     bar.enable_steady_tick(Duration::from_millis(200));
     let answer = client.post(&path, &json!({ "wait_s": TUNING_LIMIT.as_secs() }));
     bar.finish_and_clear();
-    show(answer?, output, |answer: Value| tuned_text(&answer, output))
+    show(answer?, output, |answer: Value| tuned_text(id, &answer, output))
 }
 
-fn tuned_text(answer: &Value, output: &OutputOptions) -> String {
+fn tuned_text(id: &str, answer: &Value, output: &OutputOptions) -> String {
+    let Some(cells) = answer["tuned"].as_array() else {
+        return format!("agent {}: was told to tune kernels", plain(id));
+    };
     let names = ["KERNEL", "FROM", "DEFAULT", "TIME", "BEST OTHER", "TIME", "GAIN (95 %)", "CHOSEN"];
     let mut table = Table::new(&names).right(&[1, 3, 5, 6]);
-    let cells = answer["tuned"].as_array().map_or(&[][..], Vec::as_slice);
     let absent = || ABSENT.to_owned();
     for cell in cells {
         let text = |value: &Value| plain(value.as_str().unwrap_or(ABSENT)).into_owned();
@@ -597,7 +599,11 @@ fn tuned_text(answer: &Value, output: &OutputOptions) -> String {
         let time = |name: &str| evidence[name].as_f64().map_or_else(absent, |us| duration(us / 1e6));
         let gain = |name: &str| evidence[name].as_f64().map_or_else(absent, |gain| format!("{gain:.2}"));
         let class = cell["class"].as_u64().and_then(|class| 1_u64.checked_shl(class as u32));
-        let is_other = evidence["challenger"] == cell["chosen"];
+        let chosen = match &cell["chosen"] {
+            one if *one == evidence["default"] => ("default".to_owned(), Style::Dim),
+            one if *one == evidence["challenger"] => ("the other".to_owned(), Style::Good),
+            one => (text(one), Style::Plain),
+        };
         table.styled_row([
             (format!("{} {}", text(&cell["kernel"]), text(&cell["dtype"])), Style::Plain),
             (class.map_or_else(absent, bytes), Style::Plain),
@@ -606,15 +612,15 @@ fn tuned_text(answer: &Value, output: &OutputOptions) -> String {
             (text(&evidence["challenger"]), Style::Plain),
             (time("challenger_us"), Style::Plain),
             (format!("{} ({} to {})", gain("gain"), gain("gain_low"), gain("gain_high")), Style::Plain),
-            if is_other { ("the other".to_owned(), Style::Good) } else { ("default".to_owned(), Style::Dim) },
+            chosen,
         ]);
     }
     if cells.is_empty() {
         return "nothing that runs here has a choice".to_owned();
     }
-    let note = "FROM: bytes of the inputs, up to twice as many. TIME: median of undisturbed runs, the copy of the answer \
-                included. GAIN: how many times as fast the other is, median of pairs and where it lies 95 times of 100; it is \
-                chosen when all of that is above 1.03";
+    let note = "FROM: bytes of the inputs, up to twice as many. TIME: median over the pairs, the copy of the answer \
+                included. GAIN: how many times as fast the other is, median of the pairs' ratios and where it lies 95 times of \
+                100; the other is chosen when all of that is above 1.03";
     format!(
         "{}\n{}",
         table.render(output).trim_end(),

@@ -23,9 +23,9 @@ use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The supervisor answers within microseconds; when it takes so long, something is wrong.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -34,6 +34,9 @@ const LIST_DEFAULT: usize = 100;
 const LIST_MAX: usize = 100_000;
 /// A sign of life on a silent event stream, so that dead connections are noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Whoever tunes is asked so often whether it is through, and whether it still lives.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Longest time that somebody may wait for a reply.
 const REPLY_LIMIT: Duration = Duration::from_secs(3600);
 /// The words for states of tasks.
@@ -144,6 +147,29 @@ impl Gate {
     async fn agents(&self) -> Result<Vec<AgentView>, Problem> {
         match self.ask(Action::Agents).await? {
             Reply::Agents(agents) => Ok(agents),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn agent(&self, id: String) -> Result<Box<AgentView>, Problem> {
+        match self.ask(Action::Agent(id)).await? {
+            Reply::Agent(agent) => Ok(agent),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What an optimization agent has tuned, which it says when it is not at it.
+    async fn tuned(&self, id: &str, within: Duration) -> Result<Value, Problem> {
+        let (to, payload) = (id.to_owned(), b"tuned".to_vec());
+        let action = Action::SendMessage { to, payload, request: Some(within.max(Duration::from_nanos(1))) };
+        match self.ask_within(ANSWER_LIMIT + within, action).await? {
+            Reply::Sent { reply: Some(tuned), .. } => serde_json::from_slice(&tuned).map_err(|error| {
+                Problem::new(StatusCode::BAD_GATEWAY, format!("agent {id} answers with no JSON: {error}"))
+            }),
+            Reply::Sent { .. } => {
+                let detail = format!("agent {id} did not answer within {} s", within.as_secs_f64());
+                Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -318,10 +344,7 @@ async fn agents(State(gate): State<Gate>) -> Answered {
 }
 
 async fn agent(State(gate): State<Gate>, id: Id) -> Answered {
-    match gate.ask(Action::Agent(named(id)?)).await? {
-        Reply::Agent(agent) => ok(&agent),
-        other => Err(unexpected(&other)),
-    }
+    ok(&gate.agent(named(id)?).await?)
 }
 
 #[derive(Deserialize)]
@@ -368,26 +391,29 @@ async fn optimize(State(gate): State<Gate>, id: Id, headers: HeaderMap, body: Bo
     let body = read_body(&headers, body).await?;
     let OptimizeBody { wait_s } = if body.is_empty() { OptimizeBody::default() } else { fields(&body)? };
     let wait = wait_s.map(|seconds| reply_span("wait_s", seconds)).transpose()?;
-    let is_tuner = match gate.ask(Action::Agent(id.clone())).await? {
-        Reply::Agent(agent) => agent.kind == AgentKind::Optimization.name() && agent.state == "ready",
-        _ => false,
-    };
+    let agent = gate.agent(id.clone()).await?;
+    let is_tuner = agent.kind == AgentKind::Optimization.name() && agent.state == "ready";
     // Whoever cannot tune is refused by the supervisor.
     let Some(span) = wait.filter(|_| is_tuner) else { return gate.act(Action::OptimizeAgent(id)).await };
-    let action = Action::SendMessage { to: id, payload: b"tune".to_vec(), request: Some(span) };
-    match gate.ask_within(ANSWER_LIMIT + span, action).await? {
-        Reply::Sent { reply: Some(tuned), .. } => {
-            let tuned: Value = serde_json::from_slice(&tuned).map_err(|error| {
-                Problem::new(StatusCode::BAD_GATEWAY, format!("the agent's answer is not JSON: {error}"))
-            })?;
-            ok(&json!({ "ok": true, "tuned": tuned }))
+    let began = Instant::now();
+    let before = gate.tuned(&id, span).await?["cycles"].clone();
+    gate.act(Action::OptimizeAgent(id.clone())).await?;
+    while began.elapsed() < span {
+        // It answers when the cycle is through.
+        let tuned = gate.tuned(&id, LOOK_EVERY.min(span - began.elapsed())).await;
+        if let Ok(tuned) = tuned
+            && tuned["cycles"] != before
+        {
+            return ok(&json!({ "ok": true, "tuned": tuned["tuned"] }));
         }
-        Reply::Sent { .. } => {
-            let detail = format!("tuning was not through after {} s; it goes on", span.as_secs_f64());
-            Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
+        sleep(LOOK_PAUSE).await;
+        if gate.agent(id.clone()).await?.incarnation != agent.incarnation {
+            let detail = format!("agent {id} was replaced while it tuned kernels: order it again");
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
         }
-        other => Err(unexpected(&other)),
     }
+    let detail = format!("tuning was not through after {} s; it goes on", span.as_secs_f64());
+    Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
 }
 
 #[derive(Deserialize)]

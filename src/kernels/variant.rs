@@ -89,6 +89,8 @@ pub fn variants(kernel: KernelId, dtype: Option<DType>) -> Vec<Variant> {
         return Vec::new();
     }
     let best = Level::best();
+    // The transforms' library has two forms: what the processor has, and a scalar one.
+    let of_levels = |level| has_levels(kernel) || !spec.levels || level == Level::Scalar || level == best;
     let default = Variant::default_for(kernel, best);
     let mut all = vec![default];
     for level in Level::available() {
@@ -99,12 +101,13 @@ pub fn variants(kernel: KernelId, dtype: Option<DType>) -> Vec<Variant> {
             let fixed =
                 !spec.levels || matches!((kernel, choice), (KernelId::Matmul, 0) | (KernelId::Sort, 0 | 1));
             let same = kernel == KernelId::Sort && choice == 2 && !simd::sorts_in_vectors(level);
-            if variant != default && !same && (!fixed || level == best) {
+            if variant != default && !same && of_levels(level) && (!fixed || level == best) {
                 all.push(variant);
             }
         }
     }
-    if stores_in_two_ways(kernel) {
+    let is_whole = dtype.is_some_and(|dtype| !matches!(dtype, DType::F32 | DType::F64));
+    if stores_in_two_ways(kernel) && !(kernel == KernelId::Cumsum && is_whole) {
         all.push(Variant { other_stores: true, ..default });
     }
     all

@@ -4,6 +4,9 @@
 //! which does not need the processor's few counters. Where there are more groups than counters the kernel takes turns: a
 //! group's counts are then those of its own time, scaled to the whole (`time_enabled / time_running`, perf_event_open(2)).
 //!
+//! Events of the processor and page faults are those of the program's own code, without the kernel's on its behalf: that needs no
+//! right. Context switches and migrations happen in the kernel and need one.
+//!
 //! A counter that cannot be had has a [`Reason`] instead, and never a 0.
 
 use std::io;
@@ -31,6 +34,8 @@ pub const EVENTS: [&str; 10] = [
 pub const CYCLES: usize = 0;
 /// See [`CYCLES`].
 pub const INSTRUCTIONS: usize = 1;
+const BRANCHES: usize = 4;
+const TASK_CLOCK: usize = 6;
 /// See [`CYCLES`].
 pub const CONTEXT_SWITCHES: usize = 8;
 /// See [`CYCLES`].
@@ -103,7 +108,7 @@ struct Reading {
 }
 
 impl Counters {
-    /// Opens what this host and user may count. Takes some 0.2 ms.
+    /// Opens what this host and user may count, and tries whether it moves. Takes some 0.5 ms.
     pub fn open() -> Counters {
         let mut reasons = [None; EVENTS.len()];
         let mut usable: [Vec<(usize, Row)>; 2] = Default::default();
@@ -140,7 +145,8 @@ impl Counters {
         let mut why = Reason::Limit;
         for size in (1..=rows.len()).rev() {
             match perf::guarded(|| Running::start(&rows[..size])) {
-                Ok(running) => {
+                Ok((running, dead)) => {
+                    dead.into_iter().for_each(|event| self.reasons[event] = Some(Reason::NotLive));
                     self.groups.push(running);
                     rows[size..].iter().for_each(|(event, _)| self.reasons[*event] = Some(Reason::Limit));
                     return;
@@ -168,6 +174,11 @@ impl Counters {
             let since = scaled(&running.before, &reading);
             running.members.iter().zip(since).for_each(|((event, _), count)| counts.set(*event, count));
         });
+        for (event, reason) in self.reasons.iter().enumerate() {
+            if reason.is_some() {
+                counts.set(event, f64::NAN);
+            }
+        }
         counts
     }
 
@@ -188,7 +199,8 @@ impl Counters {
 }
 
 impl Running {
-    fn start(rows: &[(usize, Row)]) -> Result<Running, Missing> {
+    /// Starts a group, and says which of its events stand still under a load that must move them.
+    fn start(rows: &[(usize, Row)]) -> Result<(Running, Vec<usize>), Missing> {
         let failed = |error: io::Error| Missing::from_io("a group of counters", &error);
         let mut group = Group::new().map_err(failed)?;
         let mut members = Vec::with_capacity(rows.len());
@@ -201,14 +213,17 @@ impl Running {
         }
         group.enable().map_err(failed)?;
         let mut running = Running { group, members, before: Reading::default() };
-        if rows.iter().any(|(_, row)| row.source == EventSource::Hardware) {
-            // A group that is too large for the processor gives zeros, not an error.
-            perf::exert_arithmetic();
-            if running.read()?.counts.iter().all(|&count| count == 0) {
-                return Err(Missing::new(Reason::NotLive, "the group does not count"));
-            }
+        // A group that is too large for the processor gives zeros, not an error.
+        perf::exert_arithmetic();
+        let counts = running.read()?.counts;
+        if counts.iter().all(|&count| count == 0) {
+            return Err(Missing::new(Reason::NotLive, "the group does not count"));
         }
-        Ok(running)
+        let moves = |event: usize| [CYCLES, INSTRUCTIONS, BRANCHES, TASK_CLOCK].contains(&event);
+        let dead =
+            running.members.iter().zip(counts).filter(|((event, _), count)| moves(*event) && *count == 0);
+        let dead = dead.map(|((event, _), _)| *event).collect();
+        Ok((running, dead))
     }
 
     fn read(&mut self) -> Result<Reading, Missing> {

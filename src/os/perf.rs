@@ -1,5 +1,5 @@
 //! Which counters of the processor and of the kernel this process may use, tried one by one.
-//! `doctor` and the compute agents ask [`probe`] at start; only events that came alive here are counted later.
+//! `doctor` and the compute agents ask [`probe`] at start; [`counting`](super::counting) tries again what it counts.
 //!
 //! Three facts about `perf-event` 0.4.9 shape this file
 //! 1. Its `Group` panics on reading after a failed `add`: so each event is opened alone first, a group is made

@@ -317,7 +317,8 @@ pub struct CountersView {
     /// Tasks for which something was counted.
     pub tasks: u64,
     /// Sums over these tasks: `cycles`, `instructions`, `cache_references`, `cache_misses`, `branches`, `branch_misses` by the
-    /// processor; `task_clock_ns`, `page_faults`, `context_switches`, `cpu_migrations` by the kernel.
+    /// processor; `task_clock_ns`, `page_faults`, `context_switches`, `cpu_migrations` by the kernel. Those of the
+    /// processor and page faults are of the program's own code, without what the kernel does for it.
     #[serde(flatten)]
     pub events: BTreeMap<String, Known>,
 }

@@ -401,6 +401,7 @@ impl Supervisor {
 
     fn kernel_rows(&self) -> Vec<ReportKernel> {
         let reasons = self.uncounted();
+        let is_blind = reasons.iter().all(Option::is_some);
         let rows = self.dispatcher.totals.kernels.iter();
         rows.map(|(&(kernel, level), totals)| {
             let seconds = totals.service_ns as f64 / 1e9;
@@ -413,7 +414,7 @@ impl Supervisor {
                 gflops: rate(totals.flops),
                 gbytes_per_s: rate(totals.bytes),
                 service_s: seconds,
-                counters: (totals.counted > 0)
+                counters: (totals.counted > 0 || is_blind && kernel != KernelId::Noop.code())
                     .then(|| counters_view(totals.counted, &totals.counts, &reasons)),
             }
         })
@@ -423,7 +424,8 @@ impl Supervisor {
 
 fn counters_view(tasks: u64, counts: &Counts, reasons: &[Option<Reason>; EVENTS.len()]) -> CountersView {
     let event = |(event, name): (usize, &&str)| {
-        let why = reasons[event].map_or("nobody says why", Reason::code);
+        // Whoever counts has not begun.
+        let why = reasons[event].unwrap_or(Reason::WarmingUp).code();
         ((*name).to_owned(), known(counts.get(event).unwrap_or(f64::NAN), why))
     };
     CountersView { tasks, events: EVENTS.iter().enumerate().map(event).collect() }

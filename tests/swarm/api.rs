@@ -133,7 +133,9 @@ fn every_route_answers() {
 #[test]
 fn what_was_counted_is_told_by_kernel_and_by_agent() {
     let swarm = Swarm::deploy(&json!({}));
-    swarm.place.write_array("x.npy", &[1 << 20], &vec![1.5f32; 1 << 20]);
+    // In no order, so that sorting takes its time on the fastest host.
+    let values: Vec<f32> = (0..1_u32 << 20).map(|at| at.wrapping_mul(2_654_435_761) as f32).collect();
+    swarm.place.write_array("x.npy", &[1 << 20], &values);
     let mut tasks = vec![json!({"kernel": "noop"})];
     tasks.extend(
         (0..4).map(|at| json!({"kernel": "sort", "inputs": ["x.npy"], "output": format!("y{at}.npy")})),
@@ -165,10 +167,11 @@ fn what_was_counted_is_told_by_kernel_and_by_agent() {
     }
     let agents = swarm.agents();
     let told = |agent: &Value| agent["counters"]["tasks"].as_u64().unwrap_or(0);
-    assert_eq!(agents.iter().map(told).sum::<u64>(), 4, "{agents:#?}");
+    // An attempt that was overtaken by another counts for its agent only.
+    assert!(agents.iter().map(told).sum::<u64>() >= 4, "{agents:#?}");
     let clock = |agent: &Value| agent["counters"]["task_clock_ns"]["value"].as_f64().unwrap_or(0.0);
     let (all, sorts) = (agents.iter().map(clock).sum::<f64>(), counters["task_clock_ns"]["value"].as_f64());
-    assert!(sorts.is_none_or(|sorts| (sorts - all).abs() < 1.0), "{all} ns: {counters:#}");
+    assert!(sorts.is_none_or(|sorts| sorts <= all + 1.0), "{all} ns: {counters:#}");
     swarm.end();
 }
 

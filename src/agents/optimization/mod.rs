@@ -1,4 +1,4 @@
-//! The optimization agent: times the variants of kernels while the host is idle and publishes the
+//! The optimization agent: times the variants of kernels while swarm and host are idle and publishes the
 //! best per kernel, element type and size class; compute agents use it from the next task on.
 //!
 //! It tries what really runs here: cells of the cost model that finished tasks filled, the dearest first. A swarm
@@ -7,7 +7,7 @@
 //! sure ([`search`]). Trials stop in the middle of a run when work comes, go on where they were, and take at most
 //! `agents.optimization.budget_percent` of one core.
 //!
-//! A choice is doubted when the cell's tasks come to take half as long again, or less by as much, as when it was made: then it
+//! A choice is doubted when the cell's tasks come to take half as long again as they did with it, or less by as much: then it
 //! is tried anew, and dropped if it does not win again.
 //!
 //! Its choices outlive it in a snapshot, which only the version of the program that made them takes back.
@@ -27,8 +27,9 @@ use crate::os::clock;
 use crate::os::counting::{CYCLES, Counters, Counts, INSTRUCTIONS};
 use crate::os::map::Buffer;
 use crate::shm::board::{CLASSES, Cost};
-use search::Gain;
+use search::Duel;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use trial::{Cell, Step, Trial};
@@ -38,10 +39,14 @@ const CLASS_MAX: u8 = 26;
 /// It looks up from a trial so often.
 const TURN: Duration = Duration::from_millis(20);
 /// A trial that work has kept from going on for so long gives its memory back, and begins anew.
-const TRIAL_REST_MAX: Duration = Duration::from_secs(10);
+const BUSY_MAX: Duration = Duration::from_secs(10);
+/// Of all cores, what others may use of the host while something is tried, percent.
+const OTHERS_MAX_PERCENT: f64 = 50.0;
+/// A pause is at most so many times as long as what was done before it.
+const PAUSE_MAX: f64 = 100_000.0;
 /// What a cell's tasks take may change by this factor before a choice is doubted,
 const DRIFT: f32 = 1.5;
-/// which so many of them have to show.
+/// as so many of them show against as many before.
 const DRIFT_SAMPLES: u32 = 20;
 /// What is tried beside what ran, when somebody asks.
 const USUAL: [(KernelId, DType, u8); 6] = [
@@ -59,9 +64,15 @@ pub(super) struct OptimizationAgent {
     due: Nanos,
     done: BTreeSet<Cell>,
     chosen: BTreeMap<Cell, Choice>,
-    /// What the cell's tasks took when the choice was made.
-    then: BTreeMap<Cell, Cost>,
+    /// What a cell's tasks take with its choice.
+    watched: BTreeMap<Cell, Watched>,
     trial: Option<Trial>,
+    /// Cells whose beginning was interrupted: the others come first.
+    put_off: BTreeSet<Cell>,
+    /// Since when work keeps it from going on.
+    busy_since: Option<Nanos>,
+    /// Cycles that were ordered, and are through.
+    cycles: u64,
     counters: Option<Counters>,
     asked: bool,
     memory: Memory,
@@ -150,8 +161,11 @@ impl OptimizationAgent {
             due: clock::now().plus(settings.optimization_interval),
             done: BTreeSet::new(),
             chosen: BTreeMap::new(),
-            then: BTreeMap::new(),
+            watched: BTreeMap::new(),
             trial: None,
+            put_off: BTreeSet::new(),
+            busy_since: None,
+            cycles: 0,
             counters: None,
             asked: false,
             memory: Memory::default(),
@@ -174,10 +188,13 @@ impl OptimizationAgent {
         ran.sort_by(|a, b| b.0.total_cmp(&a.0));
         let usual = if self.asked { &USUAL[..] } else { &[] };
         let usual = usual.iter().map(|&(kernel, dtype, class)| Cell { kernel, dtype, class });
-        ran.into_iter()
+        let open: Vec<Cell> = ran
+            .into_iter()
             .map(|(_, cell)| cell)
             .chain(usual)
-            .find(|cell| !self.done.contains(cell) && variants(cell.kernel, Some(cell.dtype)).len() > 1)
+            .filter(|cell| !self.done.contains(cell) && variants(cell.kernel, Some(cell.dtype)).len() > 1)
+            .collect();
+        open.iter().find(|cell| !self.put_off.contains(cell)).or(open.first()).copied()
     }
 
     /// Goes on with the trial, or begins one, for a while. False: there is nothing to try.
@@ -185,12 +202,18 @@ impl OptimizationAgent {
         let began = clock::now();
         let watch = Watch { context, asked: self.asked };
         let mut trial = match self.trial.take() {
-            Some(trial) => trial,
+            Some(mut trial) => {
+                trial.pause();
+                trial
+            }
             None => {
                 let Some(cell) = self.next_cell(context) else { return false };
                 match Trial::begin(cell, &watch) {
                     Ok(Some(trial)) => trial,
-                    Ok(None) => return true,
+                    Ok(None) => {
+                        self.put_off.insert(cell);
+                        return true;
+                    }
                     Err(why) => {
                         self.done.insert(cell);
                         let Cell { kernel, dtype, class } = cell;
@@ -220,27 +243,28 @@ impl OptimizationAgent {
     fn conclude(&mut self, trial: &Trial, context: &mut Context) {
         let cell = trial.cell;
         self.done.insert(cell);
+        self.put_off.clear();
         let Some(found) = trial.found() else { return };
+        if !found.is_default_usable {
+            let default = trial.candidates[0].describe(cell.kernel);
+            let text = format!("{cell}: the default, {default}, fails or is wrong; nothing is chosen");
+            return context.note(Severity::Warning, "variant_wrong", &text);
+        }
         let variant = trial.candidates[found.best];
-        let evidence =
-            found.challenger.and_then(|(challenger, gain)| evidence(trial, challenger, gain, found.runs));
+        let evidence = found.duel.map(|duel| evidence(trial, &duel, found.runs));
         let before = self.chosen.insert(cell, Choice { variant, evidence: evidence.clone() });
         let lost = before.filter(|before| before.variant != variant && before.variant != trial.candidates[0]);
-        match self.cost(cell, context) {
-            Some(cost) => self.then.insert(cell, cost),
-            None => self.then.remove(&cell),
-        };
+        self.watched.remove(&cell);
         let kept: Vec<_> = self.chosen.iter().map(|(&cell, choice)| KeptChoice::new(cell, choice)).collect();
         self.memory.keep(&kept, context);
         context.board.publish_variant(cell.kernel.code(), cell.dtype.code(), cell.class, variant.encode());
 
-        let place = format!("{} {} class {}", cell.kernel, cell.dtype.name(), cell.class);
         let text = match (&evidence, found.best) {
             (None, _) => {
-                format!("{place}: {} stays, no other variant can be used", variant.describe(cell.kernel))
+                format!("{cell}: {} stays, no other variant can be used", variant.describe(cell.kernel))
             }
             (Some(evidence), best) => format!(
-                "{place}: {}, {:.1} us, {} {}, {:.1} us: {:.2} times as fast, 95 % between {:.2} and {:.2}, {} runs",
+                "{cell}: {}, {:.1} us, {} {}, {:.1} us: {:.2} times as fast, 95 % between {:.2} and {:.2}, {} runs",
                 evidence.challenger,
                 evidence.challenger_us,
                 if best == 0 { "is not faster for sure than the default" } else { "instead of the default" },
@@ -254,30 +278,23 @@ impl OptimizationAgent {
         };
         context.note(Severity::Info, "variant_chosen", &text);
         if let Some(lost) = lost {
-            let text = format!("{place}: {} does not win any more", lost.variant.describe(cell.kernel));
+            let text = format!("{cell}: {} does not win any more", lost.variant.describe(cell.kernel));
             context.note(Severity::Info, "variant_dropped", &text);
         }
     }
 
-    fn cost(&self, cell: Cell, context: &Context) -> Option<Cost> {
-        context.board.cost(cell.kernel.code(), cell.class, None)
-    }
-
     /// Looks whether a choice has to be tried anew.
     fn doubt(&mut self, context: &mut Context) {
-        let cells: Vec<Cell> = self.chosen.keys().copied().collect();
-        for cell in cells {
-            let Some(now) = self.cost(cell, context) else { continue };
-            let then = *self.then.entry(cell).or_insert(now);
-            if has_drifted(then, now) && self.done.remove(&cell) {
-                self.then.insert(cell, now);
+        for &cell in self.chosen.keys() {
+            let Some(now) = context.board.cost(cell.kernel.code(), cell.class, None) else { continue };
+            let watched = self.watched.entry(cell).or_insert(Watched { since: now, usual_ns: None });
+            let usual_ns = watched.usual_ns;
+            if watched.has_drifted(now) && self.done.remove(&cell) {
+                *watched = Watched { since: now, usual_ns: None };
                 let text = format!(
-                    "{} {} class {}: tasks take {:.1} us, {:.1} when it was chosen",
-                    cell.kernel,
-                    cell.dtype.name(),
-                    cell.class,
+                    "{cell}: tasks take {:.1} us, {:.1} before",
                     now.mean_ns / 1000.0,
-                    then.mean_ns / 1000.0
+                    usual_ns.unwrap_or(f32::NAN) / 1000.0
                 );
                 context.note(Severity::Info, "variant_doubted", &text);
             }
@@ -290,30 +307,53 @@ impl OptimizationAgent {
     }
 }
 
-/// Whether tasks take that much longer, or less long, than they did, and enough of them have said so.
-fn has_drifted(then: Cost, now: Cost) -> bool {
-    let ratio = now.mean_ns / then.mean_ns.max(1.0);
-    now.samples.saturating_sub(then.samples) >= DRIFT_SAMPLES && !(1.0 / DRIFT..=DRIFT).contains(&ratio)
+/// What tasks take, over time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Watched {
+    /// The cost when it was last looked at anew.
+    since: Cost,
+    /// What is usual, once enough tasks have said so.
+    usual_ns: Option<f32>,
 }
 
-fn evidence(trial: &Trial, challenger: usize, gain: Gain, runs: usize) -> Option<Evidence> {
+impl Watched {
+    /// Whether tasks have come to take that much longer, or less long, than usual, as enough of them say.
+    fn has_drifted(&mut self, now: Cost) -> bool {
+        if now.samples < self.since.samples {
+            // Whoever counts them began anew.
+            *self = Self { since: now, usual_ns: None };
+        }
+        if now.samples - self.since.samples < DRIFT_SAMPLES {
+            return false;
+        }
+        match self.usual_ns {
+            Some(usual_ns) => !(1.0 / DRIFT..=DRIFT).contains(&(now.mean_ns / usual_ns.max(1.0))),
+            None => {
+                *self = Self { since: now, usual_ns: Some(now.mean_ns) };
+                false
+            }
+        }
+    }
+}
+
+fn evidence(trial: &Trial, duel: &Duel, runs: usize) -> Evidence {
     let kernel = trial.cell.kernel;
     let ipc = |counts: &Counts| {
         Some(counts.get(INSTRUCTIONS)? / counts.get(CYCLES).filter(|&cycles| cycles > 0.0)?)
     };
-    Some(Evidence {
+    Evidence {
         default: trial.candidates[0].describe(kernel),
-        default_us: trial.search.median_ns(0)? / 1000.0,
-        challenger: trial.candidates[challenger].describe(kernel),
-        challenger_us: trial.search.median_ns(challenger)? / 1000.0,
-        gain: gain.median,
-        gain_low: gain.low,
-        gain_high: gain.high,
+        default_us: duel.default_ns / 1000.0,
+        challenger: trial.candidates[duel.challenger].describe(kernel),
+        challenger_us: duel.challenger_ns / 1000.0,
+        gain: duel.gain.median,
+        gain_low: duel.gain.low,
+        gain_high: duel.gain.high,
         variants: trial.candidates.len(),
         runs,
         default_ipc: ipc(trial.counts(0)),
-        challenger_ipc: ipc(trial.counts(challenger)),
-    })
+        challenger_ipc: ipc(trial.counts(duel.challenger)),
+    }
 }
 
 /// Shows progress, and ends a run when work comes, unless somebody asked for it.
@@ -351,14 +391,10 @@ impl Agent for OptimizationAgent {
 
     fn on_message(&mut self, _message: &ToAgent<'_>, _context: &mut Context) {}
 
-    /// `tune` is answered, after a cycle, with what was chosen and why, as JSON; `tuned` is answered at once.
+    /// `tuned` is answered with what was chosen and why, as JSON.
     fn on_request(&mut self, mail: &Mail, context: &mut Context) -> Vec<u8> {
         match mail.payload() {
-            b"tune" => {
-                self.optimize(context);
-                serde_json::to_vec(&self.tuned()).unwrap_or_default()
-            }
-            b"tuned" => serde_json::to_vec(&self.tuned()).unwrap_or_default(),
+            b"tuned" => json!({"cycles": self.cycles, "tuned": self.tuned()}).to_string().into_bytes(),
             b"status" => context.describe().to_string().into_bytes(),
             _ => mail.to_vec(),
         }
@@ -369,14 +405,17 @@ impl Agent for OptimizationAgent {
         if now < self.due {
             return 0;
         }
-        let is_idle = Watch { context, asked: false }.may_go_on();
+        let is_idle = Watch { context, asked: false }.may_go_on()
+            && context.board.host().is_none_or(|host| !(host.cpu_percent > OTHERS_MAX_PERCENT));
         if !is_idle || self.budget == 0.0 {
-            if self.trial.as_ref().is_some_and(|trial| now.since(trial.touched) > TRIAL_REST_MAX) {
+            let since = *self.busy_since.get_or_insert(now);
+            if now.since(since) > BUSY_MAX {
                 self.trial = None;
             }
             self.due = now.plus(self.interval);
             return 0;
         }
+        self.busy_since = None;
         self.doubt(context);
         if !self.turn(context) {
             // Everything was tried; look again now and then, for what may run in the meantime.
@@ -385,7 +424,7 @@ impl Agent for OptimizationAgent {
         }
         let spent = clock::now().since(now);
         // What was spent now is waited for in full before the next turn; a cell is followed by a pause.
-        let pause = spent.mul_f64((1.0 / self.budget.max(1e-3) - 1.0).max(0.0));
+        let pause = spent.mul_f64((1.0 / self.budget - 1.0).clamp(0.0, PAUSE_MAX));
         let pause = if self.trial.is_some() { pause } else { pause.max(self.interval) };
         self.due = clock::now().plus(pause);
         1
@@ -396,7 +435,10 @@ impl Agent for OptimizationAgent {
     }
 
     fn on_rest(&mut self) {
-        Buffer::release_pool();
+        // In the middle of a trial the next run needs what the last one had.
+        if self.trial.is_none() {
+            Buffer::release_pool();
+        }
     }
 
     fn optimize(&mut self, context: &mut Context) {
@@ -407,6 +449,7 @@ impl Agent for OptimizationAgent {
             context.hear_control();
         }
         self.asked = false;
+        self.cycles += 1;
         context.note(Severity::Info, "optimization_done", &format!("{} cells tried", self.done.len()));
     }
 }
@@ -442,6 +485,11 @@ mod tests {
     #[test]
     fn a_choice_is_doubted_when_enough_tasks_take_another_time() {
         let cost = |mean_ns, samples| Cost { mean_ns, samples };
+        // What they took before the choice says nothing.
+        let fresh = Watched { since: cost(5000.0, 80), usual_ns: None };
+        let mut usual = fresh;
+        assert!(!usual.has_drifted(cost(3000.0, 99)) && usual == fresh, "too few");
+        assert!(!usual.has_drifted(cost(1000.0, 100)));
         for (now, drifted) in [
             (cost(1600.0, 130), true),
             (cost(600.0, 130), true),
@@ -450,7 +498,10 @@ mod tests {
             (cost(1600.0, 119), false),
             (cost(1600.0, 50), false),
         ] {
-            assert_eq!(has_drifted(cost(1000.0, 100), now), drifted, "{now:?}");
+            let mut usual = usual;
+            assert_eq!(usual.has_drifted(now), drifted, "{now:?}");
         }
+        // Who counts has begun anew, and so does this.
+        assert!(!usual.has_drifted(cost(9000.0, 5)) && usual.usual_ns.is_none());
     }
 }

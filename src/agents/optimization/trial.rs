@@ -1,24 +1,32 @@
 //! One cell under trial: inputs of its size, the reference's answer, and a search among the kernel's variants.
 
 use super::search::{Found, Search};
-use crate::arrays::{Array, ArrayRef, DType};
+use crate::arrays::{Array, ArrayRef, DType, Element};
 use crate::base::clock::Nanos;
 use crate::jobs::work_class;
 use crate::kernels::{
-    self, Call, KernelError, KernelId, Level, Outcome, Params, Pulse, Variant, synthetic_inputs, variants,
+    self, Call, Cancelled, KernelError, KernelId, Level, Outcome, Params, Pulse, Variant, check_params,
+    synthetic_inputs, variants,
 };
 use crate::os::clock;
 use crate::os::counting::{CONTEXT_SWITCHES, CPU_MIGRATIONS, Counters, Counts};
 use crate::shm::board::CLASSES;
-use serde_json::Value;
+use num_complex::Complex;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// A cell with a default that takes longer is not tried: the others would take as long, a hundred times over.
 const RUN_MAX: Duration = Duration::from_millis(50);
-/// Who takes so many times as long as the default in its first run is not run again.
-const HOPELESS: f64 = 4.0;
-/// So many runs during which the core went to somebody else are done again; where it happens all the time they count.
-const AGAIN_MAX: usize = 60;
+/// Nor one in which the reference takes longer.
+const REFERENCE_MAX: Duration = Duration::from_secs(1);
+/// Who takes so many times as long as the default, and so much longer, is not run again.
+const HOPELESS: f64 = 8.0;
+const HOPELESS_MIN_NS: f64 = 200_000.0;
+/// So many runs of each candidate during which the core went to somebody else are done again; where it happens all the time
+/// they count.
+const AGAIN_MAX: usize = 8;
+/// Steps of heat flow that are tried: the ways of doing one are the same.
+const STENCIL_STEPS: usize = 8;
 
 /// What is tuned for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +35,12 @@ pub(crate) struct Cell {
     pub dtype: DType,
     /// Of the bytes of its inputs, as the supervisor counts them.
     pub class: u8,
+}
+
+impl std::fmt::Display for Cell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} class {}", self.kernel, self.dtype.name(), self.class)
+    }
 }
 
 /// How a step ended.
@@ -45,9 +59,7 @@ pub(crate) struct Trial {
     pub cell: Cell,
     /// The default is the first.
     pub candidates: Vec<Variant>,
-    pub search: Search,
-    /// When it last ran.
-    pub touched: Nanos,
+    search: Search,
     inputs: Vec<ArrayRef>,
     params: Params,
     reference: Outcome,
@@ -55,13 +67,15 @@ pub(crate) struct Trial {
     file: Vec<u8>,
     /// The default's better run of two.
     default_ns: f64,
+    /// The caches and the clock are not what they are in the middle of work.
+    is_cold: bool,
     is_checked: Vec<bool>,
     counted: Vec<Counts>,
-    again: usize,
+    again: Vec<usize>,
 }
 
 impl Trial {
-    /// Makes the inputs and asks the reference. `None`: work came.
+    /// Makes the inputs and asks the reference. `None`: work came, or there was no memory; another time.
     ///
     /// # Errors
     /// Why there is nothing to try.
@@ -71,67 +85,89 @@ impl Trial {
             return Err("it has one variant");
         };
         let (inputs, params) = inputs_of(cell).ok_or("no inputs of this class can be made")?;
-        let run = |variant| {
-            let call = Call { kernel: cell.kernel, params: &params, inputs: &inputs, variant, pulse };
-            kernels::run(&call)
+        let run = |variant, pulse: &dyn Pulse| {
+            kernels::run(&Call { kernel: cell.kernel, params: &params, inputs: &inputs, variant, pulse })
         };
         let mut default_took = Duration::MAX;
         // Twice: the first run meets cold caches and fresh pages.
         for _ in 0..2 {
             let began = clock::now();
-            match run(default) {
-                Err(KernelError::Cancelled) => return Ok(None),
+            match run(default, pulse) {
+                Err(KernelError::Cancelled | KernelError::OutOfMemory { .. }) => return Ok(None),
                 Err(_) => return Err("the default fails"),
                 Ok(_) => default_took = default_took.min(clock::now().since(began)),
             }
-            if default_took > RUN_MAX {
-                return Err("it takes too long");
-            }
         }
-        let reference = match run(Variant::new(Level::Scalar, 0)) {
-            Err(KernelError::Cancelled) => return Ok(None),
+        if default_took > RUN_MAX {
+            return Err("it takes too long");
+        }
+        let leash = Leash::new(pulse, REFERENCE_MAX);
+        let reference = match run(Variant::new(Level::Scalar, 0), &leash) {
+            Err(KernelError::Cancelled) if leash.has_run_out() => return Err("the reference takes too long"),
+            Err(KernelError::Cancelled | KernelError::OutOfMemory { .. }) => return Ok(None),
             Err(_) => return Err("the reference fails"),
             Ok(reference) => reference,
         };
-        let file = Vec::with_capacity(reference.array.as_ref().map_or(0, |array| array.bytes().len()));
+        let mut file = Vec::new();
+        if file.try_reserve(reference.array.as_ref().map_or(0, |array| array.bytes().len())).is_err() {
+            return Ok(None);
+        }
         let count = candidates.len();
         Ok(Some(Trial {
             cell,
             candidates,
             search: Search::new(count),
-            touched: clock::now(),
             inputs,
             params,
             reference,
             file,
             default_ns: default_took.as_nanos() as f64,
+            is_cold: true,
             is_checked: vec![false; count],
             counted: vec![Counts::NONE; count],
-            again: 0,
+            again: vec![0; count],
         }))
+    }
+
+    /// Time has passed in which nothing ran here.
+    pub fn pause(&mut self) {
+        self.search.pause();
+        self.is_cold = true;
     }
 
     /// One run.
     pub fn step(&mut self, counters: &mut Counters, pulse: &dyn Pulse) -> Step {
         let Some(at) = self.search.next() else { return Step::Done };
-        let kernel = self.cell.kernel;
-        let run = match self.run(at, counters, pulse) {
-            Err(KernelError::Cancelled) => return Step::Interrupted,
-            run => run.ok().filter(|run| self.is_checked[at] || agrees(&self.reference, &run.outcome)),
+        // The default is what there is: it may take its time.
+        let most = if at == 0 { REFERENCE_MAX } else { Duration::from_nanos(self.hopeless_ns() as u64) };
+        let leash = Leash::new(pulse, most);
+        let run = match self.run(at, counters, &leash) {
+            Err(KernelError::Cancelled) if at == 0 || !leash.has_run_out() => {
+                self.pause();
+                return Step::Interrupted;
+            }
+            // In good time it may be another error the next time.
+            Err(KernelError::OutOfMemory { .. }) => return Step::Interrupted,
+            run => run.ok(),
         };
-        let Some(run) = run else {
+        let kernel = self.cell.kernel;
+        let is_hopeless =
+            run.as_ref().is_none_or(|run| run.took_ns > self.hopeless_ns()) && leash.has_run_out();
+        if is_hopeless && at != 0 {
+            self.search.reject();
+            return Step::Going;
+        }
+        let Some(run) = run.filter(|run| self.is_checked[at] || agrees(&self.reference, &run.outcome)) else {
             let variant = self.candidates[at].describe(kernel);
             tracing::warn!(%kernel, variant, "variant fails or disagrees with the reference");
             self.search.reject();
             return Step::Going;
         };
-        let is_first = !std::mem::replace(&mut self.is_checked[at], true);
-        if run.is_disturbed() && self.again < AGAIN_MAX {
-            self.again += 1;
-            return Step::Going;
-        }
-        if is_first && run.took_ns > HOPELESS * self.default_ns {
-            self.search.reject();
+        self.is_checked[at] = true;
+        let is_disturbed =
+            std::mem::take(&mut self.is_cold) || run.is_disturbed() && self.again[at] < AGAIN_MAX;
+        if is_disturbed {
+            self.again[at] += usize::from(run.is_disturbed());
             return Step::Going;
         }
         self.counted[at].add(&run.counts);
@@ -149,13 +185,18 @@ impl Trial {
         counters: &mut Counters,
         pulse: &dyn Pulse,
     ) -> Result<f64, KernelError> {
+        let mut again = 0;
         loop {
             let run = self.run(candidate, counters, pulse)?;
-            if !run.is_disturbed() || self.again >= AGAIN_MAX {
+            if !run.is_disturbed() || again >= AGAIN_MAX {
                 return Ok(run.took_ns);
             }
-            self.again += 1;
+            again += 1;
         }
+    }
+
+    fn hopeless_ns(&self) -> f64 {
+        (HOPELESS * self.default_ns).max(self.default_ns + HOPELESS_MIN_NS)
     }
 
     fn run(
@@ -175,9 +216,8 @@ impl Trial {
             self.file.extend_from_slice(array.bytes());
             std::hint::black_box(&self.file);
         }
-        self.touched = clock::now();
+        let took_ns = clock::now().since(began).as_nanos() as f64;
         let counts = counters.end();
-        let took_ns = self.touched.since(began).as_nanos() as f64;
         Ok(Run { outcome: outcome?, counts, took_ns })
     }
 
@@ -189,6 +229,29 @@ impl Trial {
     /// What was counted in all runs of a candidate.
     pub fn counts(&self, candidate: usize) -> &Counts {
         &self.counted[candidate]
+    }
+}
+
+/// Ends a run that takes longer than it may.
+struct Leash<'a> {
+    pulse: &'a dyn Pulse,
+    ends: Nanos,
+}
+
+impl<'a> Leash<'a> {
+    fn new(pulse: &'a dyn Pulse, length: Duration) -> Self {
+        Self { pulse, ends: clock::now().plus(length) }
+    }
+
+    fn has_run_out(&self) -> bool {
+        clock::now() > self.ends
+    }
+}
+
+impl Pulse for Leash<'_> {
+    fn beat(&self) -> Result<(), Cancelled> {
+        self.pulse.beat()?;
+        if self.has_run_out() { Err(Cancelled) } else { Ok(()) }
     }
 }
 
@@ -212,7 +275,10 @@ fn inputs_of(cell: Cell) -> Option<(Vec<ArrayRef>, Params)> {
     // Sizes mean different things to different kernels: look for one that fits.
     let mut elements = ((1u64 << cell.class) / cell.dtype.size() as u64).max(1) as usize;
     for _ in 0..CLASSES {
-        let (arrays, params) = synthetic_inputs(cell.kernel, elements, cell.dtype, 42).ok()?;
+        let (arrays, mut params) = synthetic_inputs(cell.kernel, elements, cell.dtype, 42).ok()?;
+        if cell.kernel == KernelId::Stencil5 {
+            params = check_params(cell.kernel, json!({"steps": STENCIL_STEPS}).as_object()?).ok()?;
+        }
         let bytes: usize = arrays.iter().map(|array: &Array| array.bytes().len()).sum();
         if work_class(bytes as f64) <= cell.class {
             return Some((arrays.into_iter().map(ArrayRef::from).collect(), params));
@@ -225,19 +291,40 @@ fn inputs_of(cell: Cell) -> Option<(Vec<ArrayRef>, Params)> {
     None
 }
 
-/// Whether two answers are the same up to rounding: the array and the value.
+/// Whether two answers are the same up to rounding: the arrays and the value.
 fn agrees(reference: &Outcome, found: &Outcome) -> bool {
     let arrays = match (&reference.array, &found.array) {
         (None, None) => true,
-        (Some(a), Some(b)) if a.dtype() == b.dtype() && a.shape() == b.shape() => match a.dtype() {
-            DType::F32 => close(a.as_slice::<f32>(), b.as_slice::<f32>(), 1e-3),
-            DType::F64 => close(a.as_slice::<f64>(), b.as_slice::<f64>(), 1e-9),
-            DType::C64 | DType::C128 => true,
-            _ => a.bytes() == b.bytes(),
-        },
+        (Some(a), Some(b)) => same_array(a, b),
         _ => false,
     };
-    arrays && same_value(reference.result.as_ref(), found.result.as_ref())
+    let more = reference.extra.len() == found.extra.len()
+        && reference.extra.iter().zip(&found.extra).all(|((_, a), (_, b))| same_array(a, b));
+    arrays && more && same_value(reference.result.as_ref(), found.result.as_ref())
+}
+
+fn same_array(a: &Array, b: &Array) -> bool {
+    let is_alike = a.dtype() == b.dtype() && a.shape() == b.shape();
+    is_alike
+        && match a.dtype() {
+            DType::F32 => close(reals::<f32>(a), reals::<f32>(b), 1e-3),
+            DType::F64 => close(reals::<f64>(a), reals::<f64>(b), 1e-9),
+            DType::C64 => close(parts::<f32>(a), parts::<f32>(b), 1e-3),
+            DType::C128 => close(parts::<f64>(a), parts::<f64>(b), 1e-9),
+            _ => a.bytes() == b.bytes(),
+        }
+}
+
+fn reals<T: Element + Into<f64>>(array: &Array) -> impl Iterator<Item = f64> + Clone {
+    array.as_slice::<T>().unwrap_or_default().iter().map(|&x| x.into())
+}
+
+fn parts<T: Copy + Into<f64>>(array: &Array) -> impl Iterator<Item = f64> + Clone
+where
+    Complex<T>: Element,
+{
+    let elements = array.as_slice::<Complex<T>>().unwrap_or_default();
+    elements.iter().flat_map(|x| [x.re.into(), x.im.into()])
 }
 
 /// Numbers up to what a sum of `f32` in another order may differ by; everything else to the letter.
@@ -253,19 +340,19 @@ fn same_value(reference: Option<&Value>, found: Option<&Value>) -> bool {
     }
 }
 
-fn close<T: Copy + Into<f64>>(a: Option<&[T]>, b: Option<&[T]>, tolerance: f64) -> bool {
-    let (Some(a), Some(b)) = (a, b) else { return false };
-    let largest = a.iter().map(|&x| x.into().abs()).filter(|x| x.is_finite()).fold(0.0, f64::max);
-    a.iter().zip(b).all(|(&x, &y)| {
-        let (x, y): (f64, f64) = (x.into(), y.into());
-        x == y || x.is_nan() && y.is_nan() || (x - y).abs() <= tolerance * largest.max(1e-30)
+fn close(a: impl Iterator<Item = f64> + Clone, mut b: impl Iterator<Item = f64>, tolerance: f64) -> bool {
+    let largest = a.clone().map(f64::abs).filter(|x| x.is_finite()).fold(0.0, f64::max);
+    a.into_iter().all(|x| {
+        b.next().is_some_and(|y| {
+            x == y || x.is_nan() && y.is_nan() || (x - y).abs() <= tolerance * largest.max(1e-30)
+        })
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::kernels::spec;
 
     #[test]
     fn answers_are_compared_up_to_rounding() {
@@ -294,15 +381,32 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_far_longer_is_not_chosen() {
-        // The reference's form of these takes several times as long as the default wherever there are vectors.
-        let cell = Cell { kernel: KernelId::Dot, dtype: DType::F32, class: 16 };
-        let trial = finish(Trial::begin(cell, &()).expect("a cell").expect("nobody comes"));
-        let found = trial.found().expect("an answer");
-        let scalar = trial.candidates.iter().position(|variant| variant.level == Level::Scalar);
-        let chosen = trial.candidates[found.best];
-        assert!(Some(found.best) != scalar || Level::best() == Level::Scalar, "{chosen:?}");
-        assert!(trial.search.median_ns(0) > Some(0.0) && found.runs > 8, "{found:?}");
+    fn complex_answers_and_further_arrays_are_compared_as_well() {
+        let array = |im: f32| Array::from_slice(&[1], &[Complex::new(1.0f32, im)]).expect("small");
+        let outcome = |array, extra| Outcome { array: Some(array), extra, ..Outcome::default() };
+        assert!(agrees(&outcome(array(1.0), vec![]), &outcome(array(1.0001), vec![])));
+        assert!(!agrees(&outcome(array(1.0), vec![]), &outcome(array(2.0), vec![])));
+        let places = |place: i64| vec![(".places.npy", Array::from_slice(&[1], &[place]).expect("small"))];
+        assert!(agrees(&outcome(array(1.0), places(3)), &outcome(array(1.0), places(3))));
+        assert!(!agrees(&outcome(array(1.0), places(3)), &outcome(array(1.0), places(4))));
+        assert!(!agrees(&outcome(array(1.0), places(3)), &outcome(array(1.0), vec![])));
+    }
+
+    #[test]
+    fn every_kernel_with_a_choice_comes_to_an_answer() {
+        for kernel in KernelId::ALL {
+            for &dtype in spec(kernel).dtypes.iter().take(2) {
+                let cell = Cell { kernel, dtype, class: 12 };
+                if variants(kernel, Some(dtype)).len() < 2 {
+                    continue;
+                }
+                let trial = Trial::begin(cell, &()).unwrap_or_else(|why| panic!("{cell:?}: {why}"));
+                let trial = finish(trial.expect("nobody comes"));
+                let found = trial.found().expect("an answer");
+                assert!(found.is_default_usable, "{cell:?}: the default is wrong");
+                assert!(found.best == 0 || found.duel.is_some_and(|duel| duel.challenger == found.best));
+            }
+        }
     }
 
     #[test]
@@ -312,7 +416,8 @@ mod tests {
         // An answer that no variant gives.
         trial.reference.array = Some(Array::from_slice(&[1], &[0.0f32]).expect("small"));
         let trial = finish(trial);
-        assert_eq!(trial.found().map(|found| (found.best, found.challenger)), Some((0, None)));
+        let found = trial.found().expect("an answer");
+        assert_eq!((found.best, found.duel, found.is_default_usable), (0, None, false));
     }
 
     #[test]
@@ -332,5 +437,9 @@ mod tests {
         assert_eq!(trial.step(&mut counters, &Busy), Step::Interrupted);
         assert_eq!(trial.search.next(), next, "it is run again later");
         assert!(finish(trial).found().is_some());
+        let leash = Leash::new(&(), Duration::ZERO);
+        assert!(leash.beat().is_err() && leash.has_run_out());
+        let leash = Leash::new(&Busy, Duration::from_secs(600));
+        assert!(leash.beat().is_err() && !leash.has_run_out());
     }
 }

@@ -99,7 +99,10 @@ fn tune(cell: Cell, counters: &mut Counters) -> Option<Option<Choice>> {
     let mut trial = Trial::begin(cell, &()).ok()??;
     while trial.step(counters, &()) == Step::Going {}
     let found = trial.found()?;
-    let Some((_, gain)) = found.challenger.filter(|_| found.best != 0) else { return Some(None) };
+    if !found.is_default_usable {
+        return None;
+    }
+    let Some(gain) = found.duel.filter(|_| found.best != 0).map(|duel| duel.gain) else { return Some(None) };
     let (mut default, mut chosen) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
         let order = if pair % 2 == 0 { [0, found.best] } else { [found.best, 0] };
