@@ -299,7 +299,7 @@ mod tests {
     fn a_refusal_for_want_of_rights_names_the_level_and_the_fix() {
         let row = &rows().into_iter().find(|row| row.name == "context-switches").unwrap();
         let refused = Missing::from_io(row.name, &io::Error::from_raw_os_error(libc::EACCES));
-        let missing = refusal(&row, refused, Some(4));
+        let missing = refusal(row, refused, Some(4));
         assert_eq!(missing.reason, Reason::Permission);
         assert!(missing.detail.contains("paranoid is 4") && missing.fix.unwrap().contains("cap_perfmon"));
     }

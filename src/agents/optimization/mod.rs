@@ -108,6 +108,19 @@ struct Evidence {
     challenger_ipc: Option<f64>,
 }
 
+impl Evidence {
+    /// Whether these can be figures of a trial: a file is a stranger's.
+    fn is_sound(&self) -> bool {
+        let is_time = |us: f64| us.is_finite() && us > 0.0;
+        is_time(self.default_us)
+            && is_time(self.challenger_us)
+            && is_time(self.gain_low)
+            && self.gain_low <= self.gain
+            && self.gain <= self.gain_high
+            && self.gain_high.is_finite()
+    }
+}
+
 /// A choice as the snapshot has it, and as whoever asks is told.
 #[derive(Debug, Serialize, Deserialize)]
 struct KeptChoice {
@@ -148,7 +161,7 @@ impl KeptChoice {
         let known = self.class <= CLASS_MAX && variants(kernel, Some(dtype)).contains(&variant);
         known.then_some((
             Cell { kernel, dtype, class: self.class },
-            Choice { variant, evidence: self.evidence },
+            Choice { variant, evidence: self.evidence.filter(Evidence::is_sound) },
         ))
     }
 }
@@ -253,7 +266,8 @@ impl OptimizationAgent {
         let variant = trial.candidates[found.best];
         let evidence = found.duel.map(|duel| evidence(trial, &duel, found.runs));
         let before = self.chosen.insert(cell, Choice { variant, evidence: evidence.clone() });
-        let lost = before.filter(|before| before.variant != variant && before.variant != trial.candidates[0]);
+        let is_news = before.as_ref().is_none_or(|before| before.variant != variant);
+        let lost = before.filter(|before| is_news && before.variant != trial.candidates[0]);
         self.watched.remove(&cell);
         let kept: Vec<_> = self.chosen.iter().map(|(&cell, choice)| KeptChoice::new(cell, choice)).collect();
         self.memory.keep(&kept, context);
@@ -261,7 +275,7 @@ impl OptimizationAgent {
 
         let text = match (&evidence, found.best) {
             (None, _) => {
-                format!("{cell}: {} stays, no other variant can be used", variant.describe(cell.kernel))
+                format!("{cell}: {} stays, all others are far slower or wrong", variant.describe(cell.kernel))
             }
             (Some(evidence), best) => format!(
                 "{cell}: {}, {:.1} us, {} {}, {:.1} us: {:.2} times as fast, 95 % between {:.2} and {:.2}, {} runs",
@@ -276,7 +290,9 @@ impl OptimizationAgent {
                 evidence.runs,
             ),
         };
-        context.note(Severity::Info, "variant_chosen", &text);
+        if is_news {
+            context.note(Severity::Info, "variant_chosen", &text);
+        }
         if let Some(lost) = lost {
             let text = format!("{cell}: {} does not win any more", lost.variant.describe(cell.kernel));
             context.note(Severity::Info, "variant_dropped", &text);
@@ -406,7 +422,8 @@ impl Agent for OptimizationAgent {
             return 0;
         }
         let is_idle = Watch { context, asked: false }.may_go_on()
-            && context.board.host().is_none_or(|host| !(host.cpu_percent > OTHERS_MAX_PERCENT));
+            // NaN: not known.
+            && context.board.host().is_none_or(|host| host.cpu_percent.is_nan() || host.cpu_percent <= OTHERS_MAX_PERCENT);
         if !is_idle || self.budget == 0.0 {
             let since = *self.busy_since.get_or_insert(now);
             if now.since(since) > BUSY_MAX {
@@ -475,6 +492,24 @@ mod tests {
         assert_eq!(strange(|kept| kept.choice = 200), None);
         assert_eq!(strange(|kept| kept.other_stores = true), None, "sort stores in one way");
         assert_eq!(strange(|kept| kept.class = 31), None);
+        let figures = |gain_low: f64| Evidence {
+            default: "a".into(),
+            default_us: 2.0,
+            challenger: "b".into(),
+            challenger_us: 1.0,
+            gain: 2.0,
+            gain_low,
+            gain_high: 2.5,
+            variants: 3,
+            runs: 40,
+            default_ipc: None,
+            challenger_ipc: Some(1.5),
+        };
+        for (evidence, is_kept) in [(figures(1.9), true), (figures(2.1), false), (figures(f64::NAN), false)] {
+            let kept = KeptChoice::new(cell, &Choice { variant, evidence: Some(evidence.clone()) });
+            let (_, found) = kept.check().expect("known");
+            assert_eq!(found.evidence, Some(evidence).filter(|_| is_kept));
+        }
         // As an earlier build wrote it.
         let level = Level::best().name();
         let old = format!(r#"{{"kernel":"sort","dtype":"f32","class":20,"level":"{level}","choice":0}}"#);
