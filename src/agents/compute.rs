@@ -87,7 +87,7 @@ impl Meter {
         let counts = if is_due { self.counters.end() } else { Counts::NONE };
         // The first of many short runs meets cold caches, and says nothing of them.
         let is_counted = counts.iter().next().is_some() && (before.is_some() || took_ns >= COUNTED_ALWAYS_NS);
-        let uncounted = if is_counted { 0 } else { before.map_or(0, |last| last.uncounted + 1) };
+        let uncounted = if is_due { 0 } else { before.map_or(0, |last| last.uncounted + 1) };
         self.last.insert((run.kernel, run.class), Last { took_ns, uncounted });
         if is_counted {
             self.total.tasks += 1.0;

@@ -420,12 +420,13 @@ impl Victim {
     }
 
     /// SIGSTOP of an agent. The end of one that has a place is waited for beside the storm; a standby is looked at when it is
-    /// needed.
+    /// needed, and one that is just starting after ten seconds.
     pub(super) fn stop_agent(&mut self, pid: Pid) -> anyhow::Result<Result<u64, String>> {
         let agents = self.get("/api/v1/agents")?;
         let number = pid.as_raw_nonzero().get();
-        let has_place =
-            agents["agents"].as_array().is_some_and(|all| all.iter().any(|one| one["pid"] == number));
+        let has_place = agents["agents"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|one| one["pid"] == number && one["state"] == "ready"));
         let end = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             Ok(end) => end,
             Err(error) => return Ok(Err(error.to_string())),

@@ -400,7 +400,7 @@ async fn optimize(State(gate): State<Gate>, id: Id, headers: HeaderMap, body: Bo
     gate.act(Action::OptimizeAgent(id.clone())).await?;
     while began.elapsed() < span {
         // It answers when the cycle is through.
-        let tuned = gate.tuned(&id, LOOK_EVERY.min(span - began.elapsed())).await;
+        let tuned = gate.tuned(&id, LOOK_EVERY.min(span.saturating_sub(began.elapsed()))).await;
         if let Ok(tuned) = tuned
             && tuned["cycles"] != before
         {

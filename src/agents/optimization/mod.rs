@@ -40,14 +40,18 @@ const CLASS_MAX: u8 = 26;
 const TURN: Duration = Duration::from_millis(20);
 /// A trial that work has kept from going on for so long gives its memory back, and begins anew.
 const BUSY_MAX: Duration = Duration::from_secs(10);
+/// Whether work has gone is looked at no more often.
+const SHORTEST_LOOK: Duration = Duration::from_millis(100);
 /// Of all cores, what others may use of the host while something is tried, percent.
 const OTHERS_MAX_PERCENT: f64 = 50.0;
 /// A pause is at most so many times as long as what was done before it.
 const PAUSE_MAX: f64 = 100_000.0;
 /// What a cell's tasks take may change by this factor before a choice is doubted,
 const DRIFT: f32 = 1.5;
-/// as so many of them show against as many before.
+/// and so many of them in a row have to show it.
 const DRIFT_SAMPLES: u32 = 20;
+/// After so many tasks the smoothed cost has forgotten those before the choice, but for a twentieth.
+const USUAL_SAMPLES: u32 = 60;
 /// What is tried beside what ran, when somebody asks.
 const USUAL: [(KernelId, DType, u8); 6] = [
     (KernelId::Sort, DType::F32, 20),
@@ -216,7 +220,10 @@ impl OptimizationAgent {
         let watch = Watch { context, asked: self.asked };
         let mut trial = match self.trial.take() {
             Some(mut trial) => {
-                trial.pause();
+                // An order has no pauses.
+                if !self.asked {
+                    trial.pause();
+                }
                 trial
             }
             None => {
@@ -229,17 +236,19 @@ impl OptimizationAgent {
                     }
                     Err(why) => {
                         self.done.insert(cell);
-                        let Cell { kernel, dtype, class } = cell;
-                        tracing::debug!(%kernel, dtype = dtype.name(), class, why, "nothing to tune");
+                        tracing::debug!(%cell, why, "nothing to tune");
+                        self.withdraw(cell, why, context);
                         return true;
                     }
                 }
             }
         };
         let counters = self.counters.get_or_insert_with(Counters::open);
+        let before = trial.progress();
         loop {
             match trial.step(counters, &watch) {
-                Step::Going if clock::now().since(began) < TURN => {}
+                // What a pause would throw away is not left.
+                Step::Going if clock::now().since(began) < TURN || trial.progress() == before => {}
                 Step::Going | Step::Interrupted => {
                     self.trial = Some(trial);
                     return true;
@@ -261,7 +270,8 @@ impl OptimizationAgent {
         if !found.is_default_usable {
             let default = trial.candidates[0].describe(cell.kernel);
             let text = format!("{cell}: the default, {default}, fails or is wrong; nothing is chosen");
-            return context.note(Severity::Warning, "variant_wrong", &text);
+            context.note(Severity::Warning, "variant_wrong", &text);
+            return self.withdraw(cell, "the default is wrong", context);
         }
         let variant = trial.candidates[found.best];
         let evidence = found.duel.map(|duel| evidence(trial, &duel, found.runs));
@@ -269,9 +279,7 @@ impl OptimizationAgent {
         let is_news = before.as_ref().is_none_or(|before| before.variant != variant);
         let lost = before.filter(|before| is_news && before.variant != trial.candidates[0]);
         self.watched.remove(&cell);
-        let kept: Vec<_> = self.chosen.iter().map(|(&cell, choice)| KeptChoice::new(cell, choice)).collect();
-        self.memory.keep(&kept, context);
-        context.board.publish_variant(cell.kernel.code(), cell.dtype.code(), cell.class, variant.encode());
+        self.keep_and_publish(cell, variant, context);
 
         let text = match (&evidence, found.best) {
             (None, _) => {
@@ -299,14 +307,28 @@ impl OptimizationAgent {
         }
     }
 
+    fn keep_and_publish(&mut self, cell: Cell, variant: Variant, context: &mut Context) {
+        self.memory.keep(&self.tuned(), context);
+        context.board.publish_variant(cell.kernel.code(), cell.dtype.code(), cell.class, variant.encode());
+    }
+
+    /// A cell that cannot be tried has no choice any more.
+    fn withdraw(&mut self, cell: Cell, why: &str, context: &mut Context) {
+        self.watched.remove(&cell);
+        let Some(before) = self.chosen.remove(&cell) else { return };
+        self.keep_and_publish(cell, Variant::default_for(cell.kernel, Level::best()), context);
+        let text = format!("{cell}: {} cannot be tried again: {why}", before.variant.describe(cell.kernel));
+        context.note(Severity::Info, "variant_dropped", &text);
+    }
+
     /// Looks whether a choice has to be tried anew.
     fn doubt(&mut self, context: &mut Context) {
         for &cell in self.chosen.keys() {
             let Some(now) = context.board.cost(cell.kernel.code(), cell.class, None) else { continue };
-            let watched = self.watched.entry(cell).or_insert(Watched { since: now, usual_ns: None });
+            let watched = self.watched.entry(cell).or_insert(Watched::from(now));
             let usual_ns = watched.usual_ns;
             if watched.has_drifted(now) && self.done.remove(&cell) {
-                *watched = Watched { since: now, usual_ns: None };
+                *watched = Watched::from(now);
                 let text = format!(
                     "{cell}: tasks take {:.1} us, {:.1} before",
                     now.mean_ns / 1000.0,
@@ -326,29 +348,37 @@ impl OptimizationAgent {
 /// What tasks take, over time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Watched {
-    /// The cost when it was last looked at anew.
-    since: Cost,
+    /// Samples when it was first looked at, and then.
+    since: u32,
     /// What is usual, once enough tasks have said so.
     usual_ns: Option<f32>,
+    /// Samples when the cost left what is usual.
+    left: Option<u32>,
+}
+
+impl From<Cost> for Watched {
+    fn from(now: Cost) -> Self {
+        Self { since: now.samples, usual_ns: None, left: None }
+    }
 }
 
 impl Watched {
     /// Whether tasks have come to take that much longer, or less long, than usual, as enough of them say.
     fn has_drifted(&mut self, now: Cost) -> bool {
-        if now.samples < self.since.samples {
+        if now.samples < self.since {
             // Whoever counts them began anew.
-            *self = Self { since: now, usual_ns: None };
+            *self = Self::from(now);
         }
-        if now.samples - self.since.samples < DRIFT_SAMPLES {
+        let Some(usual_ns) = self.usual_ns else {
+            self.usual_ns = (now.samples - self.since >= USUAL_SAMPLES).then_some(now.mean_ns);
+            return false;
+        };
+        if (1.0 / DRIFT..=DRIFT).contains(&(now.mean_ns / usual_ns.max(1.0))) {
+            self.left = None;
             return false;
         }
-        match self.usual_ns {
-            Some(usual_ns) => !(1.0 / DRIFT..=DRIFT).contains(&(now.mean_ns / usual_ns.max(1.0))),
-            None => {
-                *self = Self { since: now, usual_ns: Some(now.mean_ns) };
-                false
-            }
-        }
+        let left = *self.left.get_or_insert(now.samples);
+        now.samples.saturating_sub(left) >= DRIFT_SAMPLES
     }
 }
 
@@ -429,7 +459,7 @@ impl Agent for OptimizationAgent {
             if now.since(since) > BUSY_MAX {
                 self.trial = None;
             }
-            self.due = now.plus(self.interval);
+            self.due = now.plus(self.interval.clamp(SHORTEST_LOOK, BUSY_MAX));
             return 0;
         }
         self.busy_since = None;
@@ -521,20 +551,19 @@ mod tests {
     fn a_choice_is_doubted_when_enough_tasks_take_another_time() {
         let cost = |mean_ns, samples| Cost { mean_ns, samples };
         // What they took before the choice says nothing.
-        let fresh = Watched { since: cost(5000.0, 80), usual_ns: None };
-        let mut usual = fresh;
-        assert!(!usual.has_drifted(cost(3000.0, 99)) && usual == fresh, "too few");
+        let mut usual = Watched::from(cost(5000.0, 40));
+        assert!(!usual.has_drifted(cost(3000.0, 99)) && usual.usual_ns.is_none(), "too few");
         assert!(!usual.has_drifted(cost(1000.0, 100)));
-        for (now, drifted) in [
-            (cost(1600.0, 130), true),
-            (cost(600.0, 130), true),
-            (cost(1400.0, 1300), false),
-            (cost(700.0, 1300), false),
-            (cost(1600.0, 119), false),
-            (cost(1600.0, 50), false),
+        for (costs, drifted) in [
+            (&[cost(1600.0, 130), cost(1700.0, 150)][..], true),
+            (&[cost(600.0, 130), cost(500.0, 150)], true),
+            (&[cost(1400.0, 1300), cost(700.0, 2000)], false),
+            (&[cost(1600.0, 130), cost(1600.0, 149)], false),
+            (&[cost(1600.0, 130), cost(1400.0, 140), cost(1600.0, 150), cost(1600.0, 169)], false),
         ] {
             let mut usual = usual;
-            assert_eq!(usual.has_drifted(now), drifted, "{now:?}");
+            let last = costs.iter().map(|&now| usual.has_drifted(now)).last();
+            assert_eq!(last, Some(drifted), "{costs:?}");
         }
         // Who counts has begun anew, and so does this.
         assert!(!usual.has_drifted(cost(9000.0, 5)) && usual.usual_ns.is_none());

@@ -162,6 +162,16 @@ impl Search {
         }
     }
 
+    /// Grows with every run that a pause leaves standing.
+    pub fn progress(&self) -> usize {
+        let halved: usize = self.times.iter().map(Vec::len).sum();
+        match &self.phase {
+            Phase::Halving { .. } => halved,
+            Phase::Duel { pairs, .. } => halved + pairs.len(),
+            Phase::Over(_) => usize::MAX,
+        }
+    }
+
     /// Time has passed in which nothing ran: half a pair is none.
     pub fn pause(&mut self) {
         if let Phase::Duel { half, .. } = &mut self.phase {
@@ -325,11 +335,14 @@ mod tests {
             let ns = if search.next() == Some(0) { 1000.0 } else { 1.0 };
             search.took(ns);
         });
+        let before = search.progress();
         search.pause();
+        assert_eq!((before, search.progress()), (0, 0));
         while let Some(one) = search.next() {
             search.took(if one == 0 { 10.0 } else { 5.0 });
         }
         let found = search.found().expect("an answer");
         assert_eq!(found.duel.map(|duel| (duel.gain.low, duel.gain.high)), Some((2.0, 2.0)));
+        assert!(search.progress() > 0);
     }
 }

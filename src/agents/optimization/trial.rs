@@ -13,6 +13,7 @@ use crate::os::counting::{CONTEXT_SWITCHES, CPU_MIGRATIONS, Counters, Counts};
 use crate::shm::board::CLASSES;
 use num_complex::Complex;
 use serde_json::{Value, json};
+use std::cell::Cell as Flag;
 use std::time::Duration;
 
 /// A cell with a default that takes longer is not tried: the others would take as long, a hundred times over.
@@ -72,10 +73,12 @@ pub(crate) struct Trial {
     is_checked: Vec<bool>,
     counted: Vec<Counts>,
     again: Vec<usize>,
+    /// Runs of each that were cut off.
+    cut: Vec<usize>,
 }
 
 impl Trial {
-    /// Makes the inputs and asks the reference. `None`: work came, or there was no memory; another time.
+    /// Makes the inputs and asks the reference. `None`: work came.
     ///
     /// # Errors
     /// Why there is nothing to try.
@@ -93,7 +96,7 @@ impl Trial {
         for _ in 0..2 {
             let began = clock::now();
             match run(default, pulse) {
-                Err(KernelError::Cancelled | KernelError::OutOfMemory { .. }) => return Ok(None),
+                Err(KernelError::Cancelled) => return Ok(None),
                 Err(_) => return Err("the default fails"),
                 Ok(_) => default_took = default_took.min(clock::now().since(began)),
             }
@@ -103,14 +106,14 @@ impl Trial {
         }
         let leash = Leash::new(pulse, REFERENCE_MAX);
         let reference = match run(Variant::new(Level::Scalar, 0), &leash) {
-            Err(KernelError::Cancelled) if leash.has_run_out() => return Err("the reference takes too long"),
-            Err(KernelError::Cancelled | KernelError::OutOfMemory { .. }) => return Ok(None),
+            Err(KernelError::Cancelled) if leash.has_cut() => return Err("the reference takes too long"),
+            Err(KernelError::Cancelled) => return Ok(None),
             Err(_) => return Err("the reference fails"),
             Ok(reference) => reference,
         };
         let mut file = Vec::new();
         if file.try_reserve(reference.array.as_ref().map_or(0, |array| array.bytes().len())).is_err() {
-            return Ok(None);
+            return Err("there is no memory for it");
         }
         let count = candidates.len();
         Ok(Some(Trial {
@@ -126,7 +129,13 @@ impl Trial {
             is_checked: vec![false; count],
             counted: vec![Counts::NONE; count],
             again: vec![0; count],
+            cut: vec![0; count],
         }))
+    }
+
+    /// Grows with what a pause leaves standing.
+    pub fn progress(&self) -> usize {
+        self.search.progress()
     }
 
     /// Time has passed in which nothing ran here.
@@ -142,19 +151,20 @@ impl Trial {
         let most = if at == 0 { REFERENCE_MAX } else { Duration::from_nanos(self.hopeless_ns() as u64) };
         let leash = Leash::new(pulse, most);
         let run = match self.run(at, counters, &leash) {
-            Err(KernelError::Cancelled) if at == 0 || !leash.has_run_out() => {
+            Err(KernelError::Cancelled) if at == 0 || !leash.has_cut() => {
                 self.pause();
                 return Step::Interrupted;
             }
-            // In good time it may be another error the next time.
-            Err(KernelError::OutOfMemory { .. }) => return Step::Interrupted,
             run => run.ok(),
         };
         let kernel = self.cell.kernel;
-        let is_hopeless =
-            run.as_ref().is_none_or(|run| run.took_ns > self.hopeless_ns()) && leash.has_run_out();
-        if is_hopeless && at != 0 {
-            self.search.reject();
+        let is_cut = at != 0 && run.as_ref().map_or(leash.has_cut(), |run| run.took_ns > self.hopeless_ns());
+        if is_cut {
+            // Once it may be the host that stood still.
+            self.cut[at] += 1;
+            if self.cut[at] > 1 {
+                self.search.reject();
+            }
             return Step::Going;
         }
         let Some(run) = run.filter(|run| self.is_checked[at] || agrees(&self.reference, &run.outcome)) else {
@@ -236,22 +246,28 @@ impl Trial {
 struct Leash<'a> {
     pulse: &'a dyn Pulse,
     ends: Nanos,
+    has_cut: Flag<bool>,
 }
 
 impl<'a> Leash<'a> {
     fn new(pulse: &'a dyn Pulse, length: Duration) -> Self {
-        Self { pulse, ends: clock::now().plus(length) }
+        Self { pulse, ends: clock::now().plus(length), has_cut: Flag::new(false) }
     }
 
-    fn has_run_out(&self) -> bool {
-        clock::now() > self.ends
+    /// Whether it was this that ended the run.
+    fn has_cut(&self) -> bool {
+        self.has_cut.get()
     }
 }
 
 impl Pulse for Leash<'_> {
     fn beat(&self) -> Result<(), Cancelled> {
         self.pulse.beat()?;
-        if self.has_run_out() { Err(Cancelled) } else { Ok(()) }
+        if clock::now() <= self.ends {
+            return Ok(());
+        }
+        self.has_cut.set(true);
+        Err(Cancelled)
     }
 }
 
@@ -438,8 +454,9 @@ mod tests {
         assert_eq!(trial.search.next(), next, "it is run again later");
         assert!(finish(trial).found().is_some());
         let leash = Leash::new(&(), Duration::ZERO);
-        assert!(leash.beat().is_err() && leash.has_run_out());
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(leash.beat().is_err() && leash.has_cut());
         let leash = Leash::new(&Busy, Duration::from_secs(600));
-        assert!(leash.beat().is_err() && !leash.has_run_out());
+        assert!(leash.beat().is_err() && !leash.has_cut());
     }
 }
