@@ -6,17 +6,17 @@
 //! Where the output takes the place of an input, that is kept: should nobody hear of the end, the supervisor puts it back.
 
 use super::{Agent, Context};
-use crate::arrays::{self, NpyDraft, NpyError, NpyFile, NpyWriteError};
+use crate::arrays::{self, Array, NpyDraft, NpyError, NpyFile, NpyWriteError};
 use crate::base::ailment;
 use crate::base::clock::Nanos;
 use crate::base::ids::{Attempt, TaskId};
 use crate::jobs::{Body, level_wished};
 use crate::kernels::{
-    self, Call, Cancelled, EXTRA_SUFFIXES, Input, KernelError, KernelId, Level, Outcome, Pulse, Variant,
-    check_params, extra_path,
+    self, Call, Cancelled, EXTRA_SUFFIXES, Input, KernelError, KernelId, Level, Outcome, Params, Pulse,
+    Variant, check_params, extra_path,
 };
 use crate::messaging::ToAgent;
-use crate::messaging::envelope::{Done, RESULT_BYTES, Run, TEXT_BYTES, Verdict};
+use crate::messaging::envelope::{Done, RESULT_BYTES, Run, Share, TEXT_BYTES, Verdict};
 use crate::os::clock;
 use crate::os::counting::{Counters, Counts};
 use crate::os::map::Buffer;
@@ -207,6 +207,47 @@ fn is_in_place(body: &Body) -> bool {
     })
 }
 
+fn are_in_place(files: &[(PathBuf, NpyDraft)], body: &Body) -> bool {
+    files.iter().any(|(path, file)| file.replaces() && replaces_input(path, &body.inputs))
+}
+
+/// Leaves of the inputs what part `at` of `of` needs. Returns its first row of the output, and how many rows there are in all.
+fn take_part(
+    kernel: KernelId,
+    params: &Params,
+    inputs: &mut Vec<Input>,
+    at: u32,
+    of: u32,
+) -> Result<(usize, usize), Failure> {
+    let shapes: Vec<&[usize]> = inputs.iter().map(Input::shape).collect();
+    let split = kernels::split(kernel, params, &shapes);
+    let part = split.and_then(|split| split.rows_of(at, of).map(|rows| (rows, split)));
+    let (rows, split) = part.ok_or_else(|| {
+        Failure(Verdict::Wrong, format!("{kernel} of these arrays does not fall into {of} parts"))
+    })?;
+    let take =
+        |(input, by_rows): (Input, &bool)| if *by_rows { input.into_rows(rows.clone()) } else { input };
+    *inputs = std::mem::take(inputs).into_iter().zip(&split.by_rows).map(take).collect();
+    Ok((rows.start, split.rows))
+}
+
+/// What agents have written in parts.
+fn joined(body: &Body, tag: &str) -> Result<Computed, Failure> {
+    let mut files = Vec::new();
+    if let Some(output) = &body.output {
+        let beside = EXTRA_SUFFIXES.iter().map(|suffix| extra_path(output, suffix));
+        for path in beside.chain([output.clone()]) {
+            let file = NpyDraft::of_rows(&path, tag).map_err(of_output)?;
+            files.extend(file.map(|file| (path, file)));
+        }
+        if files.last().is_none_or(|(path, _)| path != output) {
+            return Err(Failure(Verdict::Failed, "output: what was written in parts is gone".to_owned()));
+        }
+    }
+    let in_place = are_in_place(&files, body);
+    Ok(Computed { files, in_place, ..Computed::without_files(Outcome::default(), Level::Scalar) })
+}
+
 impl ComputeAgent {
     fn execute(&mut self, run: &Run<'_>, context: &Context) -> Result<Computed, Failure> {
         let wrong = |words: String| Failure(Verdict::Wrong, words);
@@ -218,8 +259,12 @@ impl ComputeAgent {
             return Ok(Computed::without_files(Outcome::default(), asked.unwrap_or(best)));
         }
         let body = Body::decode(run.body).map_err(|error| wrong(format!("unreadable task: {error}")))?;
-        if run.beside && is_in_place(&body) {
+        if run.share == Share::Beside && is_in_place(&body) {
             return Err(declined());
+        }
+        let tag = attempt_tag(&context.start.token, run.task, run.attempt);
+        if run.share == Share::Join {
+            return joined(&body, &tag);
         }
         let params = check_params(kernel, &body.params).map_err(KernelError::from)?;
         let pulse = TaskPulse { context, task: run.task, attempt: run.attempt };
@@ -241,6 +286,10 @@ impl ComputeAgent {
                 .filter(|variant| variant.level.is_available())
                 .unwrap_or_else(|| Variant::default_for(kernel, best)),
         };
+        let rows = match run.share {
+            Share::Part { at, of } => Some(take_part(kernel, &params, &mut inputs, at, of)?),
+            _ => None,
+        };
         let call = Call { kernel, params: &params, inputs: &inputs, variant, pulse: &pulse };
         let meter = self.meter.get_or_insert_with(|| Meter::open(context));
         let (outcome, counts) = meter.count(run, context, || kernels::run(&call));
@@ -248,25 +297,28 @@ impl ComputeAgent {
         let mut files = Vec::new();
         if let Some(output) = &body.output {
             pulse.beat().map_err(KernelError::from)?;
-            let tag = attempt_tag(&context.start.token, run.task, run.attempt);
-            let write = |path: &Path, array| NpyDraft::write(path, array, &tag).map_err(of_output);
+            let write = |path: &Path, array: &Array| match rows {
+                None => NpyDraft::write(path, array, &tag).map(Some),
+                Some((from, all)) => NpyDraft::write_rows(path, array, &tag, from, all).map(|()| None),
+            };
             for (suffix, array) in &outcome.extra {
                 let path = extra_path(output, suffix);
-                let file = write(&path, array)?;
+                let file = write(&path, array).map_err(of_output)?;
                 // `.scores.npy` is told as `scores_path`.
                 let name = suffix.trim_start_matches('.').trim_end_matches(".npy");
                 if let Some(serde_json::Value::Object(result)) = &mut outcome.result {
                     result.insert(format!("{name}_path"), path.to_string_lossy().into_owned().into());
                 }
-                files.push((path, file));
+                files.extend(file.map(|file| (path, file)));
             }
             if let Some(array) = &outcome.array {
-                files.push((output.clone(), write(output, array)?));
+                let file = write(output, array).map_err(of_output)?;
+                files.extend(file.map(|file| (output.clone(), file)));
             }
         }
         outcome.array = None;
         outcome.extra.clear();
-        let in_place = files.iter().any(|(path, file)| file.replaces() && replaces_input(path, &body.inputs));
+        let in_place = are_in_place(&files, &body);
         Ok(Computed { outcome, level: variant.level, counts, files, in_place })
     }
 
@@ -338,7 +390,7 @@ fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<P
         let words = format!("the result has {} bytes, at most {RESULT_BYTES} travel", result.len());
         return Err(Failure(Verdict::Wrong, words));
     }
-    if run.beside && in_place {
+    if run.share == Share::Beside && in_place {
         return Err(declined());
     }
     let is_written = !files.is_empty();

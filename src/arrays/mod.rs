@@ -21,6 +21,7 @@ pub use npy::{
 };
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use num_complex::Complex;
@@ -407,12 +408,15 @@ pub struct ArrayRef {
     dtype: DType,
     shape: Vec<usize>,
     store: RefStore,
+    /// Where in the store the data begin, and how many bytes they are.
+    start: usize,
+    length: usize,
 }
 
 enum RefStore {
     Owned(Buffer),
-    File { bytes: FileBytes, start: usize, length: usize },
-    Shared { owner: SharedBytes, start: usize, length: usize },
+    File(FileBytes),
+    Shared(SharedBytes),
 }
 
 /// Memory that several own together, such as a client's arena.
@@ -420,12 +424,11 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 impl fmt::Debug for RefStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, length) = match self {
-            RefStore::Owned(buffer) => ("Owned", buffer.len()),
-            RefStore::File { length, .. } => ("File", *length),
-            RefStore::Shared { length, .. } => ("Shared", *length),
-        };
-        write!(f, "{name}({length} bytes)")
+        f.write_str(match self {
+            RefStore::Owned(_) => "Owned",
+            RefStore::File(_) => "File",
+            RefStore::Shared(_) => "Shared",
+        })
     }
 }
 
@@ -450,14 +453,14 @@ impl ArrayRef {
         // An empty array may start beyond the end of its owner; it looks at no byte then.
         let start = start.min(bytes.len());
         let data = &bytes[start..start + length];
-        let store = if is_aligned(data, dtype) {
-            RefStore::Shared { owner, start, length }
+        let (store, start) = if is_aligned(data, dtype) {
+            (RefStore::Shared(owner), start)
         } else {
             let mut copy = Buffer::scratch(length)?;
             copy.copy_from_slice(data);
-            RefStore::Owned(copy)
+            (RefStore::Owned(copy), 0)
         };
-        Ok(ArrayRef { dtype, shape: shape.to_vec(), store })
+        Ok(ArrayRef { dtype, shape: shape.to_vec(), store, start, length })
     }
 
     /// The element type.
@@ -482,11 +485,12 @@ impl ArrayRef {
 
     /// The data as bytes, native byte order.
     pub fn bytes(&self) -> &[u8] {
-        match &self.store {
+        let all = match &self.store {
             RefStore::Owned(buffer) => buffer,
-            RefStore::File { bytes, start, length } => &bytes[*start..*start + *length],
-            RefStore::Shared { owner, start, length } => &(**owner).as_ref()[*start..*start + *length],
-        }
+            RefStore::File(bytes) => &bytes[..],
+            RefStore::Shared(owner) => (**owner).as_ref(),
+        };
+        &all[self.start..self.start + self.length]
     }
 
     /// The elements, when they are of type `T`.
@@ -494,19 +498,40 @@ impl ArrayRef {
         elements_of(self.dtype, self.bytes())
     }
 
+    /// The rows `rows` of the first axis, as an array of their own over the same bytes.
+    ///
+    /// # Panics
+    /// When it has not so many, or no axis.
+    pub fn into_rows(mut self, rows: Range<usize>) -> ArrayRef {
+        let all = self.shape[0];
+        assert!(rows.start <= rows.end && rows.end <= all, "rows {rows:?} of {all}");
+        let row = self.length.checked_div(all).unwrap_or(0);
+        self.start += rows.start * row;
+        self.length = rows.len() * row;
+        self.shape[0] = rows.len();
+        self
+    }
+
     /// Whether the data are read where they lie, with no copy of ours.
     pub fn is_borrowed(&self) -> bool {
         match &self.store {
             RefStore::Owned(_) => false,
-            RefStore::File { bytes, .. } => bytes.is_mapped(),
-            RefStore::Shared { .. } => true,
+            RefStore::File(bytes) => bytes.is_mapped(),
+            RefStore::Shared(_) => true,
         }
     }
 }
 
 impl From<Array> for ArrayRef {
     fn from(array: Array) -> ArrayRef {
-        ArrayRef { dtype: array.dtype, shape: array.shape, store: RefStore::Owned(array.data) }
+        let length = array.data.len();
+        ArrayRef {
+            dtype: array.dtype,
+            shape: array.shape,
+            store: RefStore::Owned(array.data),
+            start: 0,
+            length,
+        }
     }
 }
 

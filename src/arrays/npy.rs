@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::{
@@ -443,14 +443,14 @@ impl NpyFile {
         let as_is = byte_order == ByteOrder::Native
             && (!fortran_order || self.header.shape.len() < 2)
             && is_aligned(data, dtype);
-        let store = if as_is {
-            RefStore::File { bytes: self.bytes, start: data_start, length: data_bytes }
+        let (store, start) = if as_is {
+            (RefStore::File(self.bytes), data_start)
         } else {
             let copy = convert(data, dtype, &self.header.shape, byte_order, fortran_order)
                 .map_err(|source| NpyError::OutOfMemory { path: self.path, source })?;
-            RefStore::Owned(copy)
+            (RefStore::Owned(copy), 0)
         };
-        Ok(ArrayRef { dtype, shape: self.header.shape, store })
+        Ok(ArrayRef { dtype, shape: self.header.shape, store, start, length: data_bytes })
     }
 }
 
@@ -599,6 +599,76 @@ impl NpyDraft {
     /// # Errors
     /// Any [`NpyWriteError`] but `Rename`.
     pub fn write(path: &Path, array: &Array, tag: &str) -> Result<Self, NpyWriteError> {
+        let draft = Self::at(path, tag)?;
+        let mut file =
+            create(&draft.temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
+        let header = encode_header(array.dtype(), array.shape());
+        match write_both(&mut file, &header, array.bytes()) {
+            Ok(()) => Ok(draft),
+            Err(source) => {
+                let bytes = header.len() + array.bytes().len();
+                Err(NpyWriteError::Write { path: path.into(), bytes, source })
+            }
+        }
+    }
+
+    /// Writes some rows of an array that has `rows` of them, from row `from` on. Several processes may do that to one draft, in
+    /// any order; it is whole once every row was written. It stays when the process ends, or fails to write: who put them
+    /// to work removes it.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Panics
+    /// When the array has no axis.
+    pub fn write_rows(
+        path: &Path,
+        part: &Array,
+        tag: &str,
+        from: usize,
+        rows: usize,
+    ) -> Result<(), NpyWriteError> {
+        let temporary = std::mem::take(&mut Self::at(path, tag)?.temporary);
+        let file =
+            share(&temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
+        let mut shape = part.shape().to_vec();
+        let own = std::mem::replace(&mut shape[0], rows);
+        let header = encode_header(part.dtype(), &shape);
+        let row = part.bytes().len().checked_div(own).unwrap_or(0);
+        let before = if from == 0 { header.len() } else { 0 };
+        let written = file
+            .write_all_at(&header[..before], 0)
+            .and_then(|()| file.write_all_at(part.bytes(), (header.len() + from * row) as u64));
+        written.map_err(|source| {
+            let bytes = before + part.bytes().len();
+            NpyWriteError::Write { path: path.into(), bytes, source }
+        })
+    }
+
+    /// The draft that others have [written rows](Self::write_rows) to; `None`: nobody has.
+    ///
+    /// # Errors
+    /// `Path`, or `Write` where it is no whole array; it is removed then.
+    pub fn of_rows(path: &Path, tag: &str) -> Result<Option<Self>, NpyWriteError> {
+        let temporary = temporary_name(path, tag);
+        if fs::symlink_metadata(&temporary).is_err() {
+            return Ok(None);
+        }
+        // From here on it goes when something is wrong.
+        let mut draft = Self { path: path.into(), temporary, replaces: false };
+        let found = NpyFile::open(&draft.temporary).map_err(|error| NpyWriteError::Write {
+            path: path.into(),
+            bytes: 0,
+            source: io::Error::other(error),
+        })?;
+        drop(found);
+        let mut checked = Self::at(path, tag)?;
+        (checked.temporary, draft.replaces) = (PathBuf::new(), checked.replaces);
+        Ok(Some(draft))
+    }
+
+    /// One that may stand at the path, and is not there yet.
+    fn at(path: &Path, tag: &str) -> Result<Self, NpyWriteError> {
         if path.file_name().is_none() {
             return Err(NpyWriteError::Path { path: path.into(), problem: "it names no file" });
         }
@@ -608,18 +678,7 @@ impl NpyDraft {
             let problem = "something that is not a regular file stands there";
             return Err(NpyWriteError::Path { path: path.into(), problem });
         }
-        let temporary = temporary_name(path, tag);
-        let mut file =
-            create(&temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
-        let draft = Self { path: path.into(), temporary, replaces: before.is_ok() };
-        let header = encode_header(array.dtype(), array.shape());
-        match write_both(&mut file, &header, array.bytes()) {
-            Ok(()) => Ok(draft),
-            Err(source) => {
-                let bytes = header.len() + array.bytes().len();
-                Err(NpyWriteError::Write { path: path.into(), bytes, source })
-            }
-        }
+        Ok(Self { path: path.into(), temporary: temporary_name(path, tag), replaces: before.is_ok() })
     }
 
     /// The second half: from now on everybody sees it.
@@ -716,6 +775,20 @@ fn create(path: &Path) -> io::Result<File> {
         }
         other => other,
     }
+}
+
+/// A file that several processes write to: made by the first of them, and nobody else's.
+fn share(path: &Path) -> io::Result<File> {
+    match File::options().write(true).create_new(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other,
+    }
+    let file = File::options().write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.nlink() != 1 || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("what stands under its temporary name is not one of ours"));
+    }
+    Ok(file)
 }
 
 /// Header and data in one call, as far as the system takes them in one.

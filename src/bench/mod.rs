@@ -128,7 +128,7 @@ pub(crate) fn main(
     bench(Bench::Recovery, "recovery: agents are killed and replaced", &|| recovery::measure(quick, config))?;
     bench(Bench::Journal, "journal: what keeping tasks costs", &|| journal::measure(quick, config))?;
     bench(Bench::Idle, "idle: a swarm that is left alone for a while", &|| idle::measure(quick, config))?;
-    bench(Bench::Kernels, "", &|| kernels::measure(quick, &steps))?;
+    bench(Bench::Kernels, "", &|| kernels::measure(quick, &steps, config))?;
     let words = "balancer: every policy through the simulator";
     bench(Bench::Balancer, words, &|| Ok(balancer::measure(quick, traces)))?;
     steps.end();

@@ -484,6 +484,8 @@ fn large_takeovers_in(folder: &Path, rounds: usize, config: &SwarmConfig) -> any
     write_strips(folder)?;
     let killer = Killer::start();
     let mut supervisor = swarm(config)?;
+    // One agent shall be large, and not two half as large.
+    supervisor.divide_above(Duration::ZERO);
     let agents = supervisor.plan().compute_count();
     wait_ready(&mut supervisor, agents)?;
     let mut times = Times::default();

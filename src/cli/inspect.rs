@@ -269,6 +269,9 @@ fn task_text(task: &TaskView, output: &OutputOptions) -> String {
     if let Some(agent) = &task.hedged_on {
         add("hedged on", agent);
     }
+    if task.parts > 0 {
+        add("parts", &task.parts.to_string());
+    }
     let ended = if is_final(&task.state) { "— (none ran)" } else { "— (not ended)" };
     add("backend", task.backend.as_deref().unwrap_or(ended));
     let time = |us: f64, why: &str| if us > 0.0 { micros(us) } else { format!("{ABSENT} ({why})") };
@@ -312,6 +315,14 @@ pub fn task_explain(client: &mut Client, id: &str, output: &OutputOptions) -> Re
 
 /// Why an attempt went where it went, and how that turned out.
 fn why_there(decision: &DecisionView) -> String {
+    if decision.by == "dividing" {
+        let time = |us: Option<f64>| us.map_or_else(|| "nobody knows how long".to_owned(), micros);
+        let (whole, divided) = (time(decision.expected_us), decision.took_us.map(micros));
+        let took = divided.map_or_else(String::new, |took| format!("; in parts it took {took}"));
+        return format!(
+            "It was divided among agents that had nothing to do. As a whole it was expected to take {whole}{took}."
+        );
+    }
     let how = match &*decision.by {
         "rule" => "by its rule",
         "score" => "for the least score",
@@ -434,6 +445,9 @@ fn explain(task: &TaskView, raw: &Value, agents: &[AgentView]) -> Vec<String> {
                 format!("It took far longer than its like, so {agent} tried it, too, and was not first.")
             }
         });
+    }
+    if task.parts > 0 {
+        reasons.push(format!("Its last attempt was divided into {} parts.", task.parts));
     }
     if task.attempts > 1 + u32::from(task.hedged_on.is_some()) && task.state != "failed" {
         reasons.push(format!(
@@ -1044,6 +1058,7 @@ mod tests {
             state: state.into(),
             priority: "normal".into(),
             hedged_on: None,
+            parts: 0,
             attempts: u32::from(!["waiting", "queued"].contains(&state)),
             retries_left: 0,
             waiting_for: Vec::new(),

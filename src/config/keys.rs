@@ -393,6 +393,13 @@ pub const KEYS: &[Key] = &[
         "No task gets a second attempt before the first has been out for so long.",
     ),
     key(
+        "tasks.divide_above_s",
+        from(0.0, 86400.0, "seconds"),
+        "0.005",
+        "A task that is expected to take longer is divided among agents that have nothing to do, if its kernel falls into \
+         parts and that was faster so far. 0: never.",
+    ),
+    key(
         "durability.level",
         Kind::Word(&["process", "power", "none"]),
         r#""process""#,

@@ -246,6 +246,8 @@ pub struct TasksConfig {
     pub hedge_share: f64,
     /// How long the first attempt is left alone.
     pub hedge_after: Duration,
+    /// Tasks that are expected to take longer are divided among idle agents; zero: none.
+    pub divide_above: Duration,
 }
 
 /// Placement.
@@ -351,6 +353,7 @@ impl SwarmConfig {
                 poison_deaths: v.small("tasks.poison_deaths"),
                 hedge_share: v.number("tasks.hedge_percent") / 100.0,
                 hedge_after: v.seconds("tasks.hedge_after_s"),
+                divide_above: v.seconds("tasks.divide_above_s"),
             },
             durability: DurabilityConfig {
                 level: match v.text("durability.level") {

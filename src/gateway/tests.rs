@@ -91,6 +91,7 @@ fn task_view(id: &str, state: &str) -> TaskView {
         priority: "normal".into(),
         attempts: 1,
         hedged_on: None,
+        parts: 0,
         retries_left: 0,
         waiting_for: Vec::new(),
         agent: Some("compute-0".into()),

@@ -361,6 +361,14 @@ pub fn level_wished(word: u8) -> Option<Level> {
     word.checked_sub(1).and_then(Level::from_code)
 }
 
+/// Whether such a task may be done in parts.
+pub fn falls_into_parts(spec: &TaskSpec) -> bool {
+    let kernel = KernelId::from_code(spec.kernel);
+    let body = Body::decode(&spec.body).ok();
+    let params = kernel.zip(body.as_ref()).map(|(kernel, body)| (kernel, check_params(kernel, &body.params)));
+    params.is_some_and(|(kernel, params)| params.is_ok_and(|params| kernels::may_split(kernel, &params)))
+}
+
 /// Whether a task that comes from another process is one that a job could have asked for. Its body is for its agent to read.
 pub fn check_spec(spec: &TaskSpec) -> Result<(), String> {
     if usize::from(spec.class) >= CLASSES {

@@ -47,6 +47,7 @@ pub mod simd;
 mod softmax;
 mod sort;
 mod sparse;
+mod split;
 mod stencil;
 
 pub use clusters::LABELS_SUFFIX;
@@ -58,6 +59,7 @@ pub use spec::{
     InputSpec, KernelId, KernelSpec, OutputKind, ParamError, ParamKind, ParamSpec, ParamValue, Params,
     check_inputs_count, check_params, describe, output_needed, spec,
 };
+pub use split::{Split, may_split, split};
 pub use variant::{Variant, has_levels, stores_in_two_ways, variants};
 pub use workload::{SIZE_CLASSES, size_class, synthetic_array, synthetic_inputs, work_elements};
 

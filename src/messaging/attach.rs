@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// Version of these messages and of the layouts behind the descriptors. Both sides must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Words that wait for a member that does not read its socket. One that is in a long computation is honest: room for
 /// every line that it can have, opened and closed, and for a dozen topics on each.
 pub const UNSAID_MAX: usize = 4096;

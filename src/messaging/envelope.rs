@@ -77,6 +77,65 @@ pub enum Verdict {
     Failed = 3,
     /// Given up because the supervisor said so.
     Cancelled = 4,
+    /// It was asked for a part, and this task does not fall into parts.
+    Undivided = 5,
+}
+
+/// What an answer to a share of a task begins with, so that one that comes twice is not taken for that to the next share.
+/// Whole tasks are told apart by their attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShareMark {
+    /// Part `at`, and a digest of what it read and what shape its rows have: alike for all parts.
+    Part {
+        /// Which one.
+        at: u32,
+        /// See there.
+        digest: u64,
+    },
+    /// The join.
+    Join,
+}
+
+impl ShareMark {
+    /// As bytes before the result.
+    pub fn encode(self) -> Vec<u8> {
+        match self {
+            ShareMark::Part { at, digest } => format!("P{at:08x}{digest:016x}").into_bytes(),
+            ShareMark::Join => b"J".to_vec(),
+        }
+    }
+
+    /// The mark of an answer, and its result.
+    pub fn decode(body: &[u8]) -> Option<(Self, &[u8])> {
+        let hex = |digits: &[u8]| u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+        match body.split_first()? {
+            (b'J', result) => Some((ShareMark::Join, result)),
+            (b'P', rest) => {
+                let (at, rest) = rest.split_at_checked(8)?;
+                let (digest, result) = rest.split_at_checked(16)?;
+                Some((ShareMark::Part { at: hex(at)? as u32, digest: hex(digest)? }, result))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How much of a task is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// All of it.
+    Whole,
+    /// All of it, while an earlier attempt still runs on another agent.
+    Beside,
+    /// Part `at`, counted from 0, of `of`: its rows of the output, which other agents write to as well.
+    Part {
+        /// Which one.
+        at: u32,
+        /// Of how many.
+        of: u32,
+    },
+    /// Every part is written: the output shall appear.
+    Join,
 }
 
 /// A task on its way to an agent.
@@ -92,8 +151,8 @@ pub struct Run<'a> {
     pub class: u8,
     /// The instruction-set level asked for, see `jobs::level_word`; 0: the agent chooses.
     pub level: u8,
-    /// An earlier attempt of it still runs on another agent.
-    pub beside: bool,
+    /// How much of it.
+    pub share: Share,
     /// Inputs, output and parameters as JSON; empty when there are none.
     pub body: &'a [u8],
 }
@@ -232,6 +291,8 @@ mod kind {
     pub const NEWS: u8 = 7;
     pub const ADOPT: u8 = 8;
     pub const RUN_BESIDE: u8 = 9;
+    pub const RUN_PART: u8 = 10;
+    pub const RUN_JOIN: u8 = 11;
     pub const ACCEPTED: u8 = 32;
     pub const REFUSED: u8 = 33;
     pub const ENDED: u8 = 34;
@@ -302,6 +363,7 @@ impl<'a> Fields<'a> {
             2 => Verdict::Wrong,
             3 => Verdict::Failed,
             4 => Verdict::Cancelled,
+            5 => Verdict::Undivided,
             code => return Err(BadMessage::Code { kind: self.kind, code }),
         })
     }
@@ -335,8 +397,18 @@ impl Encode for ToAgent<'_> {
                 buffer.extend_from_slice(&run.task.0.to_le_bytes());
                 buffer.extend_from_slice(&run.attempt.0.to_le_bytes());
                 buffer.extend_from_slice(&[run.kernel, run.class, run.level]);
+                let kind = match run.share {
+                    Share::Whole => kind::RUN,
+                    Share::Beside => kind::RUN_BESIDE,
+                    Share::Join => kind::RUN_JOIN,
+                    Share::Part { at, of } => {
+                        buffer.extend_from_slice(&at.to_le_bytes());
+                        buffer.extend_from_slice(&of.to_le_bytes());
+                        kind::RUN_PART
+                    }
+                };
                 buffer.extend_from_slice(run.body);
-                if run.beside { kind::RUN_BESIDE } else { kind::RUN }
+                kind
             }
             ToAgent::Cancel(task, attempt) => {
                 buffer.extend_from_slice(&task.0.to_le_bytes());
@@ -377,13 +449,18 @@ impl<'a> ToAgent<'a> {
     pub fn decode(message_kind: u8, payload: &'a [u8]) -> Result<Self, BadMessage> {
         let mut fields = Fields::new(message_kind, payload);
         Ok(match message_kind {
-            kind::RUN | kind::RUN_BESIDE => ToAgent::Run(Run {
+            kind::RUN | kind::RUN_BESIDE | kind::RUN_PART | kind::RUN_JOIN => ToAgent::Run(Run {
                 task: TaskId(fields.u64()?),
                 attempt: Attempt(fields.u32()?),
                 kernel: fields.u8()?,
                 class: fields.u8()?,
                 level: fields.u8()?,
-                beside: message_kind == kind::RUN_BESIDE,
+                share: match message_kind {
+                    kind::RUN_BESIDE => Share::Beside,
+                    kind::RUN_JOIN => Share::Join,
+                    kind::RUN_PART => Share::Part { at: fields.u32()?, of: fields.u32()? },
+                    _ => Share::Whole,
+                },
                 body: fields.rest,
             }),
             kind::CANCEL => ToAgent::Cancel(TaskId(fields.u64()?), Attempt(fields.u32()?)),
@@ -748,7 +825,7 @@ mod tests {
             kernel: 12,
             class: 3,
             level: 0,
-            beside: false,
+            share: Share::Whole,
             body: b"{}",
         }
     }
@@ -781,6 +858,9 @@ mod tests {
         let mut buffer = Vec::new();
         let to_agent = [
             ToAgent::Run(run()),
+            ToAgent::Run(Run { share: Share::Beside, ..run() }),
+            ToAgent::Run(Run { share: Share::Part { at: 3, of: u32::MAX }, ..run() }),
+            ToAgent::Run(Run { share: Share::Join, ..run() }),
             ToAgent::Cancel(TaskId(9), Attempt(1)),
             ToAgent::Stop,
             ToAgent::Optimize,
@@ -814,6 +894,18 @@ mod tests {
         for message in from_agent {
             let kind = message.encode(&mut buffer);
             assert_eq!(FromAgent::decode(kind, &buffer), Ok(message));
+        }
+    }
+
+    #[test]
+    fn an_answer_says_to_which_share_it_belongs() {
+        let part = ShareMark::Part { at: u32::MAX, digest: 0x0123_4567_89ab_cdef };
+        for (mark, result) in [(part, &b"{}"[..]), (part, b""), (ShareMark::Join, b""), (ShareMark::Join, b"{}")] {
+            let body = [&mark.encode()[..], result].concat();
+            assert_eq!(ShareMark::decode(&body), Some((mark, result)));
+        }
+        for nonsense in [&b""[..], b"{}", b"P", b"P00000001", b"P0000000x0123456789abcdef", b"P+00000010123456789abcde"] {
+            assert_eq!(ShareMark::decode(nonsense), None);
         }
     }
 

@@ -573,7 +573,7 @@ impl LinkPulse {
 mod tests {
     use super::*;
     use crate::base::clock::Nanos;
-    use crate::messaging::envelope::{Done, Run, Verdict};
+    use crate::messaging::envelope::{Done, Run, Share, Verdict};
     use crate::messaging::{FromAgent, ToAgent};
 
     /// Both ends in one process, as if the descriptors had been handed over.
@@ -639,7 +639,7 @@ mod tests {
         let mut message = Message::default();
         let run = |body| {
             let (task, attempt) = (TaskId(1), Attempt(1));
-            ToAgent::Run(Run { task, attempt, kernel: 1, class: 1, level: 0, beside: false, body })
+            ToAgent::Run(Run { task, attempt, kernel: 1, class: 1, level: 0, share: Share::Whole, body })
         };
         let bodies: Vec<Vec<u8>> = [4096, 5000, 100_000].map(|n| (0..n).map(|i| i as u8).collect()).to_vec();
         // Many times the arena: it only works if blocks come back.

@@ -210,6 +210,9 @@ pub struct TaskView {
     /// The agent that was given a second attempt, while the first was far too long under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedged_on: Option<String>,
+    /// Into how many parts its last attempt was divided, which several agents computed; absent: it was not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub parts: u32,
     /// Instruction-set level that ran.
     pub backend: Option<String>,
     /// Result, if the kernel gave one.
@@ -229,6 +232,10 @@ pub struct TaskView {
     /// Why its last attempt went where it went; only where one task is asked for, and while that is remembered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<DecisionView>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Why an attempt of a task went where it went.

@@ -149,9 +149,22 @@ impl Supervisor {
         }
     }
 
+    /// What attempts in parts wrote that came to nothing goes.
+    pub(super) fn forget_abandoned(&mut self) {
+        for (id, attempt) in self.ledger.take_abandoned() {
+            if let Some(output) = self.ledger.get(id).and_then(|task| task.spec.output.clone()) {
+                self.sweeper.forget(&output, attempt_tag(&self.nursery.token, id, attempt));
+            }
+        }
+    }
+
     /// Makes good what attempts did whose agent died without an answer.
     pub(super) fn take_back(&mut self, attempts: &[(TaskId, Attempt)]) {
         for &(id, attempt) in attempts {
+            // Other agents still write to what it wrote to.
+            if self.ledger.get(id).is_some_and(|task| task.is_divided() && task.leased == attempt) {
+                continue;
+            }
             let output = self.ledger.get(id).and_then(|task| task.spec.output.clone());
             let tag = attempt_tag(&self.nursery.token, id, attempt);
             match output.map(|output| put_back(&output, &tag).map(|()| output)) {

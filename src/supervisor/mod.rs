@@ -55,6 +55,7 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation, TaskId};
 use crate::base::prng::SplitMix64;
 use crate::config::SwarmConfig;
+use crate::kernels::{self, KernelId};
 use crate::messaging::envelope::Severity;
 use crate::messaging::failure::{self, Act, Failure, Figure};
 use crate::messaging::{Lane, ToAgent};
@@ -70,7 +71,9 @@ use crate::shm::{Access, SharedObject, pages};
 use crate::tasks::dispatch::Seat;
 use crate::tasks::ledger::{CancelOutcome, LedgerLimits, SubmitError};
 use crate::tasks::results::Signal;
-use crate::tasks::{CostModel, Dispatcher, HedgeRules, Lease, Ledger, TaskSpec, TaskState, Windows};
+use crate::tasks::{
+    CostModel, Dispatcher, HedgeRules, Lease, Ledger, TaskSpec, TaskState, WideRules, Windows,
+};
 use action::{Answer, Recovery, Requests, Submitted};
 use degradation::{Ladder, Level};
 use events::EventLog;
@@ -476,6 +479,7 @@ impl Supervisor {
             .expect("the configuration knows the policies");
         let windows = Windows { window: config.tasks.window, batch: config.tasks.batch };
         let hedge = HedgeRules { share: config.tasks.hedge_share, after: config.tasks.hedge_after };
+        let wide = WideRules { above: config.tasks.divide_above, falls_into_parts };
         let computes_beside =
             plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == plan.supervisor);
         crate::os::affinity::pin_current_thread(plan.supervisor);
@@ -498,7 +502,7 @@ impl Supervisor {
             requests,
             roster: (0..slots).map(|_| None).collect(),
             ledger,
-            dispatcher: Dispatcher::new(slots, placer, windows, hedge),
+            dispatcher: Dispatcher::new(slots, placer, windows, hedge, wide),
             events: EventLog::after(&kept.events),
             recoveries: Vec::new(),
             incidents: IncidentLog::default(),
@@ -633,6 +637,11 @@ impl Supervisor {
         answers.into_iter().map(|answer| self.submitted(&answer)).collect()
     }
 
+    /// From now on tasks that are expected to take longer are divided among idle agents; zero: none.
+    pub fn divide_above(&mut self, above: Duration) {
+        self.dispatcher.divide_above(above);
+    }
+
     /// Accepts one task without dependencies; the cheap path.
     pub fn submit_one(&mut self, spec: TaskSpec) -> Result<TaskId, SubmitError> {
         self.now = clock::now();
@@ -692,13 +701,15 @@ impl Supervisor {
             self.next_tidy = self.now.plus(TIDY_EVERY);
             self.tidy();
         }
-        if self.ledger.queued() > 0 && self.limit > 0 {
+        let has_work = self.ledger.queued() > 0 || !self.ledger.divided().is_empty();
+        if has_work && self.limit > 0 {
             work +=
                 self.dispatcher.dispatch(&mut self.ledger, &LearnedCosts(&self.board), self.limit, self.now);
         }
         for (task, lease, attempt) in self.ledger.take_unwanted() {
             self.ask_to_give_up(task, lease, attempt);
         }
+        self.forget_abandoned();
         self.wakes += self.dispatcher.ring_bells() as u64;
         self.ledger.take_ended(&mut self.ended);
         if self.has_settled() || self.keeps_back() {
@@ -916,7 +927,8 @@ impl Supervisor {
             seat.link.cancel_running(task, attempt);
             seat.touched = true;
         }
-        let is_asked = |asked: &GivingUp| (asked.task, asked.attempt) == (task, attempt);
+        // Parts of one attempt are with several agents.
+        let is_asked = |asked: &GivingUp| (asked.task, asked.attempt, asked.lease) == (task, attempt, lease);
         if !self.giving_up.iter().any(is_asked) {
             let is_overtaken = self.ledger.get(task).is_none_or(|task| task.state.is_final());
             let by = (!is_overtaken).then(|| self.now.plus(GIVE_UP_LIMIT));
@@ -934,7 +946,8 @@ impl Supervisor {
         self.board.publish_backlog(self.ledger.queued(), self.dispatcher.in_flight());
         self.limit = self.most_at_work();
         self.dispatcher.pass_on_experience();
-        if self.ledger.queued() > 0 && self.is_hopeless() {
+        let waits = self.ledger.queued() > 0 || !self.ledger.divided().is_empty();
+        if waits && self.is_hopeless() {
             self.ledger.cancel_waiting(HOPELESS, self.now);
         }
         self.enforce_giving_up();

@@ -60,7 +60,7 @@ impl Supervisor {
     }
 
     pub(super) fn task_view(&self, task: &Task) -> TaskView {
-        let runs = task.lease.is_some_and(|lease| {
+        let runs = task.holders().any(|lease| {
             self.dispatcher.get(lease.slot).is_some_and(|seat| seat.link.running() == Some(task.id))
         });
         let told = self.told_state(task);
@@ -80,6 +80,7 @@ impl Supervisor {
             waiting_for: self.waiting_for(task),
             agent: task.agent.and_then(|slot| self.id_of(slot)),
             hedged_on: task.hedged_on.and_then(|slot| self.id_of(slot)),
+            parts: task.parts,
             backend: task.ran_level.map(backend_word),
             result: result.and_then(|text| serde_json::from_str(text).ok()),
             error: error.map(str::to_owned),
@@ -192,6 +193,8 @@ impl Supervisor {
     pub(super) fn task_counts(&self) -> TaskCounts {
         let counts = self.ledger.counts();
         let is_lost = |task: &&Task| match task.state {
+            // Parts that nobody holds wait to be sent.
+            TaskState::Dispatched if task.is_divided() => false,
             TaskState::Dispatched => task.lease.is_none_or(|lease| {
                 self.dispatcher.get(lease.slot).is_none_or(|seat| {
                     seat.incarnation != lease.incarnation

@@ -35,7 +35,7 @@ impl Supervisor {
         self.leaves_tasks = self.shall_leave();
         if self.leaves_tasks {
             self.limit = self.most_at_work();
-            self.ledger.leave_to_a_later_life();
+            self.ledger.leave_to_a_later_life(self.now);
         } else {
             self.ledger.end_with_this_life();
             self.ledger.cancel_waiting(STOPPED, self.now);
@@ -178,7 +178,8 @@ impl Supervisor {
     fn give_up_rest(&mut self) {
         let running: Vec<TaskId> =
             self.dispatcher.iter().flat_map(|seat| seat.held.iter().map(|held| held.task)).collect();
-        for task in running {
+        let in_parts = self.ledger.divided().to_vec();
+        for task in running.into_iter().chain(in_parts) {
             if let Some(CancelOutcome::AskAgent(lease, attempt)) = self.ledger.cancel(task, self.now) {
                 self.ask_to_give_up(task, lease, attempt);
             }

@@ -7,10 +7,11 @@ use super::hedge::{Budget, HedgeRules, Usual};
 use super::ledger::Ledger;
 use super::placer::{Ask, Candidate, Placer, remaining_ns};
 use super::results::{Signal, Totals};
+use super::wide::{Divider, WideRules, class_of_part};
 use super::{Decisions, Lease, Room, Task, TaskId, Windows};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
-use crate::messaging::envelope::{Experience, Run};
+use crate::messaging::envelope::{Experience, Run, Share};
 use crate::messaging::link::SupervisorLink;
 use crate::messaging::wire::SendError;
 use crate::messaging::{Lane, ToAgent};
@@ -178,7 +179,9 @@ pub struct Dispatcher {
     pub(super) usual: Vec<Usual>,
     /// Second attempts that may still be sent.
     pub(super) budget: Budget,
-    candidates: Vec<Candidate>,
+    /// What is divided among agents.
+    pub(super) divider: Divider,
+    pub(super) candidates: Vec<Candidate>,
     /// What waits, as far as the policy looks ahead: priority with age, when it is due, which.
     upcoming: Vec<(u64, Nanos, TaskId)>,
     /// When to offer again what the policy let wait although somebody had room.
@@ -196,7 +199,13 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// A dispatcher without seats.
-    pub fn new(slots: usize, placer: Box<dyn Placer>, windows: Windows, hedge: HedgeRules) -> Self {
+    pub fn new(
+        slots: usize,
+        placer: Box<dyn Placer>,
+        windows: Windows,
+        hedge: HedgeRules,
+        wide: WideRules,
+    ) -> Self {
         Self {
             seats: (0..slots).map(|_| None).collect(),
             burial: None,
@@ -207,6 +216,7 @@ impl Dispatcher {
             means: vec![0.0; KERNELS * CLASSES],
             usual: vec![Usual::default(); KERNELS * CLASSES],
             budget: Budget::new(hedge),
+            divider: Divider::new(wide),
             candidates: Vec::with_capacity(slots),
             upcoming: Vec::new(),
             again: None,
@@ -287,7 +297,7 @@ impl Dispatcher {
         limit: usize,
         now: Nanos,
     ) -> usize {
-        let mut sent = 0;
+        let mut sent = self.send_shares(ledger, costs, limit, now);
         while self.dispatch_upcoming(ledger, costs, limit, now, &mut sent) {}
         for seat in self.seats.iter_mut().flatten() {
             seat.full = false;
@@ -334,13 +344,18 @@ impl Dispatcher {
                 }
                 break;
             }
+            if let Some(shares) = self.try_divide(ledger, costs, id, mean, limit, now) {
+                *sent += shares;
+                placed = true;
+                continue;
+            }
             let Some(placement) = self.placer.place(&ask, &self.candidates) else {
                 self.plan_next_offer(now);
                 continue;
             };
             let chosen = self.candidates[placement.at.min(self.candidates.len() - 1)];
             let expected_ns = placement.expected_ns.or(chosen.expected_ns).or(mean).unwrap_or(0.0);
-            let attempt = Attempt(task.attempt.0 + 1);
+            let attempt = Attempt(ledger.get(id).expect("just seen").attempt.0 + 1);
             if self.send(ledger, id, chosen.slot, expected_ns, now) {
                 *sent += 1;
                 let scored = |at| self.placer.scored(at);
@@ -417,7 +432,7 @@ impl Dispatcher {
         expected_ns: f64,
         now: Nanos,
     ) -> bool {
-        match self.post(ledger, id, slot, expected_ns, now) {
+        match self.post(ledger, id, Share::Whole, slot, expected_ns, now) {
             Posted::Sent(lease) => {
                 ledger.dispatch(id, lease, now);
                 self.budget.earn();
@@ -432,28 +447,27 @@ impl Dispatcher {
         }
     }
 
-    /// Writes the envelope of the task's next attempt. The lease is the caller's to write, afterwards: what found no room is
-    /// no attempt.
+    /// Writes the envelope of the task's next attempt, or of a share of the one in parts. The lease is the caller's to write,
+    /// afterwards: what found no room is no attempt.
     pub(super) fn post(
         &mut self,
         ledger: &Ledger,
         id: TaskId,
+        share: Share,
         slot: AgentSlot,
         expected_ns: f64,
         now: Nanos,
     ) -> Posted {
         let seat = self.seats[slot.index()].as_mut().expect("candidates are seated");
         let task = ledger.get(id).expect("peeked at");
-        let (spec, attempt) = (&task.spec, Attempt(task.attempt.0 + 1));
-        let run = Run {
-            task: id,
-            attempt,
-            kernel: spec.kernel,
-            class: spec.class,
-            level: spec.level,
-            beside: task.lease.is_some(),
-            body: &spec.body,
+        let spec = &task.spec;
+        let (attempt, class) = match share {
+            Share::Whole | Share::Beside => (Attempt(task.attempt.0 + 1), spec.class),
+            Share::Join => (task.leased, spec.class),
+            Share::Part { of, .. } => (task.leased, class_of_part(spec.class, of)),
         };
+        let run =
+            Run { task: id, attempt, kernel: spec.kernel, class, level: spec.level, share, body: &spec.body };
         let lease = Lease { slot, incarnation: seat.incarnation };
         match seat.link.send(Lane::Normal, &ToAgent::Run(run)) {
             Ok(()) => {

@@ -19,6 +19,7 @@ use super::ledger::Ledger;
 use super::{Task, TaskId};
 use crate::base::clock::Nanos;
 use crate::base::ids::AgentSlot;
+use crate::messaging::envelope::Share;
 use crate::shm::board::CLASSES;
 use std::time::Duration;
 
@@ -122,7 +123,7 @@ impl Dispatcher {
     /// The task that an agent is at, as far as it can be hedged and is known well enough.
     fn running(&self, seat: &Seat, ledger: &Ledger) -> Option<Running> {
         let held = seat.held.front().filter(|_| seat.takes_tasks())?;
-        let task = ledger.get(held.task).filter(|task| task.leased == held.attempt)?;
+        let task = ledger.get(held.task).filter(|task| task.leased == held.attempt && task.wide.is_none())?;
         let at = usize::from(task.spec.kernel) * CLASSES + usize::from(task.spec.class);
         let late_ns = self.usual.get(at)?.late_ns()?.max(self.budget.rules.after.as_nanos() as f64);
         // An agent that was sent a task and has not begun with it is late, too.
@@ -186,7 +187,9 @@ impl Dispatcher {
         let cost = |seat: &Seat| costs.expected_ns(kernel, class, seat.slot).unwrap_or(f64::INFINITY);
         let to = self.idle().min_by(|a, b| cost(a).total_cmp(&cost(b)))?.slot;
         let late_ns = late_at.0 - since.0;
-        let Posted::Sent(lease) = self.post(ledger, id, to, late_ns as f64 / LATE, now) else { return None };
+        let Posted::Sent(lease) = self.post(ledger, id, Share::Beside, to, late_ns as f64 / LATE, now) else {
+            return None;
+        };
         ledger.hedge(id, lease, now);
         self.budget.spend();
         Some(Hedged { task: id, from, to, ran_ns: now.0.saturating_sub(since.0), late_ns })

@@ -3,6 +3,10 @@
 //! Names of dependencies are resolved when tasks are accepted; a batch may refer forwards inside
 //! itself. A batch's cycle refuses exactly the tasks on it and behind it.
 
+mod wide;
+
+pub use wide::{PartEnd, Wide};
+
 use super::queue::{Due, Queue};
 use super::{Book, Event, Hedge, Lease, Task, TaskSpec, TaskState};
 use crate::base::clock::Nanos;
@@ -217,6 +221,10 @@ pub struct Ledger {
     ended: Vec<(TaskId, u64)>,
     /// Attempts that shall be given up, and whose agents do not know yet.
     unwanted: Vec<(TaskId, Lease, Attempt)>,
+    /// Tasks whose parts are at agents, or on their way.
+    divided: Vec<TaskId>,
+    /// Attempts in parts that came to nothing.
+    abandoned: Vec<(TaskId, Attempt)>,
     phase: Phase,
     /// Why nothing is accepted for now.
     refusing: Option<String>,
@@ -262,6 +270,8 @@ impl Ledger {
             counts: Counts::default(),
             ended: Vec::new(),
             unwanted: Vec::new(),
+            divided: Vec::new(),
+            abandoned: Vec::new(),
             phase: Phase::Open,
             refusing: None,
             next_batch: 0,
@@ -441,8 +451,9 @@ impl Ledger {
     }
 
     /// From now on every submission is refused; what is not done is a later life's.
-    pub fn leave_to_a_later_life(&mut self) {
+    pub fn leave_to_a_later_life(&mut self, now: Nanos) {
         self.phase = Phase::Leaving;
+        self.put_together(now);
     }
 
     /// Accepts one task without dependencies; the cheap path for tiny tasks.
@@ -717,12 +728,17 @@ impl Ledger {
 
     /// Leases a task that [`peek`](Self::peek) or [`upcoming`](Self::upcoming) showed.
     pub fn dispatch(&mut self, id: TaskId, lease: Lease, now: Nanos) -> Attempt {
+        self.begin_attempt(id, Some(lease), now)
+    }
+
+    fn begin_attempt(&mut self, id: TaskId, lease: Option<Lease>, now: Nanos) -> Attempt {
         let task = self.get_mut(id).expect("a task that was peeked at");
         assert_eq!(task.state, TaskState::Queued, "only queued tasks are dispatched");
         task.state = TaskState::Dispatched;
         task.attempt.0 += 1;
-        (task.lease, task.leased, task.hedge) = (Some(lease), task.attempt, None);
-        task.agent = Some(lease.slot);
+        (task.lease, task.leased, task.hedge) = (lease, task.attempt, None);
+        (task.wide, task.parts) = (None, 0);
+        task.agent = lease.map(|lease| lease.slot);
         task.dispatched = now;
         task.cancelling = None;
         let (attempt, priority, timeout) = (task.attempt, task.spec.priority as usize, task.spec.timeout);
@@ -880,17 +896,20 @@ impl Ledger {
         let mut moved = Vec::new();
         for &id in held.iter().rev() {
             let poison_deaths = self.limits.poison_deaths;
-            let Some(task) = self.get_mut(id) else { continue };
-            let Some(attempt) = task.attempt_of(lease) else { continue };
+            let Some(task) = self.get(id) else { continue };
+            let attempt = task.attempt_of(lease);
+            let has_a_part = task.is_held_by(lease, task.leased) && attempt.is_none();
+            if attempt.is_none() && !has_a_part {
+                continue;
+            }
+            let Some(attempt) = attempt else {
+                self.on_part_lost(id, lease, running == Some(id), cause, crashed, now);
+                moved.push(id);
+                continue;
+            };
             // What is left to a later life is taken from its agent by a kill of ours, which says nothing about it.
             if running == Some(id) && (crashed || self.phase != Phase::Leaving) {
-                let Some(task) = self.get_mut(id) else { continue };
-                if crashed {
-                    task.deaths.0 += 1;
-                } else {
-                    task.deaths.1 += 1;
-                }
-                self.note(Event::Died, id);
+                self.note_death(id, crashed);
             }
             if self.fall_out(id, attempt) {
                 // Nothing moves: it is with another agent already, and that one has the last word.
@@ -922,6 +941,9 @@ impl Ledger {
     /// No attempt can compute this task right any more. One that runs is unwanted.
     pub fn spoil(&mut self, id: TaskId, error: &str, now: Nanos) {
         let Some(task) = self.get(id).filter(|task| !task.state.is_final()) else { return };
+        if task.is_divided() {
+            return self.give_up_parts(id, error, now);
+        }
         let running = task.lease.map(|lease| (id, lease, task.leased));
         self.unwanted.extend(running);
         self.end(id, TaskState::Failed, Some(error), now);
@@ -959,6 +981,16 @@ impl Ledger {
             }
             return Some(CancelOutcome::AskAgent(lease, first));
         }
+        if task.is_divided() {
+            let is_known = task.cancelling.replace(true) == Some(true);
+            if !is_known && self.phase != Phase::Ending {
+                self.note(Event::Cancelling, id);
+            }
+            if let Some((lease, attempt)) = self.recall_parts(id) {
+                return Some(CancelOutcome::AskAgent(lease, attempt));
+            }
+            self.abandon(id);
+        }
         self.end(id, TaskState::Cancelled, Some(self.why_cancelled()), now);
         Some(CancelOutcome::Cancelled)
     }
@@ -975,7 +1007,8 @@ impl Ledger {
     pub fn cancel_waiting(&mut self, why: &str, now: Nanos) {
         let waiting: Vec<TaskId> = self
             .tasks()
-            .filter(|task| !task.state.is_final() && task.state != TaskState::Dispatched)
+            .filter(|task| !task.state.is_final())
+            .filter(|task| task.state != TaskState::Dispatched || task.holders().next().is_none())
             .map(|task| task.id)
             .collect();
         for id in waiting {
@@ -1010,7 +1043,14 @@ impl Ledger {
                         self.unwanted.push((id, hedge.lease, attempt));
                     } else if task.leased == attempt && task.cancelling.is_none() {
                         task.cancelling = Some(false);
-                        over.push((id, task.lease.expect("dispatched tasks are leased"), attempt));
+                        match task.lease {
+                            Some(lease) => over.push((id, lease, attempt)),
+                            // Parts go to agents that begin with them at once: there is no time to be given back.
+                            None => {
+                                self.recall_parts(id);
+                                self.conclude(id, now);
+                            }
+                        }
                     }
                 }
             }
@@ -1054,6 +1094,10 @@ impl Ledger {
             }
             let was_queued = task.state == TaskState::Queued;
             let (priority, due) = (task.spec.priority as usize, (task.due, id));
+            if task.is_divided() {
+                self.abandon(id);
+            }
+            let task = self.get_mut(id).expect("just seen");
             task.state = state;
             task.lease = None;
             task.spec.forget_body();
@@ -1647,7 +1691,7 @@ mod tests {
             let id = ledger.submit(TaskSpec { retries: 1, ..spec("a", &[]) }, Nanos(1)).expect("room");
             ledger.dispatch(id, LEASE, Nanos(2));
             if leaves {
-                ledger.leave_to_a_later_life()
+                ledger.leave_to_a_later_life(Nanos(2))
             } else {
                 ledger.end_with_this_life()
             }
@@ -1662,7 +1706,7 @@ mod tests {
     fn what_is_taken_back_for_a_later_life_is_no_death_and_a_crash_is_one() {
         let mut ledger = ledger();
         let id = ledger.submit(spec("a", &[]), Nanos(1)).expect("room");
-        ledger.leave_to_a_later_life();
+        ledger.leave_to_a_later_life(Nanos(2));
         for crashed in [false, true] {
             ledger.dispatch(id, LEASE, Nanos(2));
             ledger.on_agent_gone(&[id], LEASE, Some(id), "killed", crashed, Nanos(3));

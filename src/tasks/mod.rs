@@ -9,14 +9,16 @@
 //! 2. `dispatch` takes a queued task, asks a [`Placer`] for a place and writes the envelope.
 //! 3. `results` matches what comes back to its attempt and counts.
 //! 4. `hedge` sends a task that takes far too long to a second agent, when one has nothing to do.
-//! 5. `decision` remembers why tasks went where they went.
-//! 6. `book` is how the ledger tells whoever keeps tasks beyond this process what happened to them.
+//! 5. `wide` divides a task that takes long among agents that have nothing to do, and joins its parts.
+//! 6. `decision` remembers why tasks went where they went.
+//! 7. `book` is how the ledger tells whoever keeps tasks beyond this process what happened to them.
 //!
 //! Invariants
 //! 1. A task is in exactly one state and ends exactly once.
 //! 2. A result counts only for an attempt that the task is leased to, from the incarnation that holds that lease.
 //! 3. At most two attempts of a task are leased at a time, to different agents. Who of them answers first ends the task, and
 //!    only when the other one can no longer let its output appear.
+//! 4. A task in parts is one attempt, and each part is leased to one agent. Its output appears when all are written.
 
 pub mod book;
 pub mod decision;
@@ -27,6 +29,7 @@ mod placer;
 mod queue;
 pub mod results;
 mod room;
+mod wide;
 
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentSlot, Attempt, Incarnation, TaskId};
@@ -37,13 +40,14 @@ pub use book::{Book, Event};
 pub use decision::{Decision, Decisions};
 pub use dispatch::{CostModel, Dispatcher};
 pub use hedge::HedgeRules;
-pub use ledger::Ledger;
+pub use ledger::{Ledger, Wide};
 pub use placer::{
     Ask, By, Candidate, Finished, LearnedCost, Learning, Mode, Placement, Placer, SPAN_NS, Scored, Standing,
     remaining_ns,
 };
 pub use results::Totals;
 pub use room::{Room, Windows};
+pub use wide::WideRules;
 
 /// Who goes first. A waiting task gains one class every `tasks.ageing_s`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -196,6 +200,12 @@ pub struct Task {
     pub leased: Attempt,
     /// The second attempt, while two run.
     pub hedge: Option<Hedge>,
+    /// What its parts are and came to, while it is in parts, and until these are joined.
+    pub wide: Option<Box<Wide>>,
+    /// Into how many parts the last attempt was divided; 0: it was not.
+    pub parts: u32,
+    /// It was to be done in parts, and has to be done as a whole.
+    pub undivided: bool,
     /// The agent that was given a second attempt, if one was: there is at most one in the life of a task.
     pub hedged_on: Option<AgentSlot>,
     /// Failures that may still be tried again.
@@ -252,6 +262,9 @@ impl Task {
             lease: None,
             leased: Attempt(0),
             hedge: None,
+            wide: None,
+            parts: 0,
+            undivided: false,
             hedged_on: None,
             deaths: (0, 0),
             missing: 0,
@@ -278,14 +291,29 @@ impl Task {
     /// Whether this attempt of this life of an agent is one whose answer counts.
     pub fn is_held_by(&self, lease: Lease, attempt: Attempt) -> bool {
         let holds = |held: Option<Lease>, by: Attempt| held == Some(lease) && by == attempt;
+        let by_a_part = |task: &Self| {
+            task.leased == attempt && task.wide.as_ref().is_some_and(|wide| wide.is_held_by(lease))
+        };
         holds(self.lease, self.leased)
+            || self.is_divided() && by_a_part(self)
             || self.hedge.is_some_and(|hedge| holds(Some(hedge.lease), hedge.attempt))
+    }
+
+    /// Whether its parts are at agents, or on their way. Once they are joined it is an attempt like any other.
+    pub fn is_divided(&self) -> bool {
+        self.state == TaskState::Dispatched && self.lease.is_none() && self.wide.is_some()
+    }
+
+    /// Who has it, or some of it.
+    pub fn holders(&self) -> impl Iterator<Item = Lease> {
+        let parts = self.wide.iter().filter(|_| self.is_divided()).flat_map(|wide| wide.holders());
+        self.lease.into_iter().chain(parts)
     }
 
     /// Whether a second attempt may be sent: it runs, it never had one, nobody wants it gone, and no agent crashed over it.
     pub fn may_be_hedged(&self) -> bool {
         let is_wanted = self.state == TaskState::Dispatched && self.cancelling.is_none();
-        is_wanted && self.hedged_on.is_none() && self.deaths.0 == 0
+        is_wanted && self.wide.is_none() && self.hedged_on.is_none() && self.deaths.0 == 0
     }
 
     /// Whether an attempt that nobody asked to give up did so before its time was over: a second one that must not run.

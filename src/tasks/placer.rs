@@ -63,6 +63,8 @@ pub enum By {
     Guarded,
     /// The safe rule, because somebody wants it.
     Wanted,
+    /// No single place: it was divided among all that had nothing to do.
+    Dividing,
 }
 
 impl By {
@@ -76,6 +78,7 @@ impl By {
             By::Untrusted => "untrusted",
             By::Guarded => "guarded",
             By::Wanted => "wanted",
+            By::Dividing => "dividing",
         }
     }
 }

@@ -71,6 +71,19 @@ pub struct KernelTotals {
     pub counts: Counts,
 }
 
+impl KernelTotals {
+    /// What one answer says of the work, so long after it was begun.
+    pub(super) fn add(&mut self, done: &Done<'_>, service_ns: u64) {
+        self.service_ns += service_ns;
+        self.flops += done.flops.max(0.0);
+        self.bytes += done.bytes.max(0.0);
+        if let Some(counts) = &done.counts {
+            self.counted += 1;
+            self.counts.add(counts);
+        }
+    }
+}
+
 impl Default for KernelTotals {
     fn default() -> Self {
         Self { count: 0, service_ns: 0, flops: 0.0, bytes: 0.0, counted: 0, counts: Counts::NONE }
@@ -196,34 +209,43 @@ impl Dispatcher {
         }
         let task = ledger.settle(done.task, done.attempt);
         // Another process's clock readings: kept inside what is possible.
-        let started = done.started.clamp(task.dispatched, now);
-        let service_ns = done.service_ns.min(now.0.saturating_sub(started.0));
-        task.started = started;
-        task.service_ns = service_ns;
-        task.ran_level = Some(done.level);
-        task.kept_input = done.kept_input && done.verdict == Verdict::Succeeded;
+        let began = done.started.clamp(task.dispatched, now);
+        let service_ns = done.service_ns.min(now.0.saturating_sub(began.0));
         seat.busy_ns += service_ns;
+        if task.is_divided() {
+            let lease = Lease { slot: seat.slot, incarnation: seat.incarnation };
+            return self.on_part_done(done, lease, service_ns, ledger, now);
+        }
+        // What was joined began with its first part and ran as that did; its service is the time from there on.
+        let parts = task.wide.as_ref().map(|wide| (wide.started.min(now), wide.level, wide.result.clone()));
+        let is_joined = parts.is_some();
+        let (started, level, of_parts) = parts.unwrap_or((began, done.level, None));
+        task.started = started;
+        task.service_ns = if is_joined { now.0.saturating_sub(started.0) } else { service_ns };
+        task.ran_level = Some(level);
+        task.kept_input = done.kept_input && done.verdict == Verdict::Succeeded;
+        let took_ns = task.service_ns;
         let (kernel, class) = (task.spec.kernel, task.spec.class);
         let (submitted, queued, dispatched) = (task.submitted, task.queued, task.dispatched);
         let text = || String::from_utf8_lossy(done.body);
         match done.verdict {
             Verdict::Succeeded => {
                 seat.tasks += 1;
-                let result = (!done.body.is_empty()).then(|| text().into());
+                let result = (!done.body.is_empty()).then(|| text().into()).or(of_parts);
+                if held.is_some_and(|held| held.alone) || is_joined {
+                    self.divider.learn(task, now.0.saturating_sub(dispatched.0));
+                }
                 ledger.on_success(done.task, result, now);
                 let totals = &mut self.totals;
                 totals.queue.saturating_record(dispatched.0.saturating_sub(submitted.0));
                 totals.dispatch.saturating_record(started.0 - dispatched.0);
-                totals.service.saturating_record(service_ns);
+                totals.service.saturating_record(took_ns);
                 totals.total.saturating_record(now.0.saturating_sub(submitted.0));
-                let kernels = totals.kernels.entry((kernel, done.level)).or_default();
+                let kernels = totals.kernels.entry((kernel, level)).or_default();
                 kernels.count += 1;
-                kernels.service_ns += service_ns;
-                kernels.flops += done.flops.max(0.0);
-                kernels.bytes += done.bytes.max(0.0);
-                if let Some(counts) = &done.counts {
-                    kernels.counted += 1;
-                    kernels.counts.add(counts);
+                kernels.add(done, service_ns);
+                if is_joined {
+                    return;
                 }
                 self.placer.finished(&Finished {
                     kernel,
@@ -273,7 +295,7 @@ impl Dispatcher {
         }
     }
 
-    fn note_experience(&mut self, kernel: u8, class: u8, slot: AgentSlot, service_ns: u64) {
+    pub(super) fn note_experience(&mut self, kernel: u8, class: u8, slot: AgentSlot, service_ns: u64) {
         let same = |known: &&mut Experience| (known.kernel, known.class, known.slot) == (kernel, class, slot);
         match self.experience.iter_mut().find(same) {
             Some(known) => {

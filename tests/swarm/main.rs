@@ -22,3 +22,4 @@ mod run;
 mod snapshots;
 mod support;
 mod takeover;
+mod wide;

@@ -15,9 +15,11 @@
 mod right;
 mod rows;
 mod tuned;
+mod wide;
 
 use super::{Figure, Limit, Pinned, Steps, quantile, sorted};
 use crate::arrays::{Array, ArrayError, DType, Shape};
+use crate::config::SwarmConfig;
 use crate::kernels::simd::Stores;
 use crate::kernels::{
     Call, Input, KernelError, KernelId, Level, Outcome, Params, Variant, check_params, has_levels, run, simd,
@@ -53,8 +55,15 @@ struct Extent {
 const QUICK: Extent = Extent { repetitions: 11, time: Duration::from_millis(400), repetitions_min: 5 };
 const FULL: Extent = Extent { repetitions: 51, time: Duration::from_secs(3), repetitions_min: 7 };
 
-/// Measures, pinned; afterwards this thread may run everywhere again.
-pub(super) fn measure(quick: bool, steps: &Steps) -> anyhow::Result<Vec<Figure>> {
+/// Measures one core, and then what all of them make of one task.
+pub(super) fn measure(quick: bool, steps: &Steps, config: &SwarmConfig) -> anyhow::Result<Vec<Figure>> {
+    let mut all = on_one_core(quick, steps)?;
+    all.extend(wide::measure(quick, steps, config)?);
+    Ok(all)
+}
+
+/// Pinned; afterwards this thread may run everywhere again.
+fn on_one_core(quick: bool, steps: &Steps) -> anyhow::Result<Vec<Figure>> {
     let topology = Topology::read();
     // The last one: the first is where hosts do their housekeeping.
     let core = topology.usable().last().copied().context("no core can be used")?;

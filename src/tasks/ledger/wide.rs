@@ -1,0 +1,570 @@
+//! Tasks in parts: one attempt that several agents hold, each with some rows of one output.
+//!
+//! ```text
+//!  queued ─► divided ─► every part done ─► joined: an attempt like any other, which lets the output appear
+//!               │ ▲
+//!               │ └─ an agent died: its part goes to another one
+//!               └─► a part failed, somebody wants it gone, its time is over: no part is sent any more, those that run
+//!                   are unwanted, and when the last one is back the attempt has ended so
+//! ```
+//! 1. Parts are known here only. To the book the whole is one attempt: after the supervisor's death it is done again.
+//! 2. All parts write to one draft under the attempt's name. Nobody removes it while a part is held, and who concludes an
+//!    attempt that came to nothing says so ([`Ledger::take_abandoned`]).
+//! 3. A task that cannot be divided after all, or of which a part is wrong, runs again as a whole: it says what is wrong.
+
+use super::{KILL_LIMIT, Ledger, POISON, Phase, Transition};
+use crate::base::clock::Nanos;
+use crate::base::ids::{Attempt, TaskId};
+use crate::messaging::envelope::Share;
+use crate::tasks::{Event, Lease, TaskState};
+
+/// What its parts are and came to.
+#[derive(Clone, Debug)]
+pub struct Wide {
+    parts: Vec<Part>,
+    /// How many there are for each agent.
+    pub each: u32,
+    /// Why no part is sent any more.
+    over: Option<Over>,
+    /// What those that are done have read, and what shape their rows have.
+    digest: Option<u64>,
+    /// What a part is expected to take, ns; 0: nobody knows.
+    pub part_ns: f64,
+    /// When the first of them began.
+    pub started: Nanos,
+    /// Code of the instruction-set level on which the first of them ran.
+    pub level: u8,
+    /// What the first of them says is the result.
+    pub result: Option<Box<str>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Waiting,
+    Held(Lease),
+    Done,
+}
+
+/// Why an attempt in parts comes to nothing.
+#[derive(Clone, Debug)]
+enum Over {
+    /// A part failed.
+    Failed(String),
+    /// It has to be done as a whole.
+    Undivided,
+    /// The task is given up for good.
+    Hopeless(String),
+}
+
+/// How a part ended.
+#[derive(Clone, Debug)]
+pub enum PartEnd {
+    /// Its rows are written.
+    Done {
+        /// When it began.
+        started: Nanos,
+        /// On which level.
+        level: u8,
+        /// Of what it read, and what shape its rows have: alike for all parts.
+        digest: u64,
+        /// What its kernel said.
+        result: Option<Box<str>>,
+    },
+    /// Something failed that may work another time.
+    Failed(String),
+    /// It cannot be done so: the task does not fall into parts, or is wrong.
+    Undivided,
+    /// It was given up, as its agent was told.
+    GivenUp,
+}
+
+impl Wide {
+    fn new(of: u32, each: u32) -> Self {
+        let parts = vec![Part::Waiting; of as usize];
+        Self { parts, each, over: None, digest: None, part_ns: 0.0, started: Nanos(u64::MAX), level: 0, result: None }
+    }
+
+    fn held(&self) -> impl Iterator<Item = Lease> {
+        self.parts.iter().filter_map(|part| if let Part::Held(lease) = part { Some(*lease) } else { None })
+    }
+
+    fn part_of(&mut self, lease: Lease) -> Option<&mut Part> {
+        self.parts.iter_mut().find(|part| **part == Part::Held(lease))
+    }
+
+    /// Whether this life of an agent has a part of it.
+    pub fn is_held_by(&self, lease: Lease) -> bool {
+        self.held().any(|holder| holder == lease)
+    }
+
+    /// Which part this life of an agent has.
+    pub fn held_by(&self, lease: Lease) -> Option<u32> {
+        self.parts.iter().position(|part| *part == Part::Held(lease)).map(|at| at as u32)
+    }
+
+    /// Who has a part of it.
+    pub fn holders(&self) -> impl Iterator<Item = Lease> {
+        self.held()
+    }
+}
+
+impl Ledger {
+    /// Divides a queued task into `each` parts for each of `agents`, which are to be [lent](Self::lend).
+    pub fn divide(&mut self, id: TaskId, agents: u32, each: u32, now: Nanos) -> Attempt {
+        let of = agents.saturating_mul(each);
+        let attempt = self.begin_attempt(id, None, now);
+        let task = self.get_mut(id).expect("just begun");
+        (task.wide, task.parts) = (Some(Box::new(Wide::new(of, each))), of);
+        self.divided.push(id);
+        attempt
+    }
+
+    /// The tasks that are in parts at present.
+    pub fn divided(&self) -> &[TaskId] {
+        &self.divided
+    }
+
+    /// What is to be sent of a divided task next.
+    pub fn next_share(&self, id: TaskId) -> Option<Share> {
+        let task = self.get(id).filter(|task| task.is_divided() && task.cancelling.is_none())?;
+        let wide = task.wide.as_ref().filter(|wide| wide.over.is_none())?;
+        if wide.parts.iter().all(|part| *part == Part::Done) {
+            return Some(Share::Join);
+        }
+        let at = wide.parts.iter().position(|part| *part == Part::Waiting)?;
+        Some(Share::Part { at: at as u32, of: wide.parts.len() as u32 })
+    }
+
+    /// Leases what [`next_share`](Self::next_share) showed.
+    pub fn lend(&mut self, id: TaskId, share: Share, lease: Lease) {
+        let task = self.get_mut(id).expect("just shown");
+        task.agent = Some(lease.slot);
+        match (share, task.wide.as_mut()) {
+            (Share::Part { at, .. }, Some(wide)) => wide.parts[at as usize] = Part::Held(lease),
+            // From here on it is an attempt like any other.
+            _ => {
+                task.lease = Some(lease);
+                self.divided.retain(|divided| *divided != id);
+            }
+        }
+    }
+
+    /// A part came back. Call [`check_holder`](Self::check_holder) first.
+    pub fn on_part(&mut self, id: TaskId, lease: Lease, end: PartEnd, now: Nanos) -> Option<Transition> {
+        let task = self.get_mut(id)?;
+        let is_wanted = task.cancelling.is_none();
+        let wide = task.wide.as_mut()?;
+        let part = wide.part_of(lease)?;
+        *part = Part::Waiting;
+        let over = match end {
+            PartEnd::Done { started, level, digest, result } => {
+                *part = Part::Done;
+                wide.started = wide.started.min(started);
+                if wide.digest.is_none() {
+                    (wide.level, wide.result) = (level, result);
+                }
+                // Somebody has put another file where an input was: these rows do not belong together.
+                (*wide.digest.get_or_insert(digest) != digest).then_some(Over::Undivided)
+            }
+            PartEnd::Failed(error) => Some(Over::Failed(error)),
+            PartEnd::Undivided => Some(Over::Undivided),
+            // Nobody asked: it does not want it.
+            PartEnd::GivenUp => is_wanted.then_some(Over::Undivided),
+        };
+        if let Some(over) = over {
+            self.call_off(id, over);
+        }
+        self.conclude(id, now)
+    }
+
+    /// It has to be done as a whole.
+    pub fn undivide(&mut self, id: TaskId, now: Nanos) {
+        self.call_off(id, Over::Undivided);
+        self.conclude(id, now);
+    }
+
+    /// The agent that held a part is gone, or nobody can say that it is not. Whether the attempt has ended so.
+    pub(super) fn on_part_lost(
+        &mut self,
+        id: TaskId,
+        lease: Lease,
+        was_running: bool,
+        cause: &str,
+        crashed: bool,
+        now: Nanos,
+    ) -> bool {
+        let (poison_deaths, is_leaving) = (self.limits.poison_deaths, self.phase == Phase::Leaving);
+        let Some(task) = self.get_mut(id) else { return false };
+        let Some(wide) = task.wide.as_mut() else { return false };
+        let Some(part) = wide.part_of(lease) else { return false };
+        *part = Part::Waiting;
+        // What makes one part crash makes all of them crash: that is one death, and not one for each.
+        let counts = was_running && if crashed { wide.over.is_none() } else { !is_leaving };
+        task.error = Some(format!("the agent of one of its parts died by {cause}").into());
+        if counts {
+            self.note_death(id, crashed);
+        }
+        let Some(deaths) = self.get(id).map(|task| task.deaths) else { return false };
+        if deaths.0 >= poison_deaths || deaths.1 >= KILL_LIMIT {
+            let died = deaths.0 + deaths.1;
+            let error = format!("{POISON}: {died} agents died while running it, the last by {cause}");
+            self.call_off(id, Over::Hopeless(error));
+        } else if crashed {
+            // Alone it needs less memory, and shows by itself what it is.
+            self.call_off(id, Over::Undivided);
+        }
+        self.conclude(id, now).is_some()
+    }
+
+    /// Ends the task for good, as soon as nobody has a part of it any more.
+    pub(super) fn give_up_parts(&mut self, id: TaskId, error: &str, now: Nanos) {
+        self.call_off(id, Over::Hopeless(error.to_owned()));
+        self.conclude(id, now);
+    }
+
+    /// Whether something waits that goes before the parts of this task.
+    pub fn is_outranked(&mut self, id: TaskId, now: Nanos) -> bool {
+        let Some((priority, due)) = self.get(id).map(|task| (task.spec.priority as usize, task.due)) else {
+            return false;
+        };
+        let own = self.aged(priority, due, now);
+        (0..priority).any(|higher| {
+            let first = self.queues[higher].first(|id| super::waits(&self.tasks, id));
+            first.is_some_and(|(due, _)| self.aged(higher, due, now) < own)
+        })
+    }
+
+    /// Nobody will send parts any more: what is in parts and held by nobody becomes a whole again.
+    pub(super) fn put_together(&mut self, now: Nanos) {
+        for id in self.divided.clone() {
+            self.conclude(id, now);
+        }
+    }
+
+    /// No part is sent any more, and those that run are unwanted. The first reason counts.
+    fn call_off(&mut self, id: TaskId, why: Over) {
+        if let Some(wide) = self.get_mut(id).and_then(|task| task.wide.as_mut()) {
+            wide.over.get_or_insert(why);
+        }
+        self.recall_parts(id);
+    }
+
+    /// Tells the agents that have parts of it that these are unwanted. Returns the first of them.
+    pub(super) fn recall_parts(&mut self, id: TaskId) -> Option<(Lease, Attempt)> {
+        let task = self.get(id)?;
+        let (attempt, wide) = (task.leased, task.wide.as_ref()?);
+        let held: Vec<_> = wide.held().map(|lease| (id, lease, attempt)).collect();
+        self.unwanted.extend(&held);
+        held.first().map(|(_, lease, attempt)| (*lease, *attempt))
+    }
+
+    /// Ends an attempt in parts that comes to nothing, once its last part is back.
+    pub(super) fn conclude(&mut self, id: TaskId, now: Nanos) -> Option<Transition> {
+        let is_leaving = self.phase == Phase::Leaving;
+        let task = self.get_mut(id).filter(|task| task.is_divided())?;
+        let wide = task.wide.as_mut()?;
+        let is_over = task.cancelling.is_some() || wide.over.is_some();
+        // What a later life takes over is whole.
+        if !(is_over || is_leaving) || wide.held().next().is_some() {
+            return None;
+        }
+        let over = wide.over.take();
+        self.abandon(id);
+        Some(match (over, self.get(id)?.cancelling) {
+            (Some(Over::Hopeless(error)), _) => self.end(id, TaskState::Failed, Some(&error), now),
+            (_, Some(_)) => self.on_given_up(id, now),
+            (Some(Over::Failed(error)), None) => self.on_failure(id, &error, true, now),
+            (Some(Over::Undivided), None) => {
+                self.get_mut(id)?.undivided = true;
+                self.queue_again(id);
+                Transition::Again
+            }
+            (None, None) => {
+                self.queue_again(id);
+                Transition::Again
+            }
+        })
+    }
+
+    /// It is in parts no more, and what they wrote is nobody's.
+    pub(super) fn abandon(&mut self, id: TaskId) {
+        let Some(task) = self.get_mut(id).filter(|task| task.is_divided()) else { return };
+        task.wide = None;
+        let attempt = task.leased;
+        self.divided.retain(|divided| *divided != id);
+        self.abandoned.push((id, attempt));
+    }
+
+    /// The attempts in parts that came to nothing since the last call; what they wrote is the caller's to remove.
+    pub fn take_abandoned(&mut self) -> Vec<(TaskId, Attempt)> {
+        std::mem::take(&mut self.abandoned)
+    }
+
+    /// Notes that an agent died over a task, which is poison when that happens too often.
+    pub(super) fn note_death(&mut self, id: TaskId, crashed: bool) {
+        let Some(task) = self.get_mut(id) else { return };
+        if crashed {
+            task.deaths.0 += 1;
+        } else {
+            task.deaths.1 += 1;
+        }
+        self.note(Event::Died, id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::{AgentSlot, Incarnation};
+    use crate::base::prng::SplitMix64;
+    use crate::tasks::ledger::{CancelOutcome, LedgerLimits, Refusal};
+    use crate::tasks::{Task, TaskSpec};
+    use std::time::Duration;
+
+    fn lease(slot: u16) -> Lease {
+        Lease { slot: AgentSlot(slot), incarnation: Incarnation(1) }
+    }
+
+    fn done() -> PartEnd {
+        PartEnd::Done { started: Nanos(5), level: 3, digest: 7, result: Some("{}".into()) }
+    }
+
+    /// A ledger with one task in parts, which the agents 0, 1, … hold.
+    fn divided(of: u32, spec: TaskSpec) -> (Ledger, TaskId) {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        let id = ledger.submit(spec, Nanos(1)).expect("accepted");
+        assert_eq!(ledger.peek(Nanos(2)).map(|task| task.id), Some(id));
+        ledger.divide(id, of, 1, Nanos(2));
+        for slot in 0..of {
+            let share = ledger.next_share(id).expect("a part for everybody");
+            assert_eq!(share, Share::Part { at: slot, of });
+            ledger.lend(id, share, lease(slot as u16));
+        }
+        assert_eq!((ledger.next_share(id), ledger.queued()), (None, 0));
+        (ledger, id)
+    }
+
+    fn is_held(ledger: &mut Ledger, id: TaskId, slot: u16) -> Result<(), Refusal> {
+        let attempt = ledger.get(id).expect("known").leased;
+        ledger.check_holder(id, attempt, AgentSlot(slot), Incarnation(1))
+    }
+
+    #[test]
+    fn a_task_in_parts_is_joined_when_the_last_one_is_done() {
+        let (mut ledger, id) = divided(2, TaskSpec::default());
+        assert!(is_held(&mut ledger, id, 0).is_ok() && is_held(&mut ledger, id, 1).is_ok());
+        assert!(ledger.on_part(id, lease(1), done(), Nanos(6)).is_none());
+        assert_eq!(is_held(&mut ledger, id, 1), Err(Refusal::NotTheHolder), "the same answer twice");
+        assert_eq!(ledger.next_share(id), None, "one part is still out");
+        assert!(ledger.on_part(id, lease(0), done(), Nanos(7)).is_none());
+        assert_eq!(ledger.next_share(id), Some(Share::Join));
+        ledger.lend(id, Share::Join, lease(0));
+        assert_eq!((ledger.divided().len(), is_held(&mut ledger, id, 1)), (0, Err(Refusal::NotTheHolder)));
+        assert!(is_held(&mut ledger, id, 0).is_ok());
+        assert_eq!(ledger.on_success(id, None, Nanos(8)), Transition::Ended(TaskState::Succeeded));
+        let task = ledger.get(id).expect("known");
+        assert_eq!((task.parts, task.attempt), (2, Attempt(1)));
+        assert!(ledger.take_abandoned().is_empty() && ledger.take_unwanted().is_empty());
+    }
+
+    #[test]
+    fn the_part_of_a_dead_agent_goes_to_another_one_and_nothing_else_changes() {
+        let (mut ledger, id) = divided(2, TaskSpec::default());
+        ledger.on_part(id, lease(0), done(), Nanos(6));
+        assert_eq!(ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 9", false, Nanos(7)), [id]);
+        assert_eq!(ledger.next_share(id), Some(Share::Part { at: 1, of: 2 }));
+        assert!(ledger.get(id).is_some_and(|task| task.is_divided() && task.deaths == (0, 1)));
+        ledger.lend(id, Share::Part { at: 1, of: 2 }, lease(0));
+        assert_eq!(
+            ledger.on_agent_gone(&[id], lease(1), None, "signal 9", false, Nanos(7)),
+            [],
+            "twice dead"
+        );
+        ledger.on_part(id, lease(0), done(), Nanos(8));
+        assert_eq!(ledger.next_share(id), Some(Share::Join));
+        assert!(ledger.take_abandoned().is_empty(), "what the other part wrote is wanted");
+        // From here on a death takes all of it.
+        ledger.lend(id, Share::Join, lease(2));
+        ledger.on_agent_gone(&[id], lease(2), Some(id), "signal 9", false, Nanos(9));
+        assert_eq!((ledger.queued(), ledger.get(id).map(Task::is_divided)), (1, Some(false)));
+    }
+
+    #[test]
+    fn an_attempt_that_failed_ends_when_its_last_part_is_back() {
+        let (mut ledger, id) = divided(3, TaskSpec { retries: 1, ..TaskSpec::default() });
+        ledger.on_part(id, lease(1), PartEnd::Failed("disk full".into()), Nanos(6));
+        let attempt = Attempt(1);
+        assert_eq!(ledger.take_unwanted(), [(id, lease(0), attempt), (id, lease(2), attempt)]);
+        assert_eq!((ledger.next_share(id), ledger.take_abandoned()), (None, vec![]));
+        assert!(ledger.on_part(id, lease(0), done(), Nanos(7)).is_none(), "one is still at work");
+        assert_eq!(ledger.on_part(id, lease(2), PartEnd::GivenUp, Nanos(8)), Some(Transition::Again));
+        let task = ledger.get(id).expect("known");
+        assert_eq!((task.state, task.error.as_deref()), (TaskState::Retrying, Some("disk full")));
+        assert_eq!(ledger.take_abandoned(), [(id, attempt)]);
+        ledger.take_unwanted();
+        ledger.on_time(Nanos(1 << 40));
+        ledger.peek(Nanos(1 << 40));
+        assert_eq!(ledger.divide(id, 2, 1, Nanos(1 << 40)), Attempt(2), "it may be divided again");
+    }
+
+    #[test]
+    fn what_is_wrong_in_parts_runs_as_a_whole() {
+        for end in [PartEnd::Undivided, PartEnd::GivenUp] {
+            let (mut ledger, id) = divided(1, TaskSpec::default());
+            assert_eq!(ledger.on_part(id, lease(0), end, Nanos(6)), Some(Transition::Again));
+            let task = ledger.get(id).expect("known");
+            assert!(task.undivided && task.state == TaskState::Queued && task.wide.is_none());
+            assert_eq!(ledger.take_abandoned(), [(id, Attempt(1))]);
+            assert_eq!(ledger.dispatch(id, lease(0), Nanos(7)), Attempt(2));
+            assert_eq!(ledger.get(id).map(|task| task.parts), Some(0));
+        }
+    }
+
+    #[test]
+    fn a_task_in_parts_is_cancelled_when_all_have_given_up() {
+        let (mut ledger, id) = divided(2, TaskSpec::default());
+        let first = Some(CancelOutcome::AskAgent(lease(0), Attempt(1)));
+        assert_eq!(ledger.cancel(id, Nanos(6)), first);
+        assert!(ledger.take_unwanted().contains(&(id, lease(1), Attempt(1))));
+        assert!(ledger.on_part(id, lease(0), PartEnd::GivenUp, Nanos(7)).is_none());
+        let ended = Some(Transition::Ended(TaskState::Cancelled));
+        // The answer and the request have crossed.
+        assert_eq!(ledger.on_part(id, lease(1), done(), Nanos(8)), ended);
+        assert_eq!(ledger.take_abandoned(), [(id, Attempt(1))]);
+
+        let (mut ledger, id) = divided(1, TaskSpec::default());
+        ledger.on_agent_gone(&[id], lease(0), None, "signal 9", false, Nanos(6));
+        assert_eq!(ledger.cancel(id, Nanos(7)), Some(CancelOutcome::Cancelled), "nobody is to be asked");
+        assert_eq!((ledger.take_abandoned(), ledger.divided()), (vec![(id, Attempt(1))], &[][..]));
+    }
+
+    #[test]
+    fn the_time_of_a_task_is_over_for_all_of_its_parts() {
+        let spec = || TaskSpec { timeout: Some(Duration::from_nanos(10)), ..TaskSpec::default() };
+        let (mut ledger, id) = divided(2, spec());
+        assert_eq!(ledger.on_time(Nanos(20)), [], "nobody's time is given back");
+        assert_eq!(ledger.take_unwanted().len(), 2);
+        ledger.on_part(id, lease(0), PartEnd::GivenUp, Nanos(21));
+        let failed = Some(Transition::Ended(TaskState::Failed));
+        assert_eq!(ledger.on_part(id, lease(1), PartEnd::GivenUp, Nanos(22)), failed);
+        let error = ledger.get(id).and_then(|task| task.error.clone()).expect("why");
+        assert!(error.contains("time limit"), "{error}");
+
+        let (mut ledger, id) = divided(1, spec());
+        ledger.on_agent_gone(&[id], lease(0), None, "signal 9", false, Nanos(6));
+        ledger.on_time(Nanos(20));
+        assert_eq!(ledger.get(id).map(|task| task.state), Some(TaskState::Failed), "nobody has a part");
+    }
+
+    #[test]
+    fn a_part_that_kills_its_agents_is_poison() {
+        let (mut ledger, id) = divided(2, TaskSpec::default());
+        for _ in 0..3 {
+            ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 11", true, Nanos(6));
+            if let Some(share) = ledger.next_share(id) {
+                ledger.lend(id, share, lease(1));
+            }
+        }
+        assert_eq!(ledger.get(id).map(|task| task.state), Some(TaskState::Dispatched), "one is at work");
+        assert_eq!(ledger.take_unwanted(), [(id, lease(0), Attempt(1))]);
+        ledger.on_part(id, lease(0), PartEnd::GivenUp, Nanos(7));
+        let task = ledger.get(id).expect("known");
+        assert!(
+            task.state == TaskState::Failed && task.error.as_deref().is_some_and(|it| it.starts_with(POISON))
+        );
+    }
+
+    #[test]
+    fn what_is_left_to_a_later_life_is_left_whole() {
+        let (mut ledger, id) = divided(2, TaskSpec::default());
+        ledger.leave_to_a_later_life(Nanos(3));
+        ledger.on_agent_gone(&[id], lease(0), Some(id), "signal 9", false, Nanos(6));
+        assert_eq!(ledger.divided(), [id]);
+        ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 9", false, Nanos(6));
+        let task = ledger.get(id).expect("known");
+        assert_eq!((task.state, task.deaths), (TaskState::Queued, (0, 0)));
+        assert_eq!((ledger.take_abandoned(), ledger.divided()), (vec![(id, Attempt(1))], &[][..]));
+    }
+
+    /// Whatever happens, in any order: a task ends once, nobody holds anything of an ended one without being told, and what was
+    /// written in vain is named once for each attempt that nobody joined.
+    #[test]
+    fn any_order_of_events_ends_every_task_once() {
+        for seed in 0..300 {
+            let mut luck = SplitMix64::new(seed);
+            let mut ledger = Ledger::new(LedgerLimits { poison_deaths: 4, ..LedgerLimits::default() });
+            let spec =
+                || TaskSpec { retries: 2, timeout: Some(Duration::from_nanos(40)), ..TaskSpec::default() };
+            let tasks: Vec<TaskId> =
+                (0..4).map(|_| ledger.submit(spec(), Nanos(0)).expect("accepted")).collect();
+            let (mut now, mut held, mut in_vain) =
+                (Nanos(1), Vec::<(TaskId, Attempt, Lease)>::new(), Vec::new());
+            let mut lives = 1;
+            for step in 0..2000 {
+                now = Nanos(now.0 + luck.below(8));
+                let id = tasks[luck.below(4) as usize];
+                // At the end nothing bad happens any more.
+                let event = if step < 1000 { luck.below(12) } else { 4 + luck.below(4) };
+                match event {
+                    0 => drop(ledger.cancel(id, now)),
+                    1 | 2 if !held.is_empty() => {
+                        let (_, _, gone) = held[luck.below(held.len() as u64) as usize];
+                        let mine: Vec<TaskId> =
+                            held.iter().filter(|it| it.2 == gone).map(|it| it.0).collect();
+                        let running = mine.first().copied().filter(|_| luck.below(2) == 0);
+                        ledger.on_agent_gone(&mine, gone, running, "signal 9", luck.below(4) == 0, now);
+                        held.retain(|it| it.2 != gone);
+                    }
+                    3 if luck.below(8) == 0 => ledger.spoil(id, "spoiled", now),
+                    4 => {
+                        if let Some(next) = ledger.peek(now).map(|task| task.id) {
+                            ledger.divide(next, 1 + luck.below(4) as u32, 1, now);
+                        }
+                    }
+                    5 | 6 => {
+                        if let Some(share) = ledger.next_share(id) {
+                            lives += 1;
+                            let lease = Lease { slot: AgentSlot(0), incarnation: Incarnation(lives) };
+                            ledger.lend(id, share, lease);
+                            held.push((id, ledger.get(id).expect("known").leased, lease));
+                        }
+                    }
+                    _ if !held.is_empty() => {
+                        let (id, attempt, lease) = held.swap_remove(luck.below(held.len() as u64) as usize);
+                        if ledger.check_holder(id, attempt, lease.slot, lease.incarnation).is_err() {
+                            assert!(ledger.get(id).is_some_and(|task| task.state.is_final()), "{seed}");
+                        } else if ledger.get(id).is_some_and(Task::is_divided) {
+                            let end = match luck.below(if step < 1000 { 6 } else { 1 }) {
+                                1 => PartEnd::Failed("no".into()),
+                                2 => PartEnd::GivenUp,
+                                _ => done(),
+                            };
+                            ledger.on_part(id, lease, end, now);
+                        } else if step < 1000 && luck.below(3) == 0 {
+                            ledger.on_failure(id, "no", true, now);
+                        } else {
+                            ledger.on_success(id, None, now);
+                        }
+                    }
+                    _ => {}
+                }
+                ledger.on_time(now);
+                in_vain.extend(ledger.take_abandoned());
+                for (id, lease, attempt) in ledger.take_unwanted() {
+                    assert!(held.contains(&(id, attempt, lease)), "{seed}: only who holds it is told");
+                }
+                for id in ledger.divided() {
+                    assert!(ledger.get(*id).is_some_and(Task::is_divided), "{seed}");
+                }
+            }
+            let states: Vec<TaskState> =
+                tasks.iter().map(|id| ledger.get(*id).expect("known").state).collect();
+            assert!(states.iter().all(|state| state.is_final()), "{seed}: {states:?}");
+            assert_eq!((ledger.counts().duplicated, ledger.divided()), (0, &[][..]), "{seed}");
+            let named = in_vain.len();
+            in_vain.sort_unstable();
+            in_vain.dedup();
+            assert_eq!(in_vain.len(), named, "{seed}: each attempt is named once");
+        }
+    }
+}
