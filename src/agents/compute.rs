@@ -16,13 +16,14 @@ use crate::kernels::{
     Variant, check_params, extra_path,
 };
 use crate::messaging::ToAgent;
-use crate::messaging::envelope::{Done, RESULT_BYTES, Run, Share, TEXT_BYTES, Verdict};
+use crate::messaging::envelope::{Done, RESULT_BYTES, Run, Share, ShareMark, TEXT_BYTES, Verdict};
 use crate::os::clock;
 use crate::os::counting::{Counters, Counts};
 use crate::os::map::Buffer;
 use crate::shm::board::Counted;
 use crate::tasks::attempt_tag;
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -173,11 +174,13 @@ struct Computed {
     files: Vec<(PathBuf, NpyDraft)>,
     /// One of them will replace an input.
     in_place: bool,
+    /// Which share of its task it is, if it is one.
+    mark: Option<ShareMark>,
 }
 
 impl Computed {
     fn without_files(outcome: Outcome, level: Level) -> Self {
-        Self { outcome, level, counts: None, files: Vec::new(), in_place: false }
+        Self { outcome, level, counts: None, files: Vec::new(), in_place: false, mark: None }
     }
 }
 
@@ -211,24 +214,40 @@ fn are_in_place(files: &[(PathBuf, NpyDraft)], body: &Body) -> bool {
     files.iter().any(|(path, file)| file.replaces() && replaces_input(path, &body.inputs))
 }
 
-/// Leaves of the inputs what part `at` of `of` needs. Returns its first row of the output, and how many rows there are in all.
+/// Which file lies at a path, and in which state: what replaces or changes it makes another one of it.
+fn identity(path: &Path) -> Option<(u64, u64, u64, i64, i64)> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+}
+
+fn undivided(kernel: KernelId) -> Failure {
+    Failure(Verdict::Undivided, format!("{kernel} of these arrays does not fall into parts"))
+}
+
+/// Which rows of the output a part has.
+#[derive(Clone, Copy)]
+struct Rows {
+    from: usize,
+    own: usize,
+    all: usize,
+}
+
+/// Leaves of the inputs what part `at` of `of` needs.
 fn take_part(
     kernel: KernelId,
     params: &Params,
     inputs: &mut Vec<Input>,
     at: u32,
     of: u32,
-) -> Result<(usize, usize), Failure> {
+) -> Result<Rows, Failure> {
     let shapes: Vec<&[usize]> = inputs.iter().map(Input::shape).collect();
     let split = kernels::split(kernel, params, &shapes);
     let part = split.and_then(|split| split.rows_of(at, of).map(|rows| (rows, split)));
-    let (rows, split) = part.ok_or_else(|| {
-        Failure(Verdict::Wrong, format!("{kernel} of these arrays does not fall into {of} parts"))
-    })?;
+    let (rows, split) = part.ok_or_else(|| undivided(kernel))?;
     let take =
         |(input, by_rows): (Input, &bool)| if *by_rows { input.into_rows(rows.clone()) } else { input };
     *inputs = std::mem::take(inputs).into_iter().zip(&split.by_rows).map(take).collect();
-    Ok((rows.start, split.rows))
+    Ok(Rows { from: rows.start, own: rows.len(), all: split.rows })
 }
 
 /// What agents have written in parts.
@@ -245,7 +264,8 @@ fn joined(body: &Body, tag: &str) -> Result<Computed, Failure> {
         }
     }
     let in_place = are_in_place(&files, body);
-    Ok(Computed { files, in_place, ..Computed::without_files(Outcome::default(), Level::Scalar) })
+    let mark = Some(ShareMark::Join);
+    Ok(Computed { files, in_place, mark, ..Computed::without_files(Outcome::default(), Level::Scalar) })
 }
 
 impl ComputeAgent {
@@ -269,8 +289,18 @@ impl ComputeAgent {
         let params = check_params(kernel, &body.params).map_err(KernelError::from)?;
         let pulse = TaskPulse { context, task: run.task, attempt: run.attempt };
         let mut inputs: Vec<Input> = Vec::with_capacity(body.inputs.len());
+        let is_part = matches!(run.share, Share::Part { .. });
+        let mut digest = DefaultHasher::new();
+        if is_part {
+            body.inputs.iter().for_each(|path| identity(path).hash(&mut digest));
+        }
         for (at, path) in body.inputs.iter().enumerate() {
-            let array = NpyFile::open(path).and_then(NpyFile::into_array).map_err(Failure::from);
+            let file = NpyFile::open(path).map_err(Failure::from);
+            // To convert all of it for some of its rows would take the memory of all in every agent.
+            if is_part && file.as_ref().is_ok_and(|file| file.needs_conversion()) {
+                return Err(undivided(kernel));
+            }
+            let array = file.and_then(|file| file.into_array().map_err(Failure::from));
             inputs.push(
                 array
                     .map_err(|Failure(verdict, words)| Failure(verdict, format!("inputs[{at}]: {words}")))?,
@@ -294,12 +324,30 @@ impl ComputeAgent {
         let meter = self.meter.get_or_insert_with(|| Meter::open(context));
         let (outcome, counts) = meter.count(run, context, || kernels::run(&call));
         let mut outcome = outcome?;
+        let mark = match (run.share, &rows) {
+            (Share::Part { at, .. }, Some(rows)) => {
+                let after: Vec<_> = body.inputs.iter().map(|path| identity(path)).collect();
+                after.iter().for_each(|identity| identity.hash(&mut digest));
+                let arrays = outcome.array.iter().chain(outcome.extra.iter().map(|(_, array)| array));
+                for array in arrays {
+                    let (own, shape) = array.shape().split_first().ok_or_else(|| undivided(kernel))?;
+                    if *own != rows.own {
+                        return Err(undivided(kernel));
+                    }
+                    (array.dtype(), shape, rows.all).hash(&mut digest);
+                }
+                Some(ShareMark::Part { at, digest: digest.finish() })
+            }
+            _ => None,
+        };
         let mut files = Vec::new();
         if let Some(output) = &body.output {
             pulse.beat().map_err(KernelError::from)?;
             let write = |path: &Path, array: &Array| match rows {
                 None => NpyDraft::write(path, array, &tag).map(Some),
-                Some((from, all)) => NpyDraft::write_rows(path, array, &tag, from, all).map(|()| None),
+                Some(Rows { from, all, .. }) => {
+                    NpyDraft::write_rows(path, array, &tag, from, all).map(|()| None)
+                }
             };
             for (suffix, array) in &outcome.extra {
                 let path = extra_path(output, suffix);
@@ -319,7 +367,7 @@ impl ComputeAgent {
         outcome.array = None;
         outcome.extra.clear();
         let in_place = are_in_place(&files, &body);
-        Ok(Computed { outcome, level: variant.level, counts, files, in_place })
+        Ok(Computed { outcome, level: variant.level, counts, files, in_place, mark })
     }
 
     fn run(&mut self, run: &Run<'_>, context: &mut Context) {
@@ -330,6 +378,11 @@ impl ComputeAgent {
         let started = clock::now();
         context.board.publish_work(context.slot(), run.kernel, run.class);
         if !context.begin_task(run.task, run.attempt, started) {
+            if run.share == Share::Join {
+                let tag = attempt_tag(&context.start.token, run.task, run.attempt);
+                // What was written in parts goes with it.
+                drop(Body::decode(run.body).map(|body| joined(&body, &tag)));
+            }
             self.answer(run, started, Err(Failure(Verdict::Cancelled, "cancelled".to_owned())), context);
             return;
         }
@@ -384,8 +437,9 @@ impl ComputeAgent {
 
 /// Lets the files appear, the output last, unless the task was given up before.
 fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<Published, Failure> {
-    let Computed { outcome, level, counts, files, in_place } = computed;
-    let result = outcome.result.map_or_else(Vec::new, |result| result.to_string().into_bytes());
+    let Computed { outcome, level, counts, files, in_place, mark } = computed;
+    let mut result = mark.map_or_else(Vec::new, ShareMark::encode);
+    outcome.result.iter().for_each(|said| result.extend_from_slice(said.to_string().as_bytes()));
     if result.len() > RESULT_BYTES {
         let words = format!("the result has {} bytes, at most {RESULT_BYTES} travel", result.len());
         return Err(Failure(Verdict::Wrong, words));

@@ -432,6 +432,12 @@ impl NpyFile {
         &self.bytes[self.header.data_start..][..self.header.data_bytes]
     }
 
+    /// Whether [`into_array`](Self::into_array) has to copy and convert it, for another reason than alignment.
+    pub fn needs_conversion(&self) -> bool {
+        let NpyHeader { byte_order, fortran_order, shape, .. } = &self.header;
+        *byte_order != ByteOrder::Native || *fortran_order && shape.len() > 1
+    }
+
     /// The array, in the form kernels read: the file's own bytes when they are C order (an array of one axis
     /// always is), native and aligned, else a converted copy.
     ///
@@ -629,8 +635,7 @@ impl NpyDraft {
         rows: usize,
     ) -> Result<(), NpyWriteError> {
         let temporary = std::mem::take(&mut Self::at(path, tag)?.temporary);
-        let file =
-            share(&temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
+        let file = share(&temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
         let mut shape = part.shape().to_vec();
         let own = std::mem::replace(&mut shape[0], rows);
         let header = encode_header(part.dtype(), &shape);

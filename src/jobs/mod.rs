@@ -13,7 +13,7 @@ mod strict;
 pub use body::Body;
 pub use strict::Strict;
 
-use crate::kernels::{KernelId, Level, check_inputs_count, check_params, output_needed, spec};
+use crate::kernels::{KernelId, Level, check_inputs_count, check_params, may_split, output_needed, spec};
 use crate::shm::board::CLASSES;
 use crate::supervisor::RefusedTask;
 use crate::tasks::{Priority, TaskSpec};
@@ -366,7 +366,7 @@ pub fn falls_into_parts(spec: &TaskSpec) -> bool {
     let kernel = KernelId::from_code(spec.kernel);
     let body = Body::decode(&spec.body).ok();
     let params = kernel.zip(body.as_ref()).map(|(kernel, body)| (kernel, check_params(kernel, &body.params)));
-    params.is_some_and(|(kernel, params)| params.is_ok_and(|params| kernels::may_split(kernel, &params)))
+    params.is_some_and(|(kernel, params)| params.is_ok_and(|params| may_split(kernel, &params)))
 }
 
 /// Whether a task that comes from another process is one that a job could have asked for. Its body is for its agent to read.

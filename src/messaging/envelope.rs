@@ -900,11 +900,15 @@ mod tests {
     #[test]
     fn an_answer_says_to_which_share_it_belongs() {
         let part = ShareMark::Part { at: u32::MAX, digest: 0x0123_4567_89ab_cdef };
-        for (mark, result) in [(part, &b"{}"[..]), (part, b""), (ShareMark::Join, b""), (ShareMark::Join, b"{}")] {
+        for (mark, result) in
+            [(part, &b"{}"[..]), (part, b""), (ShareMark::Join, b""), (ShareMark::Join, b"{}")]
+        {
             let body = [&mark.encode()[..], result].concat();
             assert_eq!(ShareMark::decode(&body), Some((mark, result)));
         }
-        for nonsense in [&b""[..], b"{}", b"P", b"P00000001", b"P0000000x0123456789abcdef", b"P+00000010123456789abcde"] {
+        for nonsense in
+            [&b""[..], b"{}", b"P", b"P00000001", b"P0000000x0123456789abcdef", b"P+00000010123456789abcde"]
+        {
             assert_eq!(ShareMark::decode(nonsense), None);
         }
     }

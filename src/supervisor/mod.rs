@@ -55,7 +55,7 @@ use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation, TaskId};
 use crate::base::prng::SplitMix64;
 use crate::config::SwarmConfig;
-use crate::kernels::{self, KernelId};
+use crate::jobs;
 use crate::messaging::envelope::Severity;
 use crate::messaging::failure::{self, Act, Failure, Figure};
 use crate::messaging::{Lane, ToAgent};
@@ -479,7 +479,7 @@ impl Supervisor {
             .expect("the configuration knows the policies");
         let windows = Windows { window: config.tasks.window, batch: config.tasks.batch };
         let hedge = HedgeRules { share: config.tasks.hedge_share, after: config.tasks.hedge_after };
-        let wide = WideRules { above: config.tasks.divide_above, falls_into_parts };
+        let wide = WideRules { above: config.tasks.divide_above, falls_into_parts: jobs::falls_into_parts };
         let computes_beside =
             plan.assignments.iter().any(|seat| seat.kind == "compute" && seat.core == plan.supervisor);
         crate::os::affinity::pin_current_thread(plan.supervisor);

@@ -7,7 +7,7 @@ use super::hedge::{Budget, HedgeRules, Usual};
 use super::ledger::Ledger;
 use super::placer::{Ask, Candidate, Placer, remaining_ns};
 use super::results::{Signal, Totals};
-use super::wide::{Divider, WideRules, class_of_part};
+use super::wide::{Divider, WideRules};
 use super::{Decisions, Lease, Room, Task, TaskId, Windows};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
@@ -297,7 +297,7 @@ impl Dispatcher {
         limit: usize,
         now: Nanos,
     ) -> usize {
-        let mut sent = self.send_shares(ledger, costs, limit, now);
+        let mut sent = self.send_shares(ledger, limit, now);
         while self.dispatch_upcoming(ledger, costs, limit, now, &mut sent) {}
         for seat in self.seats.iter_mut().flatten() {
             seat.full = false;
@@ -332,19 +332,23 @@ impl Dispatcher {
                 ledger.upcoming(now, many, &mut upcoming);
             }
         }
+        let parts_wait = self.parts_wait(ledger, now);
         let mut placed = false;
         for &(_, _, id) in &upcoming {
             let task = ledger.get(id).expect("just seen");
             let (ask, class) = (ask(task, now), task.spec.class);
             let mean = self.own_mean(ask.kernel, class);
             self.find_candidates(costs, ask.kernel, class, mean, limit, now);
+            if parts_wait {
+                self.candidates.iter_mut().for_each(|candidate| candidate.room &= candidate.in_flight == 0);
+            }
             if !self.candidates.iter().any(|candidate| candidate.room) {
                 if self.reserve() {
                     continue;
                 }
                 break;
             }
-            if let Some(shares) = self.try_divide(ledger, costs, id, mean, limit, now) {
+            if let Some(shares) = self.try_divide(ledger, id, mean, limit, now) {
                 *sent += shares;
                 placed = true;
                 continue;
@@ -461,13 +465,19 @@ impl Dispatcher {
         let seat = self.seats[slot.index()].as_mut().expect("candidates are seated");
         let task = ledger.get(id).expect("peeked at");
         let spec = &task.spec;
-        let (attempt, class) = match share {
-            Share::Whole | Share::Beside => (Attempt(task.attempt.0 + 1), spec.class),
-            Share::Join => (task.leased, spec.class),
-            Share::Part { of, .. } => (task.leased, class_of_part(spec.class, of)),
+        let attempt = match share {
+            Share::Whole | Share::Beside => Attempt(task.attempt.0 + 1),
+            Share::Join | Share::Part { .. } => task.leased,
         };
-        let run =
-            Run { task: id, attempt, kernel: spec.kernel, class, level: spec.level, share, body: &spec.body };
+        let run = Run {
+            task: id,
+            attempt,
+            kernel: spec.kernel,
+            class: spec.class,
+            level: spec.level,
+            share,
+            body: &spec.body,
+        };
         let lease = Lease { slot, incarnation: seat.incarnation };
         match seat.link.send(Lane::Normal, &ToAgent::Run(run)) {
             Ok(()) => {

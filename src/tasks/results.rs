@@ -77,10 +77,12 @@ impl KernelTotals {
         self.service_ns += service_ns;
         self.flops += done.flops.max(0.0);
         self.bytes += done.bytes.max(0.0);
-        if let Some(counts) = &done.counts {
-            self.counted += 1;
-            self.counts.add(counts);
-        }
+    }
+
+    /// What was counted for one task.
+    pub(super) fn add_counts(&mut self, counts: &Counts) {
+        self.counted += 1;
+        self.counts.add(counts);
     }
 }
 
@@ -190,6 +192,14 @@ impl Dispatcher {
     }
 
     fn on_done(&mut self, seat: &mut Seat, done: &Done<'_>, ledger: &mut Ledger, now: Nanos) {
+        let lease = Lease { slot: seat.slot, incarnation: seat.incarnation };
+        if let Some(task) = ledger.get(done.task).filter(|task| task.is_held_by(lease, done.attempt))
+            && !Self::is_of_its_share(done, task, lease)
+        {
+            self.totals.results_refused += 1;
+            tracing::warn!(task = %done.task, attempt = done.attempt.0, agent = seat.slot.0, "answer to another part refused");
+            return;
+        }
         let held = seat.release(done.task, done.attempt);
         match ledger.check_holder(done.task, done.attempt, seat.slot, seat.incarnation) {
             Ok(()) => {}
@@ -213,8 +223,7 @@ impl Dispatcher {
         let service_ns = done.service_ns.min(now.0.saturating_sub(began.0));
         seat.busy_ns += service_ns;
         if task.is_divided() {
-            let lease = Lease { slot: seat.slot, incarnation: seat.incarnation };
-            return self.on_part_done(done, lease, service_ns, ledger, now);
+            return self.on_part_done(done, seat, service_ns, ledger, now);
         }
         // What was joined began with its first part and ran as that did; its service is the time from there on.
         let parts = task.wide.as_ref().map(|wide| (wide.started.min(now), wide.level, wide.result.clone()));
@@ -231,7 +240,9 @@ impl Dispatcher {
         match done.verdict {
             Verdict::Succeeded => {
                 seat.tasks += 1;
-                let result = (!done.body.is_empty()).then(|| text().into()).or(of_parts);
+                // The answer to a join is a mark: what the kernel said, its parts have said.
+                let result =
+                    if is_joined { of_parts } else { (!done.body.is_empty()).then(|| text().into()) };
                 if held.is_some_and(|held| held.alone) || is_joined {
                     self.divider.learn(task, now.0.saturating_sub(dispatched.0));
                 }
@@ -244,6 +255,7 @@ impl Dispatcher {
                 let kernels = totals.kernels.entry((kernel, level)).or_default();
                 kernels.count += 1;
                 kernels.add(done, service_ns);
+                done.counts.iter().for_each(|counts| kernels.add_counts(counts));
                 if is_joined {
                     return;
                 }
@@ -262,7 +274,7 @@ impl Dispatcher {
                 self.note_cost(kernel, class, service_ns);
                 self.note_experience(kernel, class, seat.slot, service_ns);
             }
-            Verdict::Wrong | Verdict::Failed => {
+            Verdict::Wrong | Verdict::Failed | Verdict::Undivided => {
                 seat.failures += 1;
                 let may_help = done.verdict == Verdict::Failed;
                 ledger.on_failure(done.task, &text(), may_help, now);

@@ -11,13 +11,13 @@
 //!
 //! Who divides a call, and where, is `kernels::split`; what becomes of parts is in the ledger (`ledger/wide.rs`).
 
-use super::dispatch::{CostModel, Dispatcher, Posted};
+use super::dispatch::{Dispatcher, Posted, Seat};
 use super::ledger::{Ledger, PartEnd};
 use super::results::KernelTotals;
-use super::{By, Candidate, Lease, Placement, Task, TaskId};
+use super::{By, Candidate, Lease, Placement, Task, TaskId, TaskSpec};
 use crate::base::clock::Nanos;
 use crate::base::ids::AgentSlot;
-use crate::messaging::envelope::{Done, Share, Verdict};
+use crate::messaging::envelope::{Done, Share, ShareMark, Verdict};
 use crate::shm::board::{CLASSES, KERNELS};
 use std::time::Duration;
 
@@ -40,8 +40,8 @@ const STEP: f32 = 0.3;
 pub struct WideRules {
     /// Tasks that are expected to take longer; zero: none.
     pub above: Duration,
-    /// Whether the kernel of this code falls into parts.
-    pub falls_into_parts: fn(u8) -> bool,
+    /// Whether such a task falls into parts, as far as that can be known without its arrays. Asked of what takes long only.
+    pub falls_into_parts: fn(&TaskSpec) -> bool,
 }
 
 /// How long tasks of one kind take each way, from their sending to their answer, ns; 0: nobody knows.
@@ -73,11 +73,12 @@ impl Ways {
         (best + after) % many
     }
 
+    /// By logarithms: one that took a hundred times as long, because an agent died, counts no more than a few.
     fn learn(&mut self, way: usize, took_ns: f32) {
         let mean = &mut self.took_ns[way];
         // What could not be done that way at all is no time to go by.
         let is_known = *mean > 0.0 && mean.is_finite();
-        *mean = if is_known { *mean + STEP * (took_ns - *mean) } else { took_ns };
+        *mean = if is_known { *mean * (took_ns / *mean).powf(STEP) } else { took_ns };
     }
 }
 
@@ -99,11 +100,12 @@ impl Divider {
     /// A task ended well, so long after it was sent to an agent that had nothing else to do, or to several.
     pub(super) fn learn(&mut self, task: &Task, took_ns: u64) {
         let each = task.wide.as_ref().map_or(0, |wide| wide.each);
+        let way = EACH.iter().position(|way| *way == each);
+        // Most tasks are none that anybody would divide.
         let is_wide = took_ns as u128 >= self.rules.above.as_nanos();
-        if each == 0 && !(is_wide && (self.rules.falls_into_parts)(task.spec.kernel)) {
-            return;
-        }
-        if let (Some(ways), Some(way)) = (self.ways(task), EACH.iter().position(|way| *way == each)) {
+        if let (Some(ways), Some(way)) = (self.ways(task), way)
+            && (is_wide || ways.asked > 0)
+        {
             ways.learn(way, took_ns as f32 + 1.0);
         }
     }
@@ -115,10 +117,9 @@ impl Divider {
         }
     }
 
-    /// Whether such a task is ever divided.
+    /// Whether such a task is ever divided, as far as that is quickly said.
     fn may_divide(&self, task: &Task) -> bool {
-        let WideRules { above, falls_into_parts } = self.rules;
-        !above.is_zero() && !task.undivided && task.deaths.0 == 0 && falls_into_parts(task.spec.kernel)
+        !self.rules.above.is_zero() && !task.undivided && task.deaths.0 == 0
     }
 
     /// How many parts each of `idle` agents should have of such a task, which nobody else wants; 0: it stays whole.
@@ -127,16 +128,12 @@ impl Divider {
             Some(ns) => ns > self.rules.above.as_nanos() as f64,
             None => task.spec.class >= WIDE_CLASS,
         };
-        let ways = if idle < 2 || !is_long { None } else { self.ways(task) };
+        let is_divisible = idle > 1 && is_long && (self.rules.falls_into_parts)(&task.spec);
+        let ways = if is_divisible { self.ways(task) } else { None };
         let part_ns = |each: u32| expected_ns.unwrap_or(0.0) / idle as f64 / f64::from(each);
         let may = |each: &&u32| **each < 2 || part_ns(**each) >= SMALL_PART_NS;
         ways.map_or(0, |ways| EACH[ways.choose(EACH.iter().filter(may).count())])
     }
-}
-
-/// The class of one of so many parts.
-pub(super) fn class_of_part(class: u8, of: u32) -> u8 {
-    class.saturating_sub(of.max(1).ilog2() as u8)
 }
 
 impl Dispatcher {
@@ -149,7 +146,6 @@ impl Dispatcher {
     pub(super) fn try_divide(
         &mut self,
         ledger: &mut Ledger,
-        costs: &dyn CostModel,
         id: TaskId,
         mean: Option<f64>,
         limit: usize,
@@ -166,9 +162,9 @@ impl Dispatcher {
         if each == 0 {
             return None;
         }
-        let attempt = ledger.divide(id, spare as u32, each, now);
+        let attempt = ledger.divide(id, spare as u32, each, expected_ns, now);
         self.budget.earn();
-        let sent = self.send_shares(ledger, costs, limit, now);
+        let sent = self.send_shares(ledger, limit, now);
         let first = ledger.get(id).and_then(|task| task.agent);
         let at = self.candidates.iter().position(|candidate| Some(candidate.slot) == first).unwrap_or(0);
         let placement = Placement { at, expected_ns, probability: 1.0, by: By::Dividing };
@@ -178,25 +174,17 @@ impl Dispatcher {
 
     /// Sends what is to be sent of tasks in parts: to agents that have nothing to do, before they are given anything else.
     /// Returns how many envelopes that were.
-    pub(super) fn send_shares(
-        &mut self,
-        ledger: &mut Ledger,
-        costs: &dyn CostModel,
-        limit: usize,
-        now: Nanos,
-    ) -> usize {
+    pub(super) fn send_shares(&mut self, ledger: &mut Ledger, limit: usize, now: Nanos) -> usize {
         let mut sent = 0;
         for id in ledger.divided().to_vec() {
             while let Some(share) = ledger.next_share(id)
+                && (share == Share::Join || !ledger.is_outranked(id, now))
                 && let Some(slot) = self.taker(share, limit)
             {
-                let spec = &ledger.get(id).expect("just seen").spec;
-                let (kernel, class) = (spec.kernel, spec.class);
-                let expected_ns = match share {
-                    Share::Part { of, .. } => costs.expected_ns(kernel, class_of_part(class, of), slot),
-                    _ => None,
-                };
-                match self.post(ledger, id, share, slot, expected_ns.unwrap_or(0.0), now) {
+                let wide = ledger.get(id).and_then(|task| task.wide.as_ref());
+                let expected_ns =
+                    if share == Share::Join { 0.0 } else { wide.map_or(0.0, |wide| wide.part_ns) };
+                match self.post(ledger, id, share, slot, expected_ns, now) {
                     Posted::Sent(lease) => ledger.lend(id, share, lease),
                     Posted::NoRoom => continue,
                     // As a whole it says why.
@@ -222,33 +210,60 @@ impl Dispatcher {
         seats.min_by_key(|seat| seat.held.len()).map(|seat| seat.slot)
     }
 
+    /// Whether parts wait for agents, and nothing goes before them: then who is at work gets nothing more to do.
+    pub(super) fn parts_wait(&self, ledger: &mut Ledger, now: Nanos) -> bool {
+        let waits =
+            |ledger: &mut Ledger, id| ledger.next_share(id).is_some() && !ledger.is_outranked(id, now);
+        ledger.divided().to_vec().into_iter().any(|id| waits(ledger, id))
+    }
+
+    /// Whether this answer of a life that holds a share of a task is that to its share, or not to be told from it.
+    pub(super) fn is_of_its_share(done: &Done<'_>, task: &Task, lease: Lease) -> bool {
+        let Some(wide) = task.wide.as_ref().filter(|_| done.verdict == Verdict::Succeeded) else {
+            return true;
+        };
+        match ShareMark::decode(done.body) {
+            Some((ShareMark::Part { at, .. }, _)) => wide.held_by(lease) == Some(at),
+            Some((ShareMark::Join, _)) => task.lease == Some(lease),
+            None => false,
+        }
+    }
+
     /// The answer of an agent that held a part.
     pub(super) fn on_part_done(
         &mut self,
         done: &Done<'_>,
-        lease: Lease,
+        seat: &mut Seat,
         service_ns: u64,
         ledger: &mut Ledger,
         now: Nanos,
     ) {
         let Some(task) = ledger.get(done.task) else { return };
-        let (kernel, class) = (task.spec.kernel, class_of_part(task.spec.class, task.parts));
+        let kernel = task.spec.kernel;
+        let lease = Lease { slot: seat.slot, incarnation: seat.incarnation };
+        seat.failures += u64::from(done.verdict == Verdict::Failed);
         let text = || String::from_utf8_lossy(done.body);
         let end = match done.verdict {
             Verdict::Succeeded => {
                 let totals: &mut KernelTotals = self.totals.kernels.entry((kernel, done.level)).or_default();
                 totals.add(done, service_ns);
-                self.note_cost(kernel, class, service_ns);
-                self.note_experience(kernel, class, lease.slot, service_ns);
-                let result = (!done.body.is_empty()).then(|| text().into());
-                PartEnd::Done(done.started.clamp(task.dispatched, now), done.level, result)
+                let marked = ShareMark::decode(done.body);
+                let (digest, result) = match marked {
+                    Some((ShareMark::Part { digest, .. }, result)) => (digest, result),
+                    _ => (0, &[][..]),
+                };
+                let result = (!result.is_empty()).then(|| String::from_utf8_lossy(result).into());
+                let started = done.started.clamp(task.dispatched, now);
+                PartEnd::Done { started, level: done.level, digest, result }
             }
             Verdict::Failed => PartEnd::Failed(text().into_owned()),
             Verdict::Cancelled => PartEnd::GivenUp,
-            Verdict::Wrong => {
+            Verdict::Undivided => {
                 self.divider.learn_in_vain(task);
                 PartEnd::Undivided
             }
+            // As a whole it says what is wrong.
+            Verdict::Wrong => PartEnd::Undivided,
         };
         ledger.on_part(done.task, lease, end, now);
     }
@@ -265,14 +280,14 @@ mod tests {
     }
 
     fn divider() -> Divider {
-        Divider::new(WideRules { above: Duration::from_millis(5), falls_into_parts: |kernel| kernel == 1 })
+        Divider::new(WideRules { above: Duration::from_millis(5), falls_into_parts: |spec| spec.kernel == 1 })
     }
 
     fn in_parts(class: u8, each: u32) -> Task {
         let mut ledger = Ledger::new(Default::default());
         let id = ledger.submit(task(class).spec, Nanos(0)).expect("accepted");
         ledger.peek(Nanos(0));
-        ledger.divide(id, 2, each, Nanos(0));
+        ledger.divide(id, 2, each, None, Nanos(0));
         ledger.get(id).expect("known").clone()
     }
 
@@ -295,10 +310,11 @@ mod tests {
         let mut divider = divider();
         let mut other = task(20);
         other.spec.kernel = 2;
+        assert_eq!(divider.parts_each(&other, 2, Some(1e9)), 0);
         let (crashed, undivided) =
             (Task { deaths: (1, 0), ..task(20) }, Task { undivided: true, ..task(20) });
         assert!(divider.may_divide(&task(20)));
-        assert!([other, crashed, undivided].iter().all(|task| !divider.may_divide(task)));
+        assert!([crashed, undivided].iter().all(|task| !divider.may_divide(task)));
         divider.rules.above = Duration::ZERO;
         assert!(!divider.may_divide(&task(20)), "never, if somebody wants that");
     }

@@ -18,6 +18,11 @@ use crate::base::ids::{Attempt, TaskId};
 use crate::messaging::envelope::Share;
 use crate::tasks::{Event, Lease, TaskState};
 
+/// A part takes no longer than this, ns,
+const PART_MAX_NS: f64 = 1e9;
+/// where so many for each agent are enough.
+const ROUNDS_MAX: f64 = 64.0;
+
 /// What its parts are and came to.
 #[derive(Clone, Debug)]
 pub struct Wide {
@@ -81,7 +86,16 @@ pub enum PartEnd {
 impl Wide {
     fn new(of: u32, each: u32) -> Self {
         let parts = vec![Part::Waiting; of as usize];
-        Self { parts, each, over: None, digest: None, part_ns: 0.0, started: Nanos(u64::MAX), level: 0, result: None }
+        Self {
+            parts,
+            each,
+            over: None,
+            digest: None,
+            part_ns: 0.0,
+            started: Nanos(u64::MAX),
+            level: 0,
+            result: None,
+        }
     }
 
     fn held(&self) -> impl Iterator<Item = Lease> {
@@ -110,11 +124,22 @@ impl Wide {
 
 impl Ledger {
     /// Divides a queued task into `each` parts for each of `agents`, which are to be [lent](Self::lend).
-    pub fn divide(&mut self, id: TaskId, agents: u32, each: u32, now: Nanos) -> Attempt {
-        let of = agents.saturating_mul(each);
+    /// Of what is `expected_ns` to take as a whole no part shall take longer than [`PART_MAX_NS`], which others wait for.
+    pub fn divide(
+        &mut self,
+        id: TaskId,
+        agents: u32,
+        each: u32,
+        expected_ns: Option<f64>,
+        now: Nanos,
+    ) -> Attempt {
+        let whole_ns = expected_ns.unwrap_or(0.0);
+        let rounds = (whole_ns / f64::from(agents) / PART_MAX_NS).ceil().clamp(1.0, ROUNDS_MAX);
+        let of = agents.saturating_mul(each.max(rounds as u32));
         let attempt = self.begin_attempt(id, None, now);
         let task = self.get_mut(id).expect("just begun");
-        (task.wide, task.parts) = (Some(Box::new(Wide::new(of, each))), of);
+        let wide = Wide { part_ns: whole_ns / f64::from(of), ..Wide::new(of, each) };
+        (task.wide, task.parts) = (Some(Box::new(wide)), of);
         self.divided.push(id);
         attempt
     }
@@ -334,7 +359,7 @@ mod tests {
         let mut ledger = Ledger::new(LedgerLimits::default());
         let id = ledger.submit(spec, Nanos(1)).expect("accepted");
         assert_eq!(ledger.peek(Nanos(2)).map(|task| task.id), Some(id));
-        ledger.divide(id, of, 1, Nanos(2));
+        ledger.divide(id, of, 1, None, Nanos(2));
         for slot in 0..of {
             let share = ledger.next_share(id).expect("a part for everybody");
             assert_eq!(share, Share::Part { at: slot, of });
@@ -404,7 +429,7 @@ mod tests {
         ledger.take_unwanted();
         ledger.on_time(Nanos(1 << 40));
         ledger.peek(Nanos(1 << 40));
-        assert_eq!(ledger.divide(id, 2, 1, Nanos(1 << 40)), Attempt(2), "it may be divided again");
+        assert_eq!(ledger.divide(id, 2, 1, None, Nanos(1 << 40)), Attempt(2), "it may be divided again");
     }
 
     #[test]
@@ -518,7 +543,7 @@ mod tests {
                     3 if luck.below(8) == 0 => ledger.spoil(id, "spoiled", now),
                     4 => {
                         if let Some(next) = ledger.peek(now).map(|task| task.id) {
-                            ledger.divide(next, 1 + luck.below(4) as u32, 1, now);
+                            ledger.divide(next, 1 + luck.below(4) as u32, 1, None, now);
                         }
                     }
                     5 | 6 => {
