@@ -272,6 +272,7 @@ impl Dispatcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::ids::Incarnation;
     use crate::tasks::{TaskSpec, TaskState};
 
     fn task(class: u8) -> Task {
@@ -317,6 +318,53 @@ mod tests {
         assert!([crashed, undivided].iter().all(|task| !divider.may_divide(task)));
         divider.rules.above = Duration::ZERO;
         assert!(!divider.may_divide(&task(20)), "never, if somebody wants that");
+    }
+
+    #[test]
+    fn an_answer_to_another_share_is_told_from_its_own() {
+        let lease = |slot| Lease { slot: AgentSlot(slot), incarnation: Incarnation(1) };
+        let mut ledger = Ledger::new(Default::default());
+        let id = ledger.submit(task(24).spec, Nanos(0)).expect("accepted");
+        ledger.peek(Nanos(0));
+        let attempt = ledger.divide(id, 2, 1, None, Nanos(0));
+        let is_own = |ledger: &Ledger, slot, mark: Option<ShareMark>, verdict| {
+            let body = mark.map_or_else(Vec::new, ShareMark::encode);
+            let (started, service_ns, flops, bytes) = (Nanos(0), 1, 0.0, 0.0);
+            let (level, kept_input, counts) = (1, false, None);
+            let done = Done {
+                task: id,
+                attempt,
+                verdict,
+                level,
+                started,
+                service_ns,
+                flops,
+                bytes,
+                kept_input,
+                counts,
+                body: &body,
+            };
+            Dispatcher::is_of_its_share(&done, ledger.get(id).expect("known"), lease(slot))
+        };
+        let part = |at| Some(ShareMark::Part { at, digest: 7 });
+        let succeeded = Verdict::Succeeded;
+        let share = |ledger: &Ledger| ledger.next_share(id).expect("something to do");
+        for slot in [0, 1] {
+            ledger.lend(id, share(&ledger), lease(slot));
+        }
+        assert!(is_own(&ledger, 1, part(1), succeeded) && is_own(&ledger, 1, part(0), Verdict::Failed));
+        for other in [part(0), part(2), Some(ShareMark::Join), None] {
+            assert!(!is_own(&ledger, 1, other, succeeded), "{other:?}");
+        }
+        for slot in [0, 1] {
+            let end = PartEnd::Done { started: Nanos(1), level: 1, digest: 7, result: None };
+            ledger.on_part(id, lease(slot), end, Nanos(2));
+        }
+        ledger.lend(id, share(&ledger), lease(1));
+        assert!(is_own(&ledger, 1, Some(ShareMark::Join), succeeded), "all are done");
+        for other in [part(1), None] {
+            assert!(!is_own(&ledger, 1, other, succeeded), "{other:?}");
+        }
     }
 
     /// A divider, after so many tasks that took so long each way; and the ways they went.

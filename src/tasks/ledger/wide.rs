@@ -482,10 +482,24 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_kills_its_agents_is_poison() {
+    fn a_task_of_which_a_part_crashes_runs_as_a_whole() {
+        let (mut ledger, id) = divided(3, TaskSpec::default());
+        // All of them find the same wrong bytes: one death.
+        for slot in [1, 2] {
+            ledger.on_agent_gone(&[id], lease(slot), Some(id), "signal 11", true, Nanos(6));
+        }
+        assert_eq!((ledger.next_share(id), ledger.take_unwanted()[0]), (None, (id, lease(0), Attempt(1))));
+        assert_eq!(ledger.on_part(id, lease(0), PartEnd::GivenUp, Nanos(7)), Some(Transition::Again));
+        let task = ledger.get(id).expect("known");
+        assert!(task.undivided && task.state == TaskState::Queued && task.deaths == (1, 0), "{task:?}");
+    }
+
+    #[test]
+    fn a_part_whose_agents_are_killed_is_poison_at_last() {
         let (mut ledger, id) = divided(2, TaskSpec::default());
-        for _ in 0..3 {
-            ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 11", true, Nanos(6));
+        for _ in 0..KILL_LIMIT {
+            assert!(ledger.get(id).is_some_and(Task::is_divided) && ledger.take_unwanted().is_empty());
+            ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 9", false, Nanos(6));
             if let Some(share) = ledger.next_share(id) {
                 ledger.lend(id, share, lease(1));
             }
@@ -522,9 +536,9 @@ mod tests {
                 || TaskSpec { retries: 2, timeout: Some(Duration::from_nanos(40)), ..TaskSpec::default() };
             let tasks: Vec<TaskId> =
                 (0..4).map(|_| ledger.submit(spec(), Nanos(0)).expect("accepted")).collect();
-            let (mut now, mut held, mut in_vain) =
-                (Nanos(1), Vec::<(TaskId, Attempt, Lease)>::new(), Vec::new());
-            let mut lives = 1;
+            let (mut now, mut held) = (Nanos(1), Vec::<(TaskId, Attempt, Lease)>::new());
+            let (mut in_vain, mut in_parts, mut told) = (Vec::new(), Vec::new(), Vec::new());
+            let mut lives = [1; 5];
             for step in 0..2000 {
                 now = Nanos(now.0 + luck.below(8));
                 let id = tasks[luck.below(4) as usize];
@@ -539,19 +553,27 @@ mod tests {
                         let running = mine.first().copied().filter(|_| luck.below(2) == 0);
                         ledger.on_agent_gone(&mine, gone, running, "signal 9", luck.below(4) == 0, now);
                         held.retain(|it| it.2 != gone);
+                        lives[gone.slot.index()] += 1;
                     }
                     3 if luck.below(8) == 0 => ledger.spoil(id, "spoiled", now),
                     4 => {
                         if let Some(next) = ledger.peek(now).map(|task| task.id) {
-                            ledger.divide(next, 1 + luck.below(4) as u32, 1, None, now);
+                            let attempt = ledger.divide(next, 1 + luck.below(4) as u32, 1, None, now);
+                            in_parts.push((next, attempt));
                         }
                     }
                     5 | 6 => {
-                        if let Some(share) = ledger.next_share(id) {
-                            lives += 1;
-                            let lease = Lease { slot: AgentSlot(0), incarnation: Incarnation(lives) };
+                        let slot = luck.below(5) as u16;
+                        let incarnation = Incarnation(lives[usize::from(slot)]);
+                        let lease = Lease { slot: AgentSlot(slot), incarnation };
+                        let has_one = held.iter().any(|it| (it.0, it.2) == (id, lease));
+                        if let Some(share) = ledger.next_share(id).filter(|_| !has_one) {
                             ledger.lend(id, share, lease);
-                            held.push((id, ledger.get(id).expect("known").leased, lease));
+                            let attempt = ledger.get(id).expect("known").leased;
+                            held.push((id, attempt, lease));
+                            if share == Share::Join {
+                                in_parts.retain(|it| *it != (id, attempt));
+                            }
                         }
                     }
                     _ if !held.is_empty() => {
@@ -577,19 +599,24 @@ mod tests {
                 in_vain.extend(ledger.take_abandoned());
                 for (id, lease, attempt) in ledger.take_unwanted() {
                     assert!(held.contains(&(id, attempt, lease)), "{seed}: only who holds it is told");
+                    told.push((id, attempt, lease));
                 }
-                for id in ledger.divided() {
-                    assert!(ledger.get(*id).is_some_and(Task::is_divided), "{seed}");
+                for task in ledger.divided().iter().map(|id| ledger.get(*id).expect("known")) {
+                    let wide = task.wide.as_ref().filter(|_| task.is_divided()).expect("it is in parts");
+                    let is_over = wide.over.is_some() || task.cancelling.is_some();
+                    let is_told = |lease| told.contains(&(task.id, task.leased, lease));
+                    assert!(!is_over || wide.held().all(is_told), "{seed}: everybody who has a part is told");
+                    let is_known = |lease| held.contains(&(task.id, task.leased, lease));
+                    assert!(wide.held().all(is_known), "{seed}: nobody has what was not sent");
                 }
             }
             let states: Vec<TaskState> =
                 tasks.iter().map(|id| ledger.get(*id).expect("known").state).collect();
             assert!(states.iter().all(|state| state.is_final()), "{seed}: {states:?}");
             assert_eq!((ledger.counts().duplicated, ledger.divided()), (0, &[][..]), "{seed}");
-            let named = in_vain.len();
             in_vain.sort_unstable();
-            in_vain.dedup();
-            assert_eq!(in_vain.len(), named, "{seed}: each attempt is named once");
+            in_parts.sort_unstable();
+            assert_eq!(in_vain, in_parts, "{seed}: each attempt that was not joined is named, once");
         }
     }
 }
