@@ -8,12 +8,13 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use ai_swarm::arrays::{Array, ArrayRef, DType, Element, NpyFile, write_npy};
+use ai_swarm::base::prng::SplitMix64;
 use ai_swarm::kernels::reference::{self, Direction, Metric, Mode, Order, Reduction};
 use ai_swarm::kernels::simd;
 use ai_swarm::kernels::{
     BOUNDS_SUFFIX, Call, Cancelled, EXTRA_SUFFIXES, KernelError, KernelId, LABELS_SUFFIX, Level, Outcome,
-    OutputKind, PLACES_SUFFIX, Params, Pulse, SCORES_SUFFIX, Variant, check_params, extra_path, run, spec,
-    stores_in_two_ways, synthetic_inputs, variants,
+    OutputKind, PLACES_SUFFIX, Params, Pulse, SCORES_SUFFIX, Variant, check_params, extra_path, may_split,
+    run, spec, split, stores_in_two_ways, synthetic_inputs, variants,
 };
 use num_complex::Complex;
 use serde_json::{Value, json};
@@ -1353,6 +1354,203 @@ fn simulated_prices_agree_with_the_closed_form_and_with_each_other() {
     let certain =
         by_default(KernelId::MonteCarlo, json!({"volatility": 0, "paths": 2}), &[]).unwrap().result.unwrap();
     assert_eq!(certain["std_error"], 0.0);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Parts
+
+/// An array of random numbers and of this shape.
+fn drawn(luck: &mut SplitMix64, dtype: DType, shape: &[usize]) -> ArrayRef {
+    let count: usize = shape.iter().product();
+    let mut numbers = || (luck.below(1 << 20) as f64 / f64::from(1 << 19)) - 1.0;
+    let x: Vec<f64> = (0..2 * count).map(|_| numbers()).collect();
+    let whole = |scale: f64| x[..count].iter().map(move |x| (x * scale) as i64);
+    match dtype {
+        DType::F64 => array(shape, &x[..count]),
+        DType::F32 => array(shape, &x[..count].iter().map(|x| *x as f32).collect::<Vec<_>>()),
+        DType::I64 => array(shape, &whole(9.0).collect::<Vec<_>>()),
+        DType::I32 => array(shape, &whole(9.0).map(|x| x as i32).collect::<Vec<_>>()),
+        DType::C128 => {
+            array(shape, &x.chunks(2).map(|part| Complex::new(part[0], part[1])).collect::<Vec<_>>())
+        }
+        other => panic!("{other:?} is not drawn here"),
+    }
+}
+
+/// Another one like it: who takes rows takes the array.
+fn copy(array: &ArrayRef) -> ArrayRef {
+    fn of<T: Element>(array: &ArrayRef) -> ArrayRef {
+        Array::from_slice(array.shape(), array.as_slice::<T>().unwrap()).unwrap().into()
+    }
+    match array.dtype() {
+        DType::F64 => of::<f64>(array),
+        DType::F32 => of::<f32>(array),
+        DType::I64 => of::<i64>(array),
+        DType::I32 => of::<i32>(array),
+        _ => of::<Complex<f64>>(array),
+    }
+}
+
+/// Rows of arrays of one type, one part after the other.
+fn put_together(parts: &[&Array]) -> (DType, Vec<usize>, Vec<u8>) {
+    let mut shape = parts[0].shape().to_vec();
+    assert!(parts.iter().all(|part| part.dtype() == parts[0].dtype() && part.shape()[1..] == shape[1..]));
+    shape[0] = parts.iter().map(|part| part.shape()[0]).sum();
+    (parts[0].dtype(), shape, parts.iter().flat_map(|part| part.bytes()).copied().collect())
+}
+
+/// What a call yields, in order.
+fn arrays(outcome: &Outcome) -> impl Iterator<Item = &Array> {
+    outcome.array.iter().chain(outcome.extra.iter().map(|(_, array)| array))
+}
+
+/// The numbers of an array of floats.
+fn floats(dtype: DType, bytes: &[u8]) -> Vec<f64> {
+    match dtype {
+        DType::F32 => {
+            bytes.chunks(4).map(|it| f64::from(f32::from_le_bytes(it.try_into().unwrap()))).collect()
+        }
+        _ => bytes.chunks(8).map(|it| f64::from_le_bytes(it.try_into().unwrap())).collect(),
+    }
+}
+
+/// One of the calls that may fall into parts, with arrays that need not go together.
+fn call_that_may_split(luck: &mut SplitMix64) -> (KernelId, Value, Vec<ArrayRef>) {
+    use KernelId::*;
+    let all = [
+        Matmul, Axpy, Expr, Sort, Argsort, TopK, Cumsum, Softmax, Reduce, Fft, Ifft, Rfft, Irfft, Knn,
+        Quantize,
+    ];
+    let kernel = all[luck.below(all.len() as u64) as usize];
+    let axis = |luck: &mut SplitMix64| match luck.below(8) {
+        0 => 0,
+        1 => 30 + luck.below(30) as usize,
+        _ => 1 + luck.below(6) as usize,
+    };
+    let axes = 1 + luck.below(4) as usize;
+    let shape: Vec<usize> = (0..axes).map(|_| axis(luck)).collect();
+    let lines = luck.below(7) as i64 - 3;
+    let (mut given, dtypes) = match kernel {
+        Matmul => {
+            let word = ["none", "a", "b", "both"][luck.below(4) as usize];
+            (json!({ "transpose": word }), &[DType::F64, DType::F32][..])
+        }
+        Axpy => (json!({"alpha": 0.75}), &[DType::F64, DType::F32][..]),
+        Expr => {
+            let text = ["a + b", "where(a > b, a*2, b)", "sin(a)*b + 0.5*a*a", "a - 1", "exp(b) / 3 + a"];
+            (json!({ "expr": (text[luck.below(5) as usize]) }), &[DType::F64, DType::F32, DType::I32][..])
+        }
+        Sort | Argsort => (json!({}), &[DType::F64, DType::F32, DType::I64, DType::I32][..]),
+        TopK => (json!({"k": 1 + luck.below(3)}), &[DType::F64, DType::I32][..]),
+        Cumsum | Softmax => (json!({ "axis": lines }), &[DType::F64, DType::F32][..]),
+        Reduce => {
+            let op = ["sum", "mean", "min", "max"][luck.below(4) as usize];
+            (json!({"op": op, "axis": lines}), &[DType::F64, DType::I64][..])
+        }
+        Fft | Ifft => (json!({"axes": 1 + luck.below(2)}), &[DType::C128, DType::F64][..]),
+        Rfft => (json!({"axes": 1 + luck.below(2)}), &[DType::F64, DType::F32][..]),
+        Irfft => (json!({"axes": 1 + luck.below(2)}), &[DType::C128][..]),
+        Knn => (
+            json!({"k": 1 + luck.below(3), "metric": if luck.below(2) == 0 { "l2" } else { "ip" }}),
+            &[DType::F32][..],
+        ),
+        _ => (json!({}), &[DType::F32][..]),
+    };
+    if kernel == Irfft && luck.below(3) == 0 {
+        given["n"] = json!(1 + luck.below(9));
+    }
+    let dtype = dtypes[luck.below(dtypes.len() as u64) as usize];
+    let first = drawn(luck, dtype, &shape);
+    let other: Vec<usize> = match (kernel, luck.below(4)) {
+        // Most products fit, whatever is transposed.
+        (Matmul, 1..) if axes > 1 => {
+            let (m, k, n) = (shape[axes - 2], shape[axes - 1], axis(luck));
+            let inner = if matches!(given["transpose"].as_str(), Some("a" | "both")) { m } else { k };
+            let ends = if matches!(given["transpose"].as_str(), Some("b" | "both")) {
+                [n, inner]
+            } else {
+                [inner, n]
+            };
+            let batch = if luck.below(2) == 0 { &shape[..axes - 2] } else { &[] };
+            [batch, &ends].concat()
+        }
+        (Knn, 1..) if axes == 2 => vec![axis(luck) + 3, shape[1]],
+        (Axpy, 1..) => shape.clone(),
+        // Broadcasting: fewer axes, or axes of one.
+        (Expr, 1) => shape[luck.below(axes as u64) as usize..].to_vec(),
+        (Expr, 2) => shape.iter().map(|n| if luck.below(2) == 0 { 1 } else { *n }).collect(),
+        (Expr, 3) => [&[axis(luck)][..], &shape].concat(),
+        _ => (0..1 + luck.below(4)).map(|_| axis(luck)).collect(),
+    };
+    let takes_two = matches!(kernel, Matmul | Axpy | Knn) || kernel == Expr && given["expr"] != "a - 1";
+    let second = takes_two.then(|| drawn(luck, dtype, &other));
+    (kernel, given, [Some(first), second].into_iter().flatten().collect())
+}
+
+/// What the agents compute that a call is divided among, put together, is what one agent computes: to the bit, but for what adds
+/// up or approximates in another order. A call that is refused is not right in parts.
+#[test]
+fn parts_of_a_call_put_together_are_the_whole() {
+    let (mut luck, mut right, mut refused) = (SplitMix64::new(7), std::collections::BTreeMap::new(), 0);
+    for _ in 0..6000 {
+        let (kernel, given, inputs) = call_that_may_split(&mut luck);
+        let of = 1 + luck.below(7) as u32;
+        let what = || {
+            let shapes: Vec<&[usize]> = inputs.iter().map(|input| input.shape()).collect();
+            format!("{kernel} {given} {shapes:?} {:?} in {of} parts", inputs[0].dtype())
+        };
+        let params = params(kernel, given.clone());
+        let shapes: Vec<&[usize]> = inputs.iter().map(|input| input.shape()).collect();
+        let Some(divided) = split(kernel, &params, &shapes) else { continue };
+        assert!(may_split(kernel, &params), "{}", what());
+        let own = |at: u32| {
+            let rows = divided.rows_of(at, of)?;
+            let take = |(input, by_rows): (&ArrayRef, &bool)| {
+                let input = copy(input);
+                if *by_rows { input.into_rows(rows.clone()) } else { input }
+            };
+            let inputs: Vec<ArrayRef> = inputs.iter().zip(&divided.by_rows).map(take).collect();
+            Some((rows.len(), inputs)).filter(|(rows, _)| *rows > 0)
+        };
+        let parts: Result<Vec<Outcome>, KernelError> = (0..of)
+            .filter_map(own)
+            .map(|(rows, inputs)| {
+                let outcome = by_default(kernel, given.clone(), &inputs)?;
+                let array = outcome.array.as_ref().expect("rows");
+                // Else the agent says that it is none.
+                assert_eq!(array.shape().first(), Some(&rows), "{}", what());
+                Ok(outcome)
+            })
+            .collect();
+        let whole = by_default(kernel, given.clone(), &inputs);
+        let (Ok(parts), Ok(whole)) = (&parts, &whole) else {
+            refused += 1;
+            let is_alike = parts.is_err() && whole.is_err() || divided.rows == 0;
+            assert!(is_alike, "{}: {:?} {:?}", what(), parts.as_ref().err(), whole.as_ref().err());
+            continue;
+        };
+        if parts.is_empty() {
+            continue;
+        }
+        *right.entry(kernel.name()).or_insert(0) += 1;
+        for (at, whole) in arrays(whole).enumerate() {
+            let own: Vec<&Array> = parts.iter().filter_map(|part| arrays(part).nth(at)).collect();
+            let (dtype, shape, bytes) = put_together(&own);
+            assert_eq!((dtype, &shape[..]), (whole.dtype(), whole.shape()), "{}", what());
+            let rounds = matches!(kernel, KernelId::Matmul | KernelId::Expr | KernelId::Knn);
+            if rounds && matches!(dtype, DType::F32 | DType::F64) {
+                let ulp = if dtype == DType::F32 { f32::ULP } else { f64::ULP };
+                all_close(&floats(dtype, &bytes), &floats(dtype, whole.bytes()), 300.0 * ulp, &what());
+            } else {
+                assert!(bytes == whole.bytes(), "{}", what());
+            }
+        }
+    }
+    println!("{right:?}, {refused} refused");
+    assert!(
+        right.len() == 15 && right.values().all(|count| *count > 20) && refused > 20,
+        "{right:?} {refused}"
+    );
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ use crate::kernels::{
     Variant, check_params, extra_path,
 };
 use crate::messaging::ToAgent;
-use crate::messaging::envelope::{Done, RESULT_BYTES, Run, Share, ShareMark, TEXT_BYTES, Verdict};
+use crate::messaging::envelope::{Done, PartMark, RESULT_BYTES, Run, Share, TEXT_BYTES, Verdict};
 use crate::os::clock;
 use crate::os::counting::{Counters, Counts};
 use crate::os::map::Buffer;
@@ -174,13 +174,13 @@ struct Computed {
     files: Vec<(PathBuf, NpyDraft)>,
     /// One of them will replace an input.
     in_place: bool,
-    /// Which share of its task it is, if it is one.
-    mark: Option<ShareMark>,
+    /// Which part of its task it is, if it is one.
+    part: Option<PartMark>,
 }
 
 impl Computed {
     fn without_files(outcome: Outcome, level: Level) -> Self {
-        Self { outcome, level, counts: None, files: Vec::new(), in_place: false, mark: None }
+        Self { outcome, level, counts: None, files: Vec::new(), in_place: false, part: None }
     }
 }
 
@@ -193,6 +193,15 @@ struct Published {
     bytes: f64,
     counts: Option<Counts>,
     kept_input: bool,
+    part: Option<PartMark>,
+}
+
+impl Published {
+    /// Nothing is to be seen, and there is only this to be said.
+    fn words(result: Vec<u8>) -> Self {
+        let (level, flops, bytes) = (Level::Scalar, 0.0, 0.0);
+        Self { result, level, flops, bytes, counts: None, kept_input: false, part: None }
+    }
 }
 
 /// Whether a file at `output` takes the place of an input, by whatever name. A task that does so cannot run beside an attempt
@@ -264,8 +273,7 @@ fn joined(body: &Body, tag: &str) -> Result<Computed, Failure> {
         }
     }
     let in_place = are_in_place(&files, body);
-    let mark = Some(ShareMark::Join);
-    Ok(Computed { files, in_place, mark, ..Computed::without_files(Outcome::default(), Level::Scalar) })
+    Ok(Computed { files, in_place, ..Computed::without_files(Outcome::default(), Level::Scalar) })
 }
 
 impl ComputeAgent {
@@ -320,11 +328,15 @@ impl ComputeAgent {
             Share::Part { at, of } => Some(take_part(kernel, &params, &mut inputs, at, of)?),
             _ => None,
         };
+        if let (Share::Part { at, .. }, Some(Rows { own: 0, .. })) = (run.share, rows) {
+            let part = Some(PartMark { at, digest: None });
+            return Ok(Computed { part, ..Computed::without_files(Outcome::default(), variant.level) });
+        }
         let call = Call { kernel, params: &params, inputs: &inputs, variant, pulse: &pulse };
         let meter = self.meter.get_or_insert_with(|| Meter::open(context));
         let (outcome, counts) = meter.count(run, context, || kernels::run(&call));
         let mut outcome = outcome?;
-        let mark = match (run.share, &rows) {
+        let part = match (run.share, &rows) {
             (Share::Part { at, .. }, Some(rows)) => {
                 let after: Vec<_> = body.inputs.iter().map(|path| identity(path)).collect();
                 after.iter().for_each(|identity| identity.hash(&mut digest));
@@ -336,7 +348,7 @@ impl ComputeAgent {
                     }
                     (array.dtype(), shape, rows.all).hash(&mut digest);
                 }
-                Some(ShareMark::Part { at, digest: digest.finish() })
+                Some(PartMark { at, digest: Some(digest.finish()) })
             }
             _ => None,
         };
@@ -367,7 +379,7 @@ impl ComputeAgent {
         outcome.array = None;
         outcome.extra.clear();
         let in_place = are_in_place(&files, &body);
-        Ok(Computed { outcome, level: variant.level, counts, files, in_place, mark })
+        Ok(Computed { outcome, level: variant.level, counts, files, in_place, part })
     }
 
     fn run(&mut self, run: &Run<'_>, context: &mut Context) {
@@ -409,13 +421,10 @@ impl ComputeAgent {
             Err(Failure(verdict, words)) => {
                 let mut result = words.into_bytes();
                 result.truncate(TEXT_BYTES);
-                let level = Level::Scalar;
-                let nothing =
-                    Published { result, level, flops: 0.0, bytes: 0.0, counts: None, kept_input: false };
-                (verdict, nothing)
+                (verdict, Published::words(result))
             }
         };
-        let Published { result, level, flops, bytes, counts, kept_input } = published;
+        let Published { result, level, flops, bytes, counts, kept_input, part } = published;
         // What a library chose by itself, or what has no vector code, is not passed off as a level.
         let label = if leveled { level.code() } else { NO_LEVEL };
         let done = Done {
@@ -428,6 +437,7 @@ impl ComputeAgent {
             flops,
             bytes,
             kept_input,
+            part,
             counts,
             body: &result,
         };
@@ -437,9 +447,8 @@ impl ComputeAgent {
 
 /// Lets the files appear, the output last, unless the task was given up before.
 fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<Published, Failure> {
-    let Computed { outcome, level, counts, files, in_place, mark } = computed;
-    let mut result = mark.map_or_else(Vec::new, ShareMark::encode);
-    outcome.result.iter().for_each(|said| result.extend_from_slice(said.to_string().as_bytes()));
+    let Computed { outcome, level, counts, files, in_place, part } = computed;
+    let result = outcome.result.map_or_else(Vec::new, |result| result.to_string().into_bytes());
     if result.len() > RESULT_BYTES {
         let words = format!("the result has {} bytes, at most {RESULT_BYTES} travel", result.len());
         return Err(Failure(Verdict::Wrong, words));
@@ -472,7 +481,7 @@ fn publish(run: &Run<'_>, computed: Computed, context: &mut Context) -> Result<P
         ailment::at_output(ailment::Output::There);
     }
     let (flops, bytes) = (outcome.flops, outcome.bytes);
-    Ok(Published { result, level, flops, bytes, counts, kept_input: in_place })
+    Ok(Published { result, level, flops, bytes, counts, kept_input: in_place, part })
 }
 
 /// A second attempt that would change what the first one reads, or read what that one changes.

@@ -605,9 +605,10 @@ impl NpyDraft {
     /// # Errors
     /// Any [`NpyWriteError`] but `Rename`.
     pub fn write(path: &Path, array: &Array, tag: &str) -> Result<Self, NpyWriteError> {
-        let draft = Self::at(path, tag)?;
+        let (temporary, replaces) = place(path, tag)?;
         let mut file =
-            create(&draft.temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
+            create(&temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
+        let draft = Self { path: path.into(), temporary, replaces };
         let header = encode_header(array.dtype(), array.shape());
         match write_both(&mut file, &header, array.bytes()) {
             Ok(()) => Ok(draft),
@@ -634,7 +635,7 @@ impl NpyDraft {
         from: usize,
         rows: usize,
     ) -> Result<(), NpyWriteError> {
-        let temporary = std::mem::take(&mut Self::at(path, tag)?.temporary);
+        let (temporary, _) = place(path, tag)?;
         let file = share(&temporary).map_err(|source| NpyWriteError::Create { path: path.into(), source })?;
         let mut shape = part.shape().to_vec();
         let own = std::mem::replace(&mut shape[0], rows);
@@ -655,35 +656,17 @@ impl NpyDraft {
     /// # Errors
     /// `Path`, or `Write` where it is no whole array; it is removed then.
     pub fn of_rows(path: &Path, tag: &str) -> Result<Option<Self>, NpyWriteError> {
-        let temporary = temporary_name(path, tag);
-        if fs::symlink_metadata(&temporary).is_err() {
-            return Ok(None);
+        let unreadable = |source| NpyWriteError::Write { path: path.into(), bytes: 0, source };
+        let (temporary, replaces) = place(path, tag)?;
+        match fs::symlink_metadata(&temporary) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(error)),
         }
         // From here on it goes when something is wrong.
-        let mut draft = Self { path: path.into(), temporary, replaces: false };
-        let found = NpyFile::open(&draft.temporary).map_err(|error| NpyWriteError::Write {
-            path: path.into(),
-            bytes: 0,
-            source: io::Error::other(error),
-        })?;
-        drop(found);
-        let mut checked = Self::at(path, tag)?;
-        (checked.temporary, draft.replaces) = (PathBuf::new(), checked.replaces);
+        let draft = Self { path: path.into(), temporary, replaces };
+        NpyFile::open(&draft.temporary).map_err(|error| unreadable(io::Error::other(error)))?;
         Ok(Some(draft))
-    }
-
-    /// One that may stand at the path, and is not there yet.
-    fn at(path: &Path, tag: &str) -> Result<Self, NpyWriteError> {
-        if path.file_name().is_none() {
-            return Err(NpyWriteError::Path { path: path.into(), problem: "it names no file" });
-        }
-        // A rename would replace a device or a pipe with a file.
-        let before = fs::metadata(path);
-        if before.as_ref().is_ok_and(|metadata| !metadata.is_file()) {
-            let problem = "something that is not a regular file stands there";
-            return Err(NpyWriteError::Path { path: path.into(), problem });
-        }
-        Ok(Self { path: path.into(), temporary: temporary_name(path, tag), replaces: before.is_ok() })
     }
 
     /// The second half: from now on everybody sees it.
@@ -729,6 +712,20 @@ impl Drop for NpyDraft {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// Where a draft lies until it stands at the path, and whether it will replace a file there.
+fn place(path: &Path, tag: &str) -> Result<(PathBuf, bool), NpyWriteError> {
+    if path.file_name().is_none() {
+        return Err(NpyWriteError::Path { path: path.into(), problem: "it names no file" });
+    }
+    // A rename would replace a device or a pipe with a file.
+    let before = fs::metadata(path);
+    if before.as_ref().is_ok_and(|metadata| !metadata.is_file()) {
+        let problem = "something that is not a regular file stands there";
+        return Err(NpyWriteError::Path { path: path.into(), problem });
+    }
+    Ok((temporary_name(path, tag), before.is_ok()))
 }
 
 /// Moves the finished file to `path`, at once for every reader.
@@ -782,7 +779,7 @@ fn create(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A file that several processes write to: made by the first of them, and nobody else's.
+/// A file that several processes write to, made by the first of them. That it is ours says its name, which nobody else knows.
 fn share(path: &Path) -> io::Result<File> {
     match File::options().write(true).create_new(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -790,8 +787,8 @@ fn share(path: &Path) -> io::Result<File> {
     }
     let file = File::options().write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     let found = file.metadata()?;
-    if !found.is_file() || found.nlink() != 1 || found.uid() != rustix::process::geteuid().as_raw() {
-        return Err(io::Error::other("what stands under its temporary name is not one of ours"));
+    if !found.is_file() || found.nlink() != 1 {
+        return Err(io::Error::other("what stands under its temporary name is not a file of its own"));
     }
     Ok(file)
 }

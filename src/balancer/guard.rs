@@ -133,6 +133,12 @@ impl Guard {
         self.sums.admitted += 1;
     }
 
+    /// An agent is at something else, which nobody has placed, for so long: the twin has it there, too.
+    pub fn occupied(&mut self, at: usize, time_ns: f64, now_ns: u64) {
+        let agent = &mut self.agents[at];
+        agent.ends = [agent.ends[1], agent.ends[1].max(now_ns as f64) + time_ns];
+    }
+
     /// A task came back after `total_ns`.
     pub fn finished(&mut self, total_ns: f64, overhead_ns: Option<f64>, now_ns: u64) {
         if let Some(overhead_ns) = overhead_ns {
@@ -225,6 +231,24 @@ mod tests {
         // Two hundred a second: within five seconds, not after five thousand tasks.
         feed(&mut guard, 1_000, 5_000_000, 70.0, 70.0);
         assert_eq!(guard.interventions().0, 1);
+    }
+
+    #[test]
+    fn what_waits_for_an_agent_that_is_at_something_else_waits_in_the_twin_too() {
+        let alarms = |is_told: bool| {
+            let mut guard = Guard::default();
+            for turn in 1..20_000u64 {
+                let now = turn * 1000;
+                if is_told {
+                    guard.occupied(3, 200.0, now);
+                }
+                guard.admit(now, 250.0, 1, std::iter::once((3, 50.0)));
+                guard.finished(250.0, None, now);
+            }
+            guard.interventions().0
+        };
+        assert_eq!(alarms(true), 0);
+        assert!(alarms(false) > 0);
     }
 
     #[test]

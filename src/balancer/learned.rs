@@ -471,6 +471,12 @@ impl Placer for Learned {
         self.model.forget_agent(slot);
     }
 
+    fn occupied(&mut self, slot: AgentSlot, expected_ns: f64, now_ns: u64) {
+        if self.model.is_trusted() {
+            self.guard.occupied(index(slot), expected_ns, now_ns);
+        }
+    }
+
     fn finished(&mut self, finished: &Finished) {
         if self.model.is_trusted() {
             self.guard.finished(finished.total_ns, finished.overhead_ns, finished.now_ns);

@@ -397,10 +397,14 @@ fn explain(task: &TaskView, raw: &Value, agents: &[AgentView]) -> Vec<String> {
             reasons.push(format!("It waits for room on a compute agent, with priority {}.", task.priority));
             reasons.push(room(agents));
         }
+        "dispatched" if task.parts > 0 => {
+            reasons.push("Its parts wait for agents, or at agents behind what runs now.".to_owned());
+        }
         "dispatched" => {
             reasons.push(format!("It was handed to {agent} and waits there behind what runs now."));
             reasons.extend(agents.iter().find(|view| view.id == agent).map(holds));
         }
+        "running" if task.parts > 0 => reasons.push("Parts of it run.".to_owned()),
         "running" => reasons.push(format!("It runs on {agent}.")),
         "retrying" => {
             let left = match raw.get("retries_left").and_then(Value::as_u64) {
@@ -413,8 +417,9 @@ fn explain(task: &TaskView, raw: &Value, agents: &[AgentView]) -> Vec<String> {
             reasons.push(format!("It will be queued again after a pause that grows with every attempt{left}."));
         }
         "succeeded" => reasons.push(format!(
-            "It ran {} on {agent}{}.",
+            "It ran {} on {}{}.",
             micros(task.service_us),
+            if task.parts > 0 { "several agents" } else { agent },
             task.backend.as_deref().map_or_else(String::new, |level| format!(" with {level} code"))
         )),
         "failed" => {

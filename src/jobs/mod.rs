@@ -37,6 +37,8 @@ const FIELDS: [&str; 11] = [
 ];
 /// Longest name of a task, and longest idempotency key.
 pub const NAME_BYTES: usize = 200;
+/// Longest description of a task that may be done in parts.
+const PARTS_BODY_BYTES: usize = 16 << 10;
 /// Most retries.
 pub const RETRIES_MAX: u64 = 1000;
 
@@ -361,8 +363,12 @@ pub fn level_wished(word: u8) -> Option<Level> {
     word.checked_sub(1).and_then(Level::from_code)
 }
 
-/// Whether such a task may be done in parts.
+/// Whether such a task may be done in parts. The supervisor's loop asks that, of what a stranger may have written: long descriptions
+/// are for agents to read.
 pub fn falls_into_parts(spec: &TaskSpec) -> bool {
+    if spec.body.len() > PARTS_BODY_BYTES {
+        return false;
+    }
     let kernel = KernelId::from_code(spec.kernel);
     let body = Body::decode(&spec.body).ok();
     let params = kernel.zip(body.as_ref()).map(|(kernel, body)| (kernel, check_params(kernel, &body.params)));

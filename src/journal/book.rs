@@ -307,9 +307,9 @@ impl Restored {
         self.in_flight.iter().filter_map(|&(id, attempt, run)| {
             let task = &**self.tasks.get(TaskId(id))?;
             // Two attempts may have run at a time, and one of them may have outlived the task: only of one that ended in its
-            // first attempt nothing can be left.
+            // first attempt, and well, nothing can be left: what a task wrote that came to nothing is removed after its end.
             let ran_at_last = attempt + 1 >= task.attempt.0;
-            let has_more = task.attempt.0 > 1 || task.kept_input;
+            let has_more = task.attempt.0 > 1 || task.kept_input || task.state != TaskState::Succeeded;
             (ran_at_last && (!task.state.is_final() || has_more)).then_some((task, Attempt(attempt), run))
         })
     }

@@ -81,43 +81,14 @@ pub enum Verdict {
     Undivided = 5,
 }
 
-/// What an answer to a share of a task begins with, so that one that comes twice is not taken for that to the next share.
-/// Whole tasks are told apart by their attempts.
+/// Which part of its task an answer belongs to, so that one that comes twice is not taken for that to the next part. Whole tasks
+/// are told apart by their attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShareMark {
-    /// Part `at`, and a digest of what it read and what shape its rows have: alike for all parts.
-    Part {
-        /// Which one.
-        at: u32,
-        /// See there.
-        digest: u64,
-    },
-    /// The join.
-    Join,
-}
-
-impl ShareMark {
-    /// As bytes before the result.
-    pub fn encode(self) -> Vec<u8> {
-        match self {
-            ShareMark::Part { at, digest } => format!("P{at:08x}{digest:016x}").into_bytes(),
-            ShareMark::Join => b"J".to_vec(),
-        }
-    }
-
-    /// The mark of an answer, and its result.
-    pub fn decode(body: &[u8]) -> Option<(Self, &[u8])> {
-        let hex = |digits: &[u8]| u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
-        match body.split_first()? {
-            (b'J', result) => Some((ShareMark::Join, result)),
-            (b'P', rest) => {
-                let (at, rest) = rest.split_at_checked(8)?;
-                let (digest, result) = rest.split_at_checked(16)?;
-                Some((ShareMark::Part { at: hex(at)? as u32, digest: hex(digest)? }, result))
-            }
-            _ => None,
-        }
-    }
+pub struct PartMark {
+    /// Counted from 0.
+    pub at: u32,
+    /// Of what it read and what shape its rows have: alike for all parts. `None`: there were no rows left for it.
+    pub digest: Option<u64>,
 }
 
 /// How much of a task is asked for.
@@ -233,6 +204,8 @@ pub struct Done<'a> {
     pub bytes: f64,
     /// Its output replaced an input, which is kept until the supervisor removes it.
     pub kept_input: bool,
+    /// Which part of it that was, if it was one and ended well.
+    pub part: Option<PartMark>,
     /// What was counted while its kernel ran, if anything was.
     pub counts: Option<Counts>,
     /// Result as JSON, or the error's words.
@@ -301,6 +274,7 @@ mod kind {
     pub const ASK: u8 = 66;
     pub const NOTE: u8 = 67;
     pub const DONE_IN_PLACE: u8 = 68;
+    pub const DONE_PART: u8 = 69;
     pub const SUBMIT: u8 = 96;
     pub const GIVE_UP: u8 = 97;
 }
@@ -357,6 +331,15 @@ impl<'a> Fields<'a> {
         }
         Ok(Some(counts))
     }
+    fn part_mark(&mut self) -> Result<PartMark, BadMessage> {
+        let (at, has_digest, digest) = (self.u32()?, self.u8()?, self.u64()?);
+        match has_digest {
+            0 => Ok(PartMark { at, digest: None }),
+            1 => Ok(PartMark { at, digest: Some(digest) }),
+            code => Err(BadMessage::Code { kind: self.kind, code }),
+        }
+    }
+
     fn verdict(&mut self) -> Result<Verdict, BadMessage> {
         Ok(match self.u8()? {
             1 => Verdict::Succeeded,
@@ -523,9 +506,19 @@ impl Encode for FromAgent<'_> {
                 buffer.extend_from_slice(&done.service_ns.to_le_bytes());
                 buffer.extend_from_slice(&done.flops.to_le_bytes());
                 buffer.extend_from_slice(&done.bytes.to_le_bytes());
+                if let Some(part) = done.part {
+                    buffer.extend_from_slice(&part.at.to_le_bytes());
+                    buffer.push(u8::from(part.digest.is_some()));
+                    buffer.extend_from_slice(&part.digest.unwrap_or(0).to_le_bytes());
+                }
                 encode_counts(done.counts.as_ref(), buffer);
                 buffer.extend_from_slice(done.body);
-                if done.kept_input { kind::DONE_IN_PLACE } else { kind::DONE }
+                match (done.part, done.kept_input) {
+                    // Whoever lets the whole appear keeps what was there.
+                    (Some(_), _) => kind::DONE_PART,
+                    (None, true) => kind::DONE_IN_PLACE,
+                    (None, false) => kind::DONE,
+                }
             }
             FromAgent::Ask { failure, slot, incarnation, finding } => {
                 buffer.push(*failure as u8);
@@ -559,7 +552,7 @@ impl<'a> FromAgent<'a> {
         let code = |code| BadMessage::Code { kind: message_kind, code };
         let message = match message_kind {
             kind::READY => FromAgent::Ready { core: fields.u32()? },
-            kind::DONE | kind::DONE_IN_PLACE => FromAgent::Done(Done {
+            kind::DONE | kind::DONE_IN_PLACE | kind::DONE_PART => FromAgent::Done(Done {
                 task: TaskId(fields.u64()?),
                 attempt: Attempt(fields.u32()?),
                 verdict: fields.verdict()?,
@@ -569,6 +562,7 @@ impl<'a> FromAgent<'a> {
                 flops: fields.f64()?,
                 bytes: fields.f64()?,
                 kept_input: message_kind == kind::DONE_IN_PLACE,
+                part: if message_kind == kind::DONE_PART { Some(fields.part_mark()?) } else { None },
                 counts: fields.counts()?,
                 body: fields.rest,
             }),
@@ -840,6 +834,7 @@ mod tests {
             service_ns: 6,
             flops: 1.5,
             bytes: 2.5,
+            part: None,
             kept_input: false,
             counts: None,
             body: b"",
@@ -882,6 +877,13 @@ mod tests {
             FromAgent::Ready { core: 3 },
             FromAgent::Done(done()),
             FromAgent::Done(Done { kept_input: true, ..done() }),
+            FromAgent::Done(Done { part: Some(PartMark { at: u32::MAX, digest: Some(0) }), ..done() }),
+            FromAgent::Done(Done {
+                part: Some(PartMark { at: 0, digest: None }),
+                counts: Some(counts()),
+                body: b"{}",
+                ..done()
+            }),
             FromAgent::Done(Done { counts: Some(counts()), body: b"{}", ..done() }),
             FromAgent::Ask {
                 failure: Failure::Leak,
@@ -894,22 +896,6 @@ mod tests {
         for message in from_agent {
             let kind = message.encode(&mut buffer);
             assert_eq!(FromAgent::decode(kind, &buffer), Ok(message));
-        }
-    }
-
-    #[test]
-    fn an_answer_says_to_which_share_it_belongs() {
-        let part = ShareMark::Part { at: u32::MAX, digest: 0x0123_4567_89ab_cdef };
-        for (mark, result) in
-            [(part, &b"{}"[..]), (part, b""), (ShareMark::Join, b""), (ShareMark::Join, b"{}")]
-        {
-            let body = [&mark.encode()[..], result].concat();
-            assert_eq!(ShareMark::decode(&body), Some((mark, result)));
-        }
-        for nonsense in
-            [&b""[..], b"{}", b"P", b"P00000001", b"P0000000x0123456789abcdef", b"P+00000010123456789abcde"]
-        {
-            assert_eq!(ShareMark::decode(nonsense), None);
         }
     }
 

@@ -659,6 +659,7 @@ mod tests {
                 flops: 0.0,
                 bytes: 0.0,
                 kept_input: false,
+                part: None,
                 counts: None,
                 body,
             };

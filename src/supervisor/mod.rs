@@ -701,8 +701,7 @@ impl Supervisor {
             self.next_tidy = self.now.plus(TIDY_EVERY);
             self.tidy();
         }
-        let has_work = self.ledger.queued() > 0 || !self.ledger.divided().is_empty();
-        if has_work && self.limit > 0 {
+        if self.ledger.queued() > 0 && self.limit > 0 || !self.ledger.divided().is_empty() {
             work +=
                 self.dispatcher.dispatch(&mut self.ledger, &LearnedCosts(&self.board), self.limit, self.now);
         }
@@ -930,9 +929,17 @@ impl Supervisor {
         // Parts of one attempt are with several agents.
         let is_asked = |asked: &GivingUp| (asked.task, asked.attempt, asked.lease) == (task, attempt, lease);
         if !self.giving_up.iter().any(is_asked) {
-            let is_overtaken = self.ledger.get(task).is_none_or(|task| task.state.is_final());
-            let by = (!is_overtaken).then(|| self.now.plus(GIVE_UP_LIMIT));
-            self.giving_up.push(GivingUp { task, attempt, lease, by });
+            self.giving_up.push(GivingUp { task, attempt, lease, by: None });
+        }
+        // Whose work another attempt has made needless, or another part, takes the time that it needs.
+        let is_needless = |task: &crate::tasks::Task| {
+            task.state.is_final() || task.is_divided() && task.cancelling.is_none()
+        };
+        if !self.ledger.get(task).is_none_or(is_needless) {
+            let by = self.now.plus(GIVE_UP_LIMIT);
+            for asked in self.giving_up.iter_mut().filter(|asked| is_asked(asked)) {
+                asked.by.get_or_insert(by);
+            }
         }
     }
 

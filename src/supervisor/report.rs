@@ -192,16 +192,17 @@ impl Supervisor {
 
     pub(super) fn task_counts(&self) -> TaskCounts {
         let counts = self.ledger.counts();
+        let is_gone = |task: &Task, lease: Lease| {
+            self.dispatcher.get(lease.slot).is_none_or(|seat| {
+                seat.incarnation != lease.incarnation || !seat.held.iter().any(|held| held.task == task.id)
+            })
+        };
+        let is_over = self.state == "stopped" && !self.leaves_tasks;
         let is_lost = |task: &&Task| match task.state {
             // Parts that nobody holds wait to be sent.
-            TaskState::Dispatched if task.is_divided() => false,
-            TaskState::Dispatched => task.lease.is_none_or(|lease| {
-                self.dispatcher.get(lease.slot).is_none_or(|seat| {
-                    seat.incarnation != lease.incarnation
-                        || !seat.held.iter().any(|held| held.task == task.id)
-                })
-            }),
-            state => !state.is_final() && self.state == "stopped" && !self.leaves_tasks,
+            TaskState::Dispatched if task.holders().next().is_none() => is_over || !task.is_divided(),
+            TaskState::Dispatched => task.holders().any(|lease| is_gone(task, lease)),
+            state => !state.is_final() && is_over,
         };
         TaskCounts {
             lost: if counts.open() == 0 { 0 } else { self.ledger.tasks().filter(is_lost).count() as u64 },

@@ -8,7 +8,7 @@ use super::ledger::Ledger;
 use super::placer::{Ask, Candidate, Placer, remaining_ns};
 use super::results::{Signal, Totals};
 use super::wide::{Divider, WideRules};
-use super::{Decisions, Lease, Room, Task, TaskId, Windows};
+use super::{Decisions, Lease, Room, Task, TaskId, Windows, held_ns};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
 use crate::messaging::envelope::{Experience, Run, Share};
@@ -137,7 +137,7 @@ impl Seat {
         self.kind == AgentKind::Compute && self.ready && !self.draining
     }
 
-    fn backlog_ns(&self, now: Nanos) -> f64 {
+    pub(super) fn backlog_ns(&self, now: Nanos) -> f64 {
         match self.held.front() {
             None => 0.0,
             // The oldest one has been running for a while.
@@ -297,7 +297,11 @@ impl Dispatcher {
         limit: usize,
         now: Nanos,
     ) -> usize {
-        let mut sent = self.send_shares(ledger, limit, now);
+        let mut sent = 0;
+        if limit == 0 {
+            // A join costs nothing.
+            return self.send_shares(ledger, limit, now);
+        }
         while self.dispatch_upcoming(ledger, costs, limit, now, &mut sent) {}
         for seat in self.seats.iter_mut().flatten() {
             seat.full = false;
@@ -332,6 +336,7 @@ impl Dispatcher {
                 ledger.upcoming(now, many, &mut upcoming);
             }
         }
+        *sent += self.send_shares(ledger, limit, now);
         let parts_wait = self.parts_wait(ledger, now);
         let mut placed = false;
         for &(_, _, id) in &upcoming {
@@ -415,7 +420,8 @@ impl Dispatcher {
                 busy = busy.min(limit);
             }
             let expected_ns = costs.expected_ns(kernel, class, seat.slot);
-            let fits = self.room.fits(expected_ns.or(mean), in_flight, seat.held_ns);
+            let first = seat.held.front().map(|first| first.expected_ns);
+            let fits = self.room.fits(expected_ns.or(mean), in_flight, held_ns(first, seat.held_ns));
             self.candidates.push(Candidate {
                 slot: seat.slot,
                 backend: CPU,

@@ -10,6 +10,9 @@
 //!    slow, too;
 //! 4. the task never had a second attempt, no agent crashed over it, and its output is not about to appear.
 //!
+//! What waits behind a task that takes longer than anybody expected is late in the same way, and goes elsewhere in the same way.
+//! Nobody has worked at it yet, so neither 2 nor 3 holds it back.
+//!
 //! Every kernel computes the same from the same inputs and shows nothing before its output is renamed, so any task may run
 //! twice, but for those whose output replaces an input. An agent sees such a task (only it may look at files) and declines.
 //! What happens when attempts end is in [`Ledger`] and `results`.
@@ -18,7 +21,7 @@ use super::dispatch::{CostModel, Dispatcher, Posted, Seat};
 use super::ledger::Ledger;
 use super::{Task, TaskId};
 use crate::base::clock::Nanos;
-use crate::base::ids::AgentSlot;
+use crate::base::ids::{AgentSlot, Attempt};
 use crate::messaging::envelope::Share;
 use crate::shm::board::CLASSES;
 use std::time::Duration;
@@ -117,18 +120,32 @@ struct Running {
     task: TaskId,
     since: Nanos,
     late_at: Nanos,
+    /// Another one is before it there.
+    waits: bool,
 }
 
 impl Dispatcher {
-    /// The task that an agent is at, as far as it can be hedged and is known well enough.
-    fn running(&self, seat: &Seat, ledger: &Ledger) -> Option<Running> {
-        let held = seat.held.front().filter(|_| seat.takes_tasks())?;
-        let task = ledger.get(held.task).filter(|task| task.leased == held.attempt && task.wide.is_none())?;
-        let at = usize::from(task.spec.kernel) * CLASSES + usize::from(task.spec.class);
-        let late_ns = self.usual.get(at)?.late_ns()?.max(self.budget.rules.after.as_nanos() as f64);
-        // An agent that was sent a task and has not begun with it is late, too.
-        let since = seat.busy_since.max(task.dispatched);
-        Some(Running { task: task.id, since, late_at: Nanos(since.0.saturating_add(late_ns as u64)) })
+    /// The tasks of an agent, as far as they can be hedged and are known well enough.
+    fn held<'a>(&'a self, seat: &'a Seat, ledger: &'a Ledger) -> impl Iterator<Item = Running> + 'a {
+        let held = seat.held.iter().enumerate().filter(|_| seat.takes_tasks());
+        held.filter_map(|(at, held)| {
+            let task = ledger.get(held.task)?;
+            if task.leased != held.attempt || task.wide.is_some() {
+                return None;
+            }
+            let of_kind = usize::from(task.spec.kernel) * CLASSES + usize::from(task.spec.class);
+            let late_ns = self.usual.get(of_kind)?.late_ns()?.max(self.budget.rules.after.as_nanos() as f64);
+            // An agent that was sent a task and has not begun with it is late, too.
+            let since = seat.busy_since.max(task.dispatched);
+            let late_at = Nanos(since.0.saturating_add(late_ns as u64));
+            Some(Running { task: task.id, since, late_at, waits: at > 0 })
+        })
+    }
+
+    /// The first task of an agent that may be sent elsewhere as well: one that it is at only if that `may_cost`.
+    fn movable(&self, seat: &Seat, ledger: &Ledger, may_cost: bool) -> Option<Running> {
+        let may = |running: &Running| ledger.get(running.task).is_some_and(Task::may_be_hedged);
+        self.held(seat, ledger).find(|running| (running.waits || may_cost) && may(running))
     }
 
     fn idle(&self) -> impl Iterator<Item = &Seat> {
@@ -138,7 +155,7 @@ impl Dispatcher {
     /// Whether there is room for second attempts.
     fn may_hedge(&self, ledger: &Ledger, limit: usize) -> bool {
         let busy = self.iter().filter(|seat| !seat.held.is_empty()).count();
-        self.budget.allows_one()
+        self.budget.rules.share > 0.0
             && ledger.queued() == 0
             && busy > 0
             && busy < limit
@@ -150,9 +167,9 @@ impl Dispatcher {
         if !self.may_hedge(ledger, limit) {
             return None;
         }
-        let hedgeable = |running: &Running| ledger.get(running.task).is_some_and(Task::may_be_hedged);
-        let running = self.iter().filter_map(|seat| self.running(seat, ledger)).filter(hedgeable);
-        running.map(|running| running.late_at).min()
+        let may_cost = self.budget.allows_one();
+        let movable = self.iter().filter_map(|seat| self.movable(seat, ledger, may_cost));
+        movable.map(|running| running.late_at).min()
     }
 
     /// Sends at most one second attempt; `limit` is how many agents may be busy at once. Call it every few milliseconds.
@@ -166,23 +183,21 @@ impl Dispatcher {
         if !self.may_hedge(ledger, limit) {
             return None;
         }
-        let (mut late, mut busy, mut worst) = (0, 0, None::<(AgentSlot, Running)>);
-        for seat in self.iter() {
-            let Some(running) = self.running(seat, ledger) else { continue };
+        let (mut late, mut busy) = (0, 0);
+        for first in self.iter().filter_map(|seat| self.held(seat, ledger).find(|running| !running.waits)) {
             busy += 1;
-            if running.late_at > now {
-                continue;
-            }
-            late += 1;
-            let task = ledger.get(running.task).expect("just seen");
-            // Who is at its output, or has just said something, is not late any more; in this order.
-            let answers = seat.link.is_committing(task.id, task.leased) || seat.link.is_ready();
-            let is_open = task.may_be_hedged() && !answers;
-            if is_open && worst.as_ref().is_none_or(|(_, worst)| running.late_at < worst.late_at) {
-                worst = Some((seat.slot, running));
-            }
+            late += usize::from(first.late_at <= now);
         }
-        let (from, Running { task: id, since, late_at }) = worst.filter(|_| late == 1 || 2 * late <= busy)?;
+        let may_cost = self.budget.allows_one() && (late <= 1 || 2 * late <= busy);
+        // Who is at its output, or has just said something, is not late any more; in this order.
+        let answers = |seat: &Seat, id| {
+            let attempt = ledger.get(id).map_or(Attempt(0), |task| task.leased);
+            seat.link.is_committing(id, attempt) || seat.link.is_ready()
+        };
+        let movable = self.iter().filter_map(|seat| Some((seat, self.movable(seat, ledger, may_cost)?)));
+        let late = movable.filter(|(seat, running)| running.late_at <= now && !answers(seat, running.task));
+        let (seat, running) = late.min_by_key(|(_, running)| running.late_at)?;
+        let (from, Running { task: id, since, late_at, waits }) = (seat.slot, running);
         let (kernel, class) = ledger.get(id).map(|task| (task.spec.kernel, task.spec.class))?;
         let cost = |seat: &Seat| costs.expected_ns(kernel, class, seat.slot).unwrap_or(f64::INFINITY);
         let to = self.idle().min_by(|a, b| cost(a).total_cmp(&cost(b)))?.slot;
@@ -191,7 +206,9 @@ impl Dispatcher {
             return None;
         };
         ledger.hedge(id, lease, now);
-        self.budget.spend();
+        if !waits {
+            self.budget.spend();
+        }
         Some(Hedged { task: id, from, to, ran_ns: now.0.saturating_sub(since.0), late_ns })
     }
 }

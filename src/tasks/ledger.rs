@@ -1042,11 +1042,19 @@ impl Ledger {
                     if let Some(hedge) = task.hedge.filter(|hedge| hedge.attempt == attempt) {
                         self.unwanted.push((id, hedge.lease, attempt));
                     } else if task.leased == attempt && task.cancelling.is_none() {
-                        task.cancelling = Some(false);
-                        match task.lease {
-                            Some(lease) => over.push((id, lease, attempt)),
-                            // Parts go to agents that begin with them at once: there is no time to be given back.
-                            None => {
+                        let holder = task.holders().next();
+                        match (task.lease, holder, task.spec.timeout) {
+                            (Some(lease), ..) => {
+                                task.cancelling = Some(false);
+                                over.push((id, lease, attempt));
+                            }
+                            // Its parts wait for agents: nobody spends its time.
+                            (None, None, Some(timeout)) => {
+                                self.set_timer(now.plus(timeout), id, Timer::TimeLimit(attempt));
+                            }
+                            // Agents begin with parts at once: there is no time to be given back.
+                            _ => {
+                                task.cancelling = Some(false);
                                 self.recall_parts(id);
                                 self.conclude(id, now);
                             }
@@ -1099,7 +1107,7 @@ impl Ledger {
             }
             let task = self.get_mut(id).expect("just seen");
             task.state = state;
-            task.lease = None;
+            (task.lease, task.wide) = (None, None);
             task.spec.forget_body();
             let (leased, other) = (task.leased, task.hedge.take());
             task.finished = now;

@@ -46,7 +46,7 @@ pub use placer::{
     remaining_ns,
 };
 pub use results::Totals;
-pub use room::{Room, Windows};
+pub use room::{Room, Windows, held_ns};
 pub use wide::WideRules;
 
 /// Who goes first. A waiting task gains one class every `tasks.ageing_s`.
@@ -291,11 +291,8 @@ impl Task {
     /// Whether this attempt of this life of an agent is one whose answer counts.
     pub fn is_held_by(&self, lease: Lease, attempt: Attempt) -> bool {
         let holds = |held: Option<Lease>, by: Attempt| held == Some(lease) && by == attempt;
-        let by_a_part = |task: &Self| {
-            task.leased == attempt && task.wide.as_ref().is_some_and(|wide| wide.is_held_by(lease))
-        };
         holds(self.lease, self.leased)
-            || self.is_divided() && by_a_part(self)
+            || self.leased == attempt && self.holders().any(|holder| holder == lease)
             || self.hedge.is_some_and(|hedge| holds(Some(hedge.lease), hedge.attempt))
     }
 

@@ -217,6 +217,9 @@ pub trait Placer: Send {
     /// A fresh agent sits in this slot.
     fn joined(&mut self, _slot: AgentSlot) {}
 
+    /// An agent was given a part of a task, which no policy is asked about, and is thought to need so long for it.
+    fn occupied(&mut self, _slot: AgentSlot, _expected_ns: f64, _now_ns: u64) {}
+
     /// A task came back.
     fn finished(&mut self, _finished: &Finished) {}
 

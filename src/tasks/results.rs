@@ -77,12 +77,10 @@ impl KernelTotals {
         self.service_ns += service_ns;
         self.flops += done.flops.max(0.0);
         self.bytes += done.bytes.max(0.0);
-    }
-
-    /// What was counted for one task.
-    pub(super) fn add_counts(&mut self, counts: &Counts) {
-        self.counted += 1;
-        self.counts.add(counts);
+        if let Some(counts) = &done.counts {
+            self.counted += 1;
+            self.counts.add(counts);
+        }
     }
 }
 
@@ -194,8 +192,12 @@ impl Dispatcher {
     fn on_done(&mut self, seat: &mut Seat, done: &Done<'_>, ledger: &mut Ledger, now: Nanos) {
         let lease = Lease { slot: seat.slot, incarnation: seat.incarnation };
         if let Some(task) = ledger.get(done.task).filter(|task| task.is_held_by(lease, done.attempt))
-            && !Self::is_of_its_share(done, task, lease)
+            && let of_its_share = Self::is_of_its_share(done, task, lease)
+            && of_its_share != Ok(true)
         {
+            if let Err(nonsense) = of_its_share {
+                self.corrupt.push(Signal::Corrupt(seat.slot, seat.incarnation, nonsense));
+            }
             self.totals.results_refused += 1;
             tracing::warn!(task = %done.task, attempt = done.attempt.0, agent = seat.slot.0, "answer to another part refused");
             return;
@@ -226,7 +228,7 @@ impl Dispatcher {
             return self.on_part_done(done, seat, service_ns, ledger, now);
         }
         // What was joined began with its first part and ran as that did; its service is the time from there on.
-        let parts = task.wide.as_ref().map(|wide| (wide.started.min(now), wide.level, wide.result.clone()));
+        let parts = task.wide.as_mut().map(|wide| (wide.started.min(now), wide.level, wide.result.take()));
         let is_joined = parts.is_some();
         let (started, level, of_parts) = parts.unwrap_or((began, done.level, None));
         task.started = started;
@@ -240,7 +242,7 @@ impl Dispatcher {
         match done.verdict {
             Verdict::Succeeded => {
                 seat.tasks += 1;
-                // The answer to a join is a mark: what the kernel said, its parts have said.
+                // What the kernel said, the parts of a joined one have said.
                 let result =
                     if is_joined { of_parts } else { (!done.body.is_empty()).then(|| text().into()) };
                 if held.is_some_and(|held| held.alone) || is_joined {
@@ -255,7 +257,6 @@ impl Dispatcher {
                 let kernels = totals.kernels.entry((kernel, level)).or_default();
                 kernels.count += 1;
                 kernels.add(done, service_ns);
-                done.counts.iter().for_each(|counts| kernels.add_counts(counts));
                 if is_joined {
                     return;
                 }
@@ -307,7 +308,7 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn note_experience(&mut self, kernel: u8, class: u8, slot: AgentSlot, service_ns: u64) {
+    fn note_experience(&mut self, kernel: u8, class: u8, slot: AgentSlot, service_ns: u64) {
         let same = |known: &&mut Experience| (known.kernel, known.class, known.slot) == (kernel, class, slot);
         match self.experience.iter_mut().find(same) {
             Some(known) => {
@@ -360,7 +361,9 @@ impl Dispatcher {
         }
         self.graves.push(seat);
         self.burial.get_or_insert(now.plus(WAKE));
-        ledger.on_agent_gone(&held, lease, running, cause, crashed, now)
+        let moved = ledger.on_agent_gone(&held, lease, running, cause, crashed, now);
+        held.iter().for_each(|id| self.note_undivided(ledger, *id));
+        moved
     }
 
     /// Lets go of what is left of the dead, a while after. To unmap a channel takes longer than to give its tasks to others and

@@ -1,7 +1,7 @@
 //! How many tasks an agent may hold. Late binding beats early queues: as few as keep it busy. How few depends on what they
 //! cost: long ones one at a time (the gap between two is nothing against them), middling ones `tasks.window`, tiny ones up
-//! to `tasks.batch` or a span of work, so that the cost of a hand-over is shared by many. A policy may ask for less of
-//! each. The simulator goes by the same rule.
+//! to `tasks.batch` or a span of work, so that the cost of a hand-over is shared by many. Nothing is bound behind a task of which
+//! nobody knows how long it takes. A policy may ask for less of each. The simulator goes by the same rule.
 
 use super::Placer;
 
@@ -38,14 +38,21 @@ pub struct Room {
     span_ns: f64,
 }
 
+/// How long what an agent holds takes in all, for [`Room::fits`]. A first task that is expected to take no time is one of which
+/// nobody knows, and may be long.
+#[inline]
+pub fn held_ns(first: Option<f64>, all: f64) -> f64 {
+    if first == Some(0.0) { f64::INFINITY } else { all }
+}
+
 impl Room {
-    /// Whether an agent that holds `in_flight` tasks of `held_ns` in all has room for one of `expected_ns`. What nobody knows
+    /// Whether an agent that holds `in_flight` tasks of [`held_ns`] has room for one of `expected_ns`. What nobody knows
     /// may be long.
     #[inline]
     pub fn fits(&self, expected_ns: Option<f64>, in_flight: usize, held_ns: f64) -> bool {
         match expected_ns {
             Some(ns) if ns <= TINY_NS => in_flight < self.batch && held_ns <= self.span_ns,
-            Some(ns) if ns <= LONG_NS => in_flight < self.window,
+            Some(ns) if ns <= LONG_NS => in_flight < self.window && held_ns < f64::INFINITY,
             _ => in_flight == 0,
         }
     }
@@ -91,5 +98,8 @@ mod tests {
             assert_eq!((most(wide, ns), most(narrow, ns)), (by_wide, by_narrow), "{ns}");
         }
         assert!(wide.fits(None, 0, 0.0) && !wide.fits(None, 1, 1.0), "what nobody knows");
+        let behind = |ns| wide.fits(Some(ns), 1, held_ns(Some(0.0), 0.0));
+        assert!(![1e3, 1e6, 30e6].into_iter().any(behind), "nothing waits behind that");
+        assert_eq!((held_ns(None, 0.0), held_ns(Some(5.0), 7.0)), (0.0, 7.0));
     }
 }

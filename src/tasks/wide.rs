@@ -5,30 +5,29 @@
 //!    knows the size decides;
 //! 2. two agents or more have nothing to do, and nothing else waits for them: many tasks beside each other lose less than parts
 //!    that wait for each other;
-//! 3. that was worth it so far: tasks of one kernel and size class are now and then done another way (whole, with one part for each
-//!    agent, with several), and the fastest way is kept. What needs memory more than cores gains nothing from more cores, and
-//!    only measuring tells.
+//! 3. that was worth it so far: of tasks of one kernel and size class one is now and then done the other way, and the faster way is
+//!    kept. What needs memory more than cores gains nothing from more cores, and only measuring tells.
+//!
+//! There are as many parts for each agent as make one take no longer than [`PART_NS`], which is what others wait for.
 //!
 //! Who divides a call, and where, is `kernels::split`; what becomes of parts is in the ledger (`ledger/wide.rs`).
 
 use super::dispatch::{Dispatcher, Posted, Seat};
 use super::ledger::{Ledger, PartEnd};
-use super::results::KernelTotals;
 use super::{By, Candidate, Lease, Placement, Task, TaskId, TaskSpec};
 use crate::base::clock::Nanos;
 use crate::base::ids::AgentSlot;
-use crate::messaging::envelope::{Done, Share, ShareMark, Verdict};
+use crate::messaging::envelope::{Done, Share, Verdict};
 use crate::shm::board::{CLASSES, KERNELS};
 use std::time::Duration;
 
 /// A task of which nobody knows how long it takes is wide from this class on: 8 MiB.
 const WIDE_CLASS: u8 = 23;
-/// The ways in which a task is done: by so many parts for each agent; 0: as a whole. With several, whose core is slower gets
-/// fewer; but each part reads what all of them need.
-const EACH: [u32; 3] = [0, 1, 4];
-/// No task falls into more parts than agents when one of these is expected to take less.
-const SMALL_PART_NS: f64 = 5e6;
-/// Of tasks of one kind, one in so many is done another way than the fastest,
+/// What a part should take at most, ns, where no more than so many for each agent do that;
+const PART_NS: f64 = 250e6;
+/// and of a task of which nobody knows how long it takes there are so many.
+const ROUNDS: (f64, u32) = (64.0, 2);
+/// Of tasks of one kind, one in so many is done the slower way,
 const OTHER_WAY_EVERY: u32 = 32;
 /// or in so many as a whole, while nobody knows how long that takes.
 const UNKNOWN_EVERY: u32 = 8;
@@ -47,37 +46,29 @@ pub struct WideRules {
 /// How long tasks of one kind take each way, from their sending to their answer, ns; 0: nobody knows.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ways {
-    took_ns: [f32; EACH.len()],
+    whole_ns: f32,
+    /// Infinite: they do not fall into parts.
+    divided_ns: f32,
     asked: u32,
 }
 
 impl Ways {
-    /// Which of the first `many` the next task goes.
-    fn choose(&mut self, many: usize) -> usize {
+    /// Whether the next task is divided.
+    fn divides(&mut self) -> bool {
         self.asked = self.asked.wrapping_add(1);
-        let is_unknown = |way: usize| self.took_ns[way] == 0.0;
-        if let Some(way) = (1..many).find(|way| is_unknown(*way)) {
-            return way;
+        if self.divided_ns == 0.0 {
+            return true;
         }
-        let others = if is_unknown(0) { UNKNOWN_EVERY } else { OTHER_WAY_EVERY };
-        let known = (0..many).filter(|way| !is_unknown(*way));
-        let best = known.min_by(|a, b| self.took_ns[*a].total_cmp(&self.took_ns[*b])).unwrap_or(0);
-        if !self.asked.is_multiple_of(others) {
-            let is_vain = self.took_ns[best].is_infinite();
-            return if is_vain { 0 } else { best };
-        }
-        if is_unknown(0) {
-            return 0;
-        }
-        let after = 1 + (self.asked / others) as usize % (many - 1);
-        (best + after) % many
+        let is_unknown = self.whole_ns == 0.0;
+        let is_best = self.divided_ns.is_finite() && (is_unknown || self.divided_ns < self.whole_ns);
+        let is_other = self.asked.is_multiple_of(if is_unknown { UNKNOWN_EVERY } else { OTHER_WAY_EVERY });
+        is_best != is_other
     }
 
-    /// By logarithms: one that took a hundred times as long, because an agent died, counts no more than a few.
-    fn learn(&mut self, way: usize, took_ns: f32) {
-        let mean = &mut self.took_ns[way];
-        // What could not be done that way at all is no time to go by.
+    fn learn(&mut self, is_divided: bool, took_ns: f32) {
+        let mean = if is_divided { &mut self.divided_ns } else { &mut self.whole_ns };
         let is_known = *mean > 0.0 && mean.is_finite();
+        // By logarithms: one that took a hundred times as long, because an agent died, counts no more than a few.
         *mean = if is_known { *mean * (took_ns / *mean).powf(STEP) } else { took_ns };
     }
 }
@@ -99,40 +90,44 @@ impl Divider {
 
     /// A task ended well, so long after it was sent to an agent that had nothing else to do, or to several.
     pub(super) fn learn(&mut self, task: &Task, took_ns: u64) {
-        let each = task.wide.as_ref().map_or(0, |wide| wide.each);
-        let way = EACH.iter().position(|way| *way == each);
         // Most tasks are none that anybody would divide.
         let is_wide = took_ns as u128 >= self.rules.above.as_nanos();
-        if let (Some(ways), Some(way)) = (self.ways(task), way)
+        if let Some(ways) = self.ways(task)
             && (is_wide || ways.asked > 0)
         {
-            ways.learn(way, took_ns as f32 + 1.0);
+            ways.learn(task.wide.is_some(), took_ns as f32 + 1.0);
         }
     }
 
-    /// A task of this kind could not be divided.
+    /// A task of this kind could not be divided, or that went wrong.
     fn learn_in_vain(&mut self, task: &Task) {
         if let Some(ways) = self.ways(task) {
-            ways.took_ns[1..].fill(f32::INFINITY);
+            ways.divided_ns = f32::INFINITY;
         }
     }
 
-    /// Whether such a task is ever divided, as far as that is quickly said.
-    fn may_divide(&self, task: &Task) -> bool {
-        !self.rules.above.is_zero() && !task.undivided && task.deaths.0 == 0
+    /// Whether such a task may take long enough, as far as that is quickly said. `mean`: what its like take.
+    fn may_divide(&self, task: &Task, mean: Option<f64>) -> bool {
+        let above_ns = self.rules.above.as_nanos() as f64;
+        above_ns > 0.0 && mean.is_none_or(|mean| mean > above_ns) && !task.undivided && task.deaths.0 == 0
     }
 
-    /// How many parts each of `idle` agents should have of such a task, which nobody else wants; 0: it stays whole.
-    fn parts_each(&mut self, task: &Task, idle: usize, expected_ns: Option<f64>) -> u32 {
-        let is_long = match expected_ns {
+    /// Whether one that is expected to take so long does.
+    fn is_long(&self, task: &Task, expected_ns: Option<f64>) -> bool {
+        match expected_ns {
             Some(ns) => ns > self.rules.above.as_nanos() as f64,
             None => task.spec.class >= WIDE_CLASS,
-        };
-        let is_divisible = idle > 1 && is_long && (self.rules.falls_into_parts)(&task.spec);
-        let ways = if is_divisible { self.ways(task) } else { None };
-        let part_ns = |each: u32| expected_ns.unwrap_or(0.0) / idle as f64 / f64::from(each);
-        let may = |each: &&u32| **each < 2 || part_ns(**each) >= SMALL_PART_NS;
-        ways.map_or(0, |ways| EACH[ways.choose(EACH.iter().filter(may).count())])
+        }
+    }
+
+    /// How many parts there are for each of so many agents, and what each is expected to take, ns; 0: nobody knows.
+    fn parts_each(&mut self, task: &Task, agents: u32, expected_ns: Option<f64>) -> (u32, f64) {
+        let divided_ns = self.ways(task).map(|ways| f64::from(ways.divided_ns));
+        let known = divided_ns.filter(|ns| *ns > 0.0 && ns.is_finite()).map(|ns| ns * f64::from(agents));
+        let Some(whole_ns) = expected_ns.or(known) else { return (ROUNDS.1, 0.0) };
+        let own_ns = whole_ns / f64::from(agents);
+        let each = (own_ns / PART_NS).ceil().clamp(1.0, ROUNDS.0);
+        (each as u32, own_ns / each)
     }
 }
 
@@ -151,41 +146,53 @@ impl Dispatcher {
         limit: usize,
         now: Nanos,
     ) -> Option<usize> {
-        let others = ledger.queued().saturating_sub(1);
-        let task = ledger.get(id).filter(|task| self.divider.may_divide(task))?;
+        let task = ledger.get(id).filter(|task| self.divider.may_divide(task, mean))?;
         let is_idle = |candidate: &&Candidate| candidate.room && candidate.in_flight == 0;
         let idle = self.candidates.iter().filter(is_idle);
+        let expected_ns =
+            idle.clone().filter_map(|candidate| candidate.expected_ns).reduce(f64::min).or(mean);
+        let others = ledger.queued().saturating_sub(1);
         let busy = self.iter().filter(|seat| !seat.held.is_empty()).count();
-        let spare = idle.clone().count().min(limit.saturating_sub(busy)).saturating_sub(others);
-        let expected_ns = idle.filter_map(|candidate| candidate.expected_ns).reduce(f64::min).or(mean);
-        let each = self.divider.parts_each(task, spare, expected_ns);
-        if each == 0 {
+        let spare = idle.count().min(limit.saturating_sub(busy)).saturating_sub(others);
+        if spare < 2 || !self.divider.is_long(task, expected_ns) {
             return None;
         }
-        let attempt = ledger.divide(id, spare as u32, each, expected_ns, now);
+        if !(self.divider.rules.falls_into_parts)(&task.spec) {
+            ledger.keep_whole(id);
+            return None;
+        }
+        if !self.divider.ways(task).is_some_and(Ways::divides) {
+            return None;
+        }
+        let agents = spare as u32;
+        let (each, part_ns) = self.divider.parts_each(task, agents, expected_ns);
+        let attempt = ledger.divide(id, agents, agents * each, part_ns, now);
         self.budget.earn();
         let sent = self.send_shares(ledger, limit, now);
-        let first = ledger.get(id).and_then(|task| task.agent);
+        let first = ledger.get(id).and_then(|task| task.holders().next()).map(|lease| lease.slot);
         let at = self.candidates.iter().position(|candidate| Some(candidate.slot) == first).unwrap_or(0);
         let placement = Placement { at, expected_ns, probability: 1.0, by: By::Dividing };
         self.decisions.note(id, attempt, &placement, &self.candidates, |_| None);
         Some(sent)
     }
 
-    /// Sends what is to be sent of tasks in parts: to agents that have nothing to do, before they are given anything else.
+    /// Sends what is to be sent of tasks in parts: to agents that have nothing to do, before what waits behind it gets these.
     /// Returns how many envelopes that were.
     pub(super) fn send_shares(&mut self, ledger: &mut Ledger, limit: usize, now: Nanos) -> usize {
         let mut sent = 0;
-        for id in ledger.divided().to_vec() {
+        for id in ledger.divided_by_turn(now) {
             while let Some(share) = ledger.next_share(id)
                 && (share == Share::Join || !ledger.is_outranked(id, now))
-                && let Some(slot) = self.taker(share, limit)
+                && let Some(slot) = self.taker(share, limit, now)
             {
                 let wide = ledger.get(id).and_then(|task| task.wide.as_ref());
                 let expected_ns =
                     if share == Share::Join { 0.0 } else { wide.map_or(0.0, |wide| wide.part_ns) };
                 match self.post(ledger, id, share, slot, expected_ns, now) {
-                    Posted::Sent(lease) => ledger.lend(id, share, lease),
+                    Posted::Sent(lease) => {
+                        ledger.lend(id, share, lease, now);
+                        self.placer.occupied(slot, expected_ns, now.0);
+                    }
                     Posted::NoRoom => continue,
                     // As a whole it says why.
                     Posted::Impossible(..) => {
@@ -199,15 +206,16 @@ impl Dispatcher {
         sent
     }
 
-    /// Who is given a share: the join should wait for nobody, but would rather do that than not be done.
-    fn taker(&self, share: Share, limit: usize) -> Option<AgentSlot> {
+    /// Who is given a share: a part only who has nothing to do, and the join who is soonest done with what it has.
+    fn taker(&self, share: Share, limit: usize, now: Nanos) -> Option<AgentSlot> {
         let busy = self.iter().filter(|seat| !seat.held.is_empty()).count();
         let seats = self.iter().filter(|seat| seat.takes_tasks() && !seat.full);
-        let seats = seats.filter(|seat| match share {
-            Share::Join => true,
-            _ => seat.held.is_empty() && busy < limit,
-        });
-        seats.min_by_key(|seat| seat.held.len()).map(|seat| seat.slot)
+        let mut seats = seats.filter(|seat| share == Share::Join || seat.held.is_empty() && busy < limit);
+        let first = match share {
+            Share::Join => seats.min_by(|a, b| a.backlog_ns(now).total_cmp(&b.backlog_ns(now))),
+            _ => seats.next(),
+        };
+        first.map(|seat| seat.slot)
     }
 
     /// Whether parts wait for agents, and nothing goes before them: then who is at work gets nothing more to do.
@@ -217,15 +225,22 @@ impl Dispatcher {
         ledger.divided().to_vec().into_iter().any(|id| waits(ledger, id))
     }
 
-    /// Whether this answer of a life that holds a share of a task is that to its share, or not to be told from it.
-    pub(super) fn is_of_its_share(done: &Done<'_>, task: &Task, lease: Lease) -> bool {
+    /// Whether an answer of a life that holds a share of a task is that to this share. One to a part that was answered before has
+    /// come twice; any other is nonsense, and the error says so.
+    pub(super) fn is_of_its_share(done: &Done<'_>, task: &Task, lease: Lease) -> Result<bool, String> {
         let Some(wide) = task.wide.as_ref().filter(|_| done.verdict == Verdict::Succeeded) else {
-            return true;
+            return Ok(true);
         };
-        match ShareMark::decode(done.body) {
-            Some((ShareMark::Part { at, .. }, _)) => wide.held_by(lease) == Some(at),
-            Some((ShareMark::Join, _)) => task.lease == Some(lease),
-            None => false,
+        let own = wide.held_by(lease);
+        match (done.part, own) {
+            (None, None) => Ok(true),
+            (Some(part), Some(at)) if part.at == at => Ok(true),
+            (Some(part), _) if wide.is_done(part.at) => Ok(false),
+            (part, _) => {
+                let said = part.map_or("a whole".to_owned(), |part| format!("part {}", part.at));
+                let held = own.map_or("the join".to_owned(), |at| format!("part {at}"));
+                Err(format!("it holds {held} of task {}, and answers {said}", done.task))
+            }
         }
     }
 
@@ -245,27 +260,26 @@ impl Dispatcher {
         let text = || String::from_utf8_lossy(done.body);
         let end = match done.verdict {
             Verdict::Succeeded => {
-                let totals: &mut KernelTotals = self.totals.kernels.entry((kernel, done.level)).or_default();
-                totals.add(done, service_ns);
-                let marked = ShareMark::decode(done.body);
-                let (digest, result) = match marked {
-                    Some((ShareMark::Part { digest, .. }, result)) => (digest, result),
-                    _ => (0, &[][..]),
-                };
-                let result = (!result.is_empty()).then(|| String::from_utf8_lossy(result).into());
+                self.totals.kernels.entry((kernel, done.level)).or_default().add(done, service_ns);
+                let digest = done.part.and_then(|part| part.digest);
+                let result = (!done.body.is_empty()).then(|| text().into());
                 let started = done.started.clamp(task.dispatched, now);
                 PartEnd::Done { started, level: done.level, digest, result }
             }
             Verdict::Failed => PartEnd::Failed(text().into_owned()),
             Verdict::Cancelled => PartEnd::GivenUp,
-            Verdict::Undivided => {
-                self.divider.learn_in_vain(task);
-                PartEnd::Undivided
-            }
             // As a whole it says what is wrong.
-            Verdict::Wrong => PartEnd::Undivided,
+            Verdict::Undivided | Verdict::Wrong => PartEnd::Undivided,
         };
         ledger.on_part(done.task, lease, end, now);
+        self.note_undivided(ledger, done.task);
+    }
+
+    /// Remembers of a task that was in parts and has to be done as a whole that its like had better be, too.
+    pub(super) fn note_undivided(&mut self, ledger: &Ledger, id: TaskId) {
+        if let Some(task) = ledger.get(id).filter(|task| task.undivided && task.wide.is_none()) {
+            self.divider.learn_in_vain(task);
+        }
     }
 }
 
@@ -273,6 +287,7 @@ impl Dispatcher {
 mod tests {
     use super::*;
     use crate::base::ids::Incarnation;
+    use crate::messaging::envelope::PartMark;
     use crate::tasks::{TaskSpec, TaskState};
 
     fn task(class: u8) -> Task {
@@ -284,40 +299,82 @@ mod tests {
         Divider::new(WideRules { above: Duration::from_millis(5), falls_into_parts: |spec| spec.kernel == 1 })
     }
 
-    fn in_parts(class: u8, each: u32) -> Task {
+    fn in_parts(class: u8) -> Task {
         let mut ledger = Ledger::new(Default::default());
         let id = ledger.submit(task(class).spec, Nanos(0)).expect("accepted");
         ledger.peek(Nanos(0));
-        ledger.divide(id, 2, each, None, Nanos(0));
+        ledger.divide(id, 2, 2, 0.0, Nanos(0));
         ledger.get(id).expect("known").clone()
     }
 
     #[test]
-    fn only_what_takes_long_and_finds_agents_is_divided() {
-        for (class, idle, expected, each) in [
-            (20, 2, Some(6e6), 1),
-            (20, 2, Some(4e6), 0),
-            (20, 1, Some(1e9), 0),
-            (20, 4, Some(1e9), 1),
-            (WIDE_CLASS, 2, None, 1),
-            (WIDE_CLASS - 1, 2, None, 0),
-        ] {
-            assert_eq!(
-                divider().parts_each(&task(class), idle, expected),
-                each,
-                "{class} {idle} {expected:?}"
-            );
-        }
+    fn only_what_takes_long_is_divided() {
         let mut divider = divider();
-        let mut other = task(20);
-        other.spec.kernel = 2;
-        assert_eq!(divider.parts_each(&other, 2, Some(1e9)), 0);
+        for (class, expected, is_long) in [
+            (20, Some(6e6), true),
+            (20, Some(4e6), false),
+            (WIDE_CLASS, None, true),
+            (WIDE_CLASS - 1, None, false),
+        ] {
+            assert_eq!(divider.is_long(&task(class), expected), is_long, "{class} {expected:?}");
+        }
         let (crashed, undivided) =
             (Task { deaths: (1, 0), ..task(20) }, Task { undivided: true, ..task(20) });
-        assert!(divider.may_divide(&task(20)));
-        assert!([crashed, undivided].iter().all(|task| !divider.may_divide(task)));
+        assert!(divider.may_divide(&task(20), None) && divider.may_divide(&task(20), Some(6e6)));
+        assert!(!divider.may_divide(&task(20), Some(4e6)), "most tasks");
+        assert!([crashed, undivided].iter().all(|task| !divider.may_divide(task, None)));
         divider.rules.above = Duration::ZERO;
-        assert!(!divider.may_divide(&task(20)), "never, if somebody wants that");
+        assert!(!divider.may_divide(&task(20), None), "never, if somebody wants that");
+    }
+
+    #[test]
+    fn a_part_takes_no_longer_than_others_should_wait() {
+        let mut divider = divider();
+        for (expected, parts) in [
+            (None, (2, 0.0)),
+            (Some(1e7), (1, 5e6)),
+            (Some(5e8), (1, 250e6)),
+            (Some(2e9), (4, 250e6)),
+            (Some(1e12), (64, 1e12 / 128.0)),
+        ] {
+            assert_eq!(divider.parts_each(&task(24), 2, expected), parts, "{expected:?}");
+        }
+        divider.ways(&task(24)).expect("a kind").divided_ns = 1e9;
+        assert_eq!(divider.parts_each(&task(24), 2, None), (4, 250e6), "as long as the last ones took");
+    }
+
+    /// Whether each of so many tasks was divided that took so long as a whole and in parts.
+    fn lived(whole_ms: u64, divided_ms: u64, tasks: usize) -> Vec<bool> {
+        let mut divider = divider();
+        let mut next = || {
+            let divides = divider.ways(&task(24)).expect("a kind").divides();
+            let (task, took_ms) = if divides { (in_parts(24), divided_ms) } else { (task(24), whole_ms) };
+            divider.learn(&task, took_ms * 1_000_000);
+            divides
+        };
+        (0..tasks).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn the_faster_way_is_kept_and_the_other_one_looked_at_now_and_then() {
+        for (whole_ms, divided_ms) in [(50, 26), (50, 60)] {
+            let divided = lived(whole_ms, divided_ms, 640);
+            let others = divided[128..].iter().filter(|is| **is != (divided_ms < whole_ms)).count();
+            assert_eq!(others, 512 / OTHER_WAY_EVERY as usize, "{whole_ms} {divided_ms}: {divided:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_divided_is_not_tried_again_soon() {
+        let mut divider = divider();
+        assert!(divider.ways(&task(24)).expect("a kind").divides());
+        divider.learn_in_vain(&task(24));
+        divider.learn(&task(24), 20_000_000);
+        let ways = divider.ways(&task(24)).expect("a kind");
+        let again = (0..320).filter(|_| ways.divides()).count();
+        assert_eq!(again, 320 / OTHER_WAY_EVERY as usize);
+        divider.learn(&in_parts(24), 10_000_000);
+        assert!(divider.ways(&task(24)).expect("a kind").divides(), "it can by now");
     }
 
     #[test]
@@ -326,11 +383,11 @@ mod tests {
         let mut ledger = Ledger::new(Default::default());
         let id = ledger.submit(task(24).spec, Nanos(0)).expect("accepted");
         ledger.peek(Nanos(0));
-        let attempt = ledger.divide(id, 2, 1, None, Nanos(0));
-        let is_own = |ledger: &Ledger, slot, mark: Option<ShareMark>, verdict| {
-            let body = mark.map_or_else(Vec::new, ShareMark::encode);
+        let attempt = ledger.divide(id, 2, 2, 0.0, Nanos(0));
+        let says = |ledger: &Ledger, slot, part: Option<u32>, verdict| {
+            let part = part.map(|at| PartMark { at, digest: Some(7) });
             let (started, service_ns, flops, bytes) = (Nanos(0), 1, 0.0, 0.0);
-            let (level, kept_input, counts) = (1, false, None);
+            let (level, kept_input, counts, body) = (1, false, None, &b""[..]);
             let done = Done {
                 task: id,
                 attempt,
@@ -341,67 +398,29 @@ mod tests {
                 flops,
                 bytes,
                 kept_input,
+                part,
                 counts,
-                body: &body,
+                body,
             };
-            Dispatcher::is_of_its_share(&done, ledger.get(id).expect("known"), lease(slot))
+            Dispatcher::is_of_its_share(&done, ledger.get(id).expect("known"), lease(slot)).ok()
         };
-        let part = |at| Some(ShareMark::Part { at, digest: 7 });
         let succeeded = Verdict::Succeeded;
         let share = |ledger: &Ledger| ledger.next_share(id).expect("something to do");
         for slot in [0, 1] {
-            ledger.lend(id, share(&ledger), lease(slot));
+            ledger.lend(id, share(&ledger), lease(slot), Nanos(0));
         }
-        assert!(is_own(&ledger, 1, part(1), succeeded) && is_own(&ledger, 1, part(0), Verdict::Failed));
-        for other in [part(0), part(2), Some(ShareMark::Join), None] {
-            assert!(!is_own(&ledger, 1, other, succeeded), "{other:?}");
+        let end = || PartEnd::Done { started: Nanos(1), level: 1, digest: Some(7), result: None };
+        assert_eq!(says(&ledger, 1, Some(1), succeeded), Some(true));
+        assert_eq!(says(&ledger, 1, None, Verdict::Failed), Some(true));
+        for nonsense in [Some(0), Some(2), Some(u32::MAX), None] {
+            assert_eq!(says(&ledger, 1, nonsense, succeeded), None, "{nonsense:?}");
         }
-        for slot in [0, 1] {
-            let end = PartEnd::Done { started: Nanos(1), level: 1, digest: 7, result: None };
-            ledger.on_part(id, lease(slot), end, Nanos(2));
-        }
-        ledger.lend(id, share(&ledger), lease(1));
-        assert!(is_own(&ledger, 1, Some(ShareMark::Join), succeeded), "all are done");
-        for other in [part(1), None] {
-            assert!(!is_own(&ledger, 1, other, succeeded), "{other:?}");
-        }
-    }
-
-    /// A divider, after so many tasks that took so long each way; and the ways they went.
-    fn lived(took_ms: [u64; 3], expected_ns: f64, tasks: usize) -> (Divider, Vec<u32>) {
-        let mut divider = divider();
-        let mut ways = Vec::new();
-        for _ in 0..tasks {
-            let each = divider.parts_each(&task(24), 2, Some(expected_ns));
-            ways.push(each);
-            let task = if each > 0 { in_parts(24, each) } else { task(24) };
-            let way = EACH.iter().position(|way| *way == each).expect("one of them");
-            divider.learn(&task, took_ms[way] * 1_000_000);
-        }
-        (divider, ways)
-    }
-
-    #[test]
-    fn the_fastest_way_is_kept_and_the_others_looked_at_now_and_then() {
-        for (took_ms, best) in [([50, 26, 30], 1), ([50, 30, 26], 4), ([50, 60, 70], 0)] {
-            let (_, ways) = lived(took_ms, 5e7, 640);
-            let others = ways[128..].iter().filter(|each| **each != best).count();
-            assert_eq!(others, 512 / OTHER_WAY_EVERY as usize, "{took_ms:?}: {ways:?}");
-            assert!(EACH.iter().all(|each| ways[128..].contains(each)), "every other one: {ways:?}");
-        }
-        let (_, ways) = lived([20, 11, 1], 2e7, 640);
-        assert!(!ways.contains(&4), "parts would be too small: {ways:?}");
-    }
-
-    #[test]
-    fn what_cannot_be_divided_is_not_tried_again_soon() {
-        let mut divider = divider();
-        assert_eq!(divider.parts_each(&task(24), 2, None), 1);
-        divider.learn_in_vain(&task(24));
-        divider.learn(&task(24), 20_000_000);
-        let again = (0..320).filter(|_| divider.parts_each(&task(24), 2, Some(2e7)) > 0).count();
-        assert_eq!(again, 320 / OTHER_WAY_EVERY as usize);
-        divider.learn(&in_parts(24, 1), 10_000_000);
-        assert_eq!(divider.parts_each(&task(24), 2, Some(2e7)), 1, "it can by now");
+        ledger.on_part(id, lease(0), end(), Nanos(2));
+        assert_eq!(says(&ledger, 1, Some(0), succeeded), Some(false), "somebody has said that before");
+        ledger.on_part(id, lease(1), end(), Nanos(2));
+        ledger.lend(id, share(&ledger), lease(1), Nanos(2));
+        assert_eq!(says(&ledger, 1, None, succeeded), Some(true));
+        assert_eq!(says(&ledger, 1, Some(1), succeeded), Some(false));
+        assert_eq!(says(&ledger, 1, Some(2), succeeded), None);
     }
 }

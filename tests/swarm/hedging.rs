@@ -228,3 +228,27 @@ fn who_has_work_is_not_given_second_attempts_and_what_slows_all_down_is_no_strag
     swarm.until("all is done", |swarm| (swarm.status()["tasks"]["succeeded"] == 55).then_some(()));
     swarm.end();
 }
+
+/// One agent stands still with a task: those that were sent after it go elsewhere as well, whatever the budget says.
+#[test]
+fn what_waits_behind_a_task_that_takes_too_long_goes_elsewhere() {
+    let mut config = config(2);
+    config["tasks"] = json!({"window": 4, "hedge_percent": 0.1});
+    let swarm = Swarm::deploy(&config);
+    let price = |id: &str| json!({"id": id, "kernel": "monte_carlo", "params": {"paths": 200_000}});
+    settle(&swarm, price);
+    let stuck = pid(&swarm, "compute-0");
+    assert!(signal(stuck, Signal::STOP));
+    swarm.submit(&(0..40).map(|n| price(&format!("t{n}"))).collect());
+    for n in 0..40 {
+        swarm.until_task(&format!("t{n}"), "succeeded");
+    }
+    let moved = swarm.events_of("task_hedged");
+    assert_eq!((moved.len(), &swarm.agent("compute-0")["in_flight"]), (4, &json!(4)), "{moved:#?}");
+    assert!(signal(stuck, Signal::CONT));
+    swarm.until("it has answered", |swarm| (swarm.agent("compute-0")["in_flight"] == 0).then_some(()));
+    let report = swarm.end();
+    let tasks = &report["tasks"];
+    let counted = ["succeeded", "hedges_won", "lost", "duplicated"].map(|name| tasks[name].clone());
+    assert_eq!(counted, [52, 4, 0, 0].map(Value::from), "{tasks:#}");
+}

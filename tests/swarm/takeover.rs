@@ -678,7 +678,7 @@ fn a_task_that_needs_more_memory_than_there_is_ends_as_poison_and_the_others_do_
     fs::write(&large, &bytes).expect("room");
     fs::File::options().write(true).open(&large).and_then(|file| file.set_len(128 + 8 * rows)).expect("room");
     let command = group.inside(&place.command(&[]));
-    let config = json!({"agents": {"compute": {"count": 2}}});
+    let config = json!({"agents": {"compute": {"count": 2}}, "tasks": {"divide_above_s": 0}});
     let swarm = Swarm::deploy_by(place, command, &config, &[]);
     let transform = |id: &str, input: &Path| json!({"id": id, "kernel": "fft", "inputs": [input], "output": swarm.place.beside(id)});
     swarm.submit(&json!([transform("large", &large)]));

@@ -21,7 +21,7 @@ pub use scenario::{BACKENDS, KERNELS, SCENARIOS, STAGES, Scenario, World};
 
 use crate::base::ids::AgentSlot;
 use crate::base::mean::Mean;
-use crate::tasks::{Ask, Candidate, Finished, Placement, Placer, Room, Windows, remaining_ns};
+use crate::tasks::{Ask, Candidate, Finished, Placement, Placer, Room, Windows, held_ns, remaining_ns};
 use scenario::{CORE, Job, nominal_ns};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
@@ -371,7 +371,8 @@ impl Swarm<'_> {
             let head = first.map_or(0.0, |held| {
                 remaining_ns(held.expected_ns, now.saturating_sub(agent.busy_since) as f64)
             });
-            let held_ns = rest + first.map_or(0.0, |held| held.expected_ns);
+            let first_ns = first.map(|held| held.expected_ns);
+            let held_ns = held_ns(first_ns, rest + first_ns.unwrap_or(0.0));
             self.candidates.push(Candidate {
                 slot: AgentSlot(at as u16),
                 backend: machine.backend,

@@ -10,7 +10,10 @@
 //! 1. Parts are known here only. To the book the whole is one attempt: after the supervisor's death it is done again.
 //! 2. All parts write to one draft under the attempt's name. Nobody removes it while a part is held, and who concludes an
 //!    attempt that came to nothing says so ([`Ledger::take_abandoned`]).
-//! 3. A task that cannot be divided after all, or of which a part is wrong, runs again as a whole: it says what is wrong.
+//! 3. A task that cannot be divided after all, or of which a part fails, is wrong or crashes its agent, runs again as a whole,
+//!    which needs less memory and says what is wrong.
+//! 4. At most as many parts are held at a time as agents were free at the division, and every further part is queued anew behind what
+//!    waits by then: nobody waits longer for a divided task than for one of its parts.
 
 use super::{KILL_LIMIT, Ledger, POISON, Phase, Transition};
 use crate::base::clock::Nanos;
@@ -18,17 +21,16 @@ use crate::base::ids::{Attempt, TaskId};
 use crate::messaging::envelope::Share;
 use crate::tasks::{Event, Lease, TaskState};
 
-/// A part takes no longer than this, ns,
-const PART_MAX_NS: f64 = 1e9;
-/// where so many for each agent are enough.
-const ROUNDS_MAX: f64 = 64.0;
-
 /// What its parts are and came to.
 #[derive(Clone, Debug)]
 pub struct Wide {
     parts: Vec<Part>,
-    /// How many there are for each agent.
-    pub each: u32,
+    /// How many may be held at a time.
+    most: usize,
+    /// How many were sent.
+    sent: usize,
+    /// Since when the next part waits.
+    due: Nanos,
     /// Why no part is sent any more.
     over: Option<Over>,
     /// What those that are done have read, and what shape their rows have.
@@ -70,8 +72,8 @@ pub enum PartEnd {
         started: Nanos,
         /// On which level.
         level: u8,
-        /// Of what it read, and what shape its rows have: alike for all parts.
-        digest: u64,
+        /// Of what it read, and what shape its rows have: alike for all parts. `None`: it had no rows.
+        digest: Option<u64>,
         /// What its kernel said.
         result: Option<Box<str>>,
     },
@@ -84,31 +86,23 @@ pub enum PartEnd {
 }
 
 impl Wide {
-    fn new(of: u32, each: u32) -> Self {
-        let parts = vec![Part::Waiting; of as usize];
+    fn new(agents: u32, of: u32, part_ns: f64, due: Nanos) -> Self {
         Self {
-            parts,
-            each,
+            parts: vec![Part::Waiting; of as usize],
+            most: agents as usize,
+            sent: 0,
+            due,
             over: None,
             digest: None,
-            part_ns: 0.0,
+            part_ns,
             started: Nanos(u64::MAX),
             level: 0,
             result: None,
         }
     }
 
-    fn held(&self) -> impl Iterator<Item = Lease> {
-        self.parts.iter().filter_map(|part| if let Part::Held(lease) = part { Some(*lease) } else { None })
-    }
-
     fn part_of(&mut self, lease: Lease) -> Option<&mut Part> {
         self.parts.iter_mut().find(|part| **part == Part::Held(lease))
-    }
-
-    /// Whether this life of an agent has a part of it.
-    pub fn is_held_by(&self, lease: Lease) -> bool {
-        self.held().any(|holder| holder == lease)
     }
 
     /// Which part this life of an agent has.
@@ -118,28 +112,26 @@ impl Wide {
 
     /// Who has a part of it.
     pub fn holders(&self) -> impl Iterator<Item = Lease> {
-        self.held()
+        self.parts.iter().filter_map(|part| if let Part::Held(lease) = part { Some(*lease) } else { None })
+    }
+
+    /// Whether this part was answered.
+    pub fn is_done(&self, at: u32) -> bool {
+        self.parts.get(at as usize) == Some(&Part::Done)
+    }
+
+    fn are_all_done(&self) -> bool {
+        self.parts.iter().all(|part| *part == Part::Done)
     }
 }
 
 impl Ledger {
-    /// Divides a queued task into `each` parts for each of `agents`, which are to be [lent](Self::lend).
-    /// Of what is `expected_ns` to take as a whole no part shall take longer than [`PART_MAX_NS`], which others wait for.
-    pub fn divide(
-        &mut self,
-        id: TaskId,
-        agents: u32,
-        each: u32,
-        expected_ns: Option<f64>,
-        now: Nanos,
-    ) -> Attempt {
-        let whole_ns = expected_ns.unwrap_or(0.0);
-        let rounds = (whole_ns / f64::from(agents) / PART_MAX_NS).ceil().clamp(1.0, ROUNDS_MAX);
-        let of = agents.saturating_mul(each.max(rounds as u32));
+    /// Divides a queued task among so many agents, into `of` parts that are expected to take `part_ns` each (0: nobody knows) and
+    /// are to be [lent](Self::lend).
+    pub fn divide(&mut self, id: TaskId, agents: u32, of: u32, part_ns: f64, now: Nanos) -> Attempt {
         let attempt = self.begin_attempt(id, None, now);
         let task = self.get_mut(id).expect("just begun");
-        let wide = Wide { part_ns: whole_ns / f64::from(of), ..Wide::new(of, each) };
-        (task.wide, task.parts) = (Some(Box::new(wide)), of);
+        (task.wide, task.parts) = (Some(Box::new(Wide::new(agents, of, part_ns, task.due))), of);
         self.divided.push(id);
         attempt
     }
@@ -149,23 +141,38 @@ impl Ledger {
         &self.divided
     }
 
+    /// The same, in the order in which their next parts go.
+    pub fn divided_by_turn(&self, now: Nanos) -> Vec<TaskId> {
+        let mut divided = self.divided.clone();
+        divided.sort_by_key(|id| self.turn(*id, now));
+        divided
+    }
+
     /// What is to be sent of a divided task next.
     pub fn next_share(&self, id: TaskId) -> Option<Share> {
         let task = self.get(id).filter(|task| task.is_divided() && task.cancelling.is_none())?;
         let wide = task.wide.as_ref().filter(|wide| wide.over.is_none())?;
-        if wide.parts.iter().all(|part| *part == Part::Done) {
+        if wide.are_all_done() {
             return Some(Share::Join);
+        }
+        if wide.holders().count() >= wide.most {
+            return None;
         }
         let at = wide.parts.iter().position(|part| *part == Part::Waiting)?;
         Some(Share::Part { at: at as u32, of: wide.parts.len() as u32 })
     }
 
     /// Leases what [`next_share`](Self::next_share) showed.
-    pub fn lend(&mut self, id: TaskId, share: Share, lease: Lease) {
+    pub fn lend(&mut self, id: TaskId, share: Share, lease: Lease, now: Nanos) {
         let task = self.get_mut(id).expect("just shown");
         task.agent = Some(lease.slot);
         match (share, task.wide.as_mut()) {
-            (Share::Part { at, .. }, Some(wide)) => wide.parts[at as usize] = Part::Held(lease),
+            (Share::Part { at, .. }, Some(wide)) => {
+                wide.parts[at as usize] = Part::Held(lease);
+                wide.sent += 1;
+                // The first ones have waited as a whole.
+                wide.due = if wide.sent >= wide.most { now } else { wide.due };
+            }
             // From here on it is an attempt like any other.
             _ => {
                 task.lease = Some(lease);
@@ -185,11 +192,11 @@ impl Ledger {
             PartEnd::Done { started, level, digest, result } => {
                 *part = Part::Done;
                 wide.started = wide.started.min(started);
-                if wide.digest.is_none() {
-                    (wide.level, wide.result) = (level, result);
+                if wide.digest.is_none() && digest.is_some() {
+                    (wide.level, wide.result, wide.digest) = (level, result, digest);
                 }
                 // Somebody has put another file where an input was: these rows do not belong together.
-                (*wide.digest.get_or_insert(digest) != digest).then_some(Over::Undivided)
+                (digest.is_some() && wide.digest != digest).then_some(Over::Undivided)
             }
             PartEnd::Failed(error) => Some(Over::Failed(error)),
             PartEnd::Undivided => Some(Over::Undivided),
@@ -208,7 +215,7 @@ impl Ledger {
         self.conclude(id, now);
     }
 
-    /// The agent that held a part is gone, or nobody can say that it is not. Whether the attempt has ended so.
+    /// The agent that held a part is gone, or nobody can say that it is not.
     pub(super) fn on_part_lost(
         &mut self,
         id: TaskId,
@@ -217,11 +224,11 @@ impl Ledger {
         cause: &str,
         crashed: bool,
         now: Nanos,
-    ) -> bool {
+    ) {
         let (poison_deaths, is_leaving) = (self.limits.poison_deaths, self.phase == Phase::Leaving);
-        let Some(task) = self.get_mut(id) else { return false };
-        let Some(wide) = task.wide.as_mut() else { return false };
-        let Some(part) = wide.part_of(lease) else { return false };
+        let Some(task) = self.get_mut(id) else { return };
+        let Some(wide) = task.wide.as_mut() else { return };
+        let Some(part) = wide.part_of(lease) else { return };
         *part = Part::Waiting;
         // What makes one part crash makes all of them crash: that is one death, and not one for each.
         let counts = was_running && if crashed { wide.over.is_none() } else { !is_leaving };
@@ -229,16 +236,15 @@ impl Ledger {
         if counts {
             self.note_death(id, crashed);
         }
-        let Some(deaths) = self.get(id).map(|task| task.deaths) else { return false };
+        let Some(deaths) = self.get(id).map(|task| task.deaths) else { return };
         if deaths.0 >= poison_deaths || deaths.1 >= KILL_LIMIT {
             let died = deaths.0 + deaths.1;
             let error = format!("{POISON}: {died} agents died while running it, the last by {cause}");
             self.call_off(id, Over::Hopeless(error));
         } else if crashed {
-            // Alone it needs less memory, and shows by itself what it is.
             self.call_off(id, Over::Undivided);
         }
-        self.conclude(id, now).is_some()
+        self.conclude(id, now);
     }
 
     /// Ends the task for good, as soon as nobody has a part of it any more.
@@ -249,14 +255,18 @@ impl Ledger {
 
     /// Whether something waits that goes before the parts of this task.
     pub fn is_outranked(&mut self, id: TaskId, now: Nanos) -> bool {
-        let Some((priority, due)) = self.get(id).map(|task| (task.spec.priority as usize, task.due)) else {
-            return false;
-        };
-        let own = self.aged(priority, due, now);
-        (0..priority).any(|higher| {
-            let first = self.queues[higher].first(|id| super::waits(&self.tasks, id));
-            first.is_some_and(|(due, _)| self.aged(higher, due, now) < own)
+        let Some(own) = self.turn(id, now) else { return false };
+        (0..3).any(|priority| {
+            let first = self.queues[priority].first(|id| super::waits(&self.tasks, id));
+            first.is_some_and(|(due, _)| (self.aged(priority, due, now), due) < own)
         })
+    }
+
+    /// When the next part of this task goes, as if it were queued.
+    fn turn(&self, id: TaskId, now: Nanos) -> Option<(u64, Nanos)> {
+        let task = self.get(id)?;
+        let due = task.wide.as_ref()?.due;
+        Some((self.aged(task.spec.priority as usize, due, now), due))
     }
 
     /// Nobody will send parts any more: what is in parts and held by nobody becomes a whole again.
@@ -278,7 +288,7 @@ impl Ledger {
     pub(super) fn recall_parts(&mut self, id: TaskId) -> Option<(Lease, Attempt)> {
         let task = self.get(id)?;
         let (attempt, wide) = (task.leased, task.wide.as_ref()?);
-        let held: Vec<_> = wide.held().map(|lease| (id, lease, attempt)).collect();
+        let held: Vec<_> = wide.holders().map(|lease| (id, lease, attempt)).collect();
         self.unwanted.extend(&held);
         held.first().map(|(_, lease, attempt)| (*lease, *attempt))
     }
@@ -289,8 +299,9 @@ impl Ledger {
         let task = self.get_mut(id).filter(|task| task.is_divided())?;
         let wide = task.wide.as_mut()?;
         let is_over = task.cancelling.is_some() || wide.over.is_some();
-        // What a later life takes over is whole.
-        if !(is_over || is_leaving) || wide.held().next().is_some() {
+        // What a later life takes over is whole; what is to be joined only ends in this one.
+        let is_left = is_leaving && !wide.are_all_done();
+        if !(is_over || is_left) || wide.holders().next().is_some() {
             return None;
         }
         let over = wide.over.take();
@@ -298,9 +309,12 @@ impl Ledger {
         Some(match (over, self.get(id)?.cancelling) {
             (Some(Over::Hopeless(error)), _) => self.end(id, TaskState::Failed, Some(&error), now),
             (_, Some(_)) => self.on_given_up(id, now),
-            (Some(Over::Failed(error)), None) => self.on_failure(id, &error, true, now),
+            (Some(Over::Failed(error)), None) => {
+                self.keep_whole(id);
+                self.on_failure(id, &error, true, now)
+            }
             (Some(Over::Undivided), None) => {
-                self.get_mut(id)?.undivided = true;
+                self.keep_whole(id);
                 self.queue_again(id);
                 Transition::Again
             }
@@ -309,6 +323,13 @@ impl Ledger {
                 Transition::Again
             }
         })
+    }
+
+    /// From now on this task is done as a whole.
+    pub fn keep_whole(&mut self, id: TaskId) {
+        if let Some(task) = self.get_mut(id) {
+            task.undivided = true;
+        }
     }
 
     /// It is in parts no more, and what they wrote is nobody's.
@@ -343,7 +364,7 @@ mod tests {
     use crate::base::ids::{AgentSlot, Incarnation};
     use crate::base::prng::SplitMix64;
     use crate::tasks::ledger::{CancelOutcome, LedgerLimits, Refusal};
-    use crate::tasks::{Task, TaskSpec};
+    use crate::tasks::{Priority, Task, TaskSpec};
     use std::time::Duration;
 
     fn lease(slot: u16) -> Lease {
@@ -351,7 +372,7 @@ mod tests {
     }
 
     fn done() -> PartEnd {
-        PartEnd::Done { started: Nanos(5), level: 3, digest: 7, result: Some("{}".into()) }
+        PartEnd::Done { started: Nanos(5), level: 3, digest: Some(7), result: Some("{}".into()) }
     }
 
     /// A ledger with one task in parts, which the agents 0, 1, … hold.
@@ -359,11 +380,11 @@ mod tests {
         let mut ledger = Ledger::new(LedgerLimits::default());
         let id = ledger.submit(spec, Nanos(1)).expect("accepted");
         assert_eq!(ledger.peek(Nanos(2)).map(|task| task.id), Some(id));
-        ledger.divide(id, of, 1, None, Nanos(2));
+        ledger.divide(id, of, of, 0.0, Nanos(2));
         for slot in 0..of {
             let share = ledger.next_share(id).expect("a part for everybody");
             assert_eq!(share, Share::Part { at: slot, of });
-            ledger.lend(id, share, lease(slot as u16));
+            ledger.lend(id, share, lease(slot as u16), Nanos(2));
         }
         assert_eq!((ledger.next_share(id), ledger.queued()), (None, 0));
         (ledger, id)
@@ -383,7 +404,7 @@ mod tests {
         assert_eq!(ledger.next_share(id), None, "one part is still out");
         assert!(ledger.on_part(id, lease(0), done(), Nanos(7)).is_none());
         assert_eq!(ledger.next_share(id), Some(Share::Join));
-        ledger.lend(id, Share::Join, lease(0));
+        ledger.lend(id, Share::Join, lease(0), Nanos(6));
         assert_eq!((ledger.divided().len(), is_held(&mut ledger, id, 1)), (0, Err(Refusal::NotTheHolder)));
         assert!(is_held(&mut ledger, id, 0).is_ok());
         assert_eq!(ledger.on_success(id, None, Nanos(8)), Transition::Ended(TaskState::Succeeded));
@@ -399,7 +420,7 @@ mod tests {
         assert_eq!(ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 9", false, Nanos(7)), [id]);
         assert_eq!(ledger.next_share(id), Some(Share::Part { at: 1, of: 2 }));
         assert!(ledger.get(id).is_some_and(|task| task.is_divided() && task.deaths == (0, 1)));
-        ledger.lend(id, Share::Part { at: 1, of: 2 }, lease(0));
+        ledger.lend(id, Share::Part { at: 1, of: 2 }, lease(0), Nanos(6));
         assert_eq!(
             ledger.on_agent_gone(&[id], lease(1), None, "signal 9", false, Nanos(7)),
             [],
@@ -409,7 +430,7 @@ mod tests {
         assert_eq!(ledger.next_share(id), Some(Share::Join));
         assert!(ledger.take_abandoned().is_empty(), "what the other part wrote is wanted");
         // From here on a death takes all of it.
-        ledger.lend(id, Share::Join, lease(2));
+        ledger.lend(id, Share::Join, lease(2), Nanos(6));
         ledger.on_agent_gone(&[id], lease(2), Some(id), "signal 9", false, Nanos(9));
         assert_eq!((ledger.queued(), ledger.get(id).map(Task::is_divided)), (1, Some(false)));
     }
@@ -425,11 +446,8 @@ mod tests {
         assert_eq!(ledger.on_part(id, lease(2), PartEnd::GivenUp, Nanos(8)), Some(Transition::Again));
         let task = ledger.get(id).expect("known");
         assert_eq!((task.state, task.error.as_deref()), (TaskState::Retrying, Some("disk full")));
+        assert!(task.undivided, "as a whole it may find room");
         assert_eq!(ledger.take_abandoned(), [(id, attempt)]);
-        ledger.take_unwanted();
-        ledger.on_time(Nanos(1 << 40));
-        ledger.peek(Nanos(1 << 40));
-        assert_eq!(ledger.divide(id, 2, 1, None, Nanos(1 << 40)), Attempt(2), "it may be divided again");
     }
 
     #[test]
@@ -478,7 +496,10 @@ mod tests {
         let (mut ledger, id) = divided(1, spec());
         ledger.on_agent_gone(&[id], lease(0), None, "signal 9", false, Nanos(6));
         ledger.on_time(Nanos(20));
-        assert_eq!(ledger.get(id).map(|task| task.state), Some(TaskState::Failed), "nobody has a part");
+        assert!(ledger.next_share(id).is_some(), "while nobody has a part its time does not run");
+        ledger.lend(id, Share::Part { at: 0, of: 1 }, lease(1), Nanos(21));
+        ledger.on_time(Nanos(40));
+        assert_eq!(ledger.take_unwanted(), [(id, lease(1), Attempt(1))]);
     }
 
     #[test]
@@ -501,7 +522,7 @@ mod tests {
             assert!(ledger.get(id).is_some_and(Task::is_divided) && ledger.take_unwanted().is_empty());
             ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 9", false, Nanos(6));
             if let Some(share) = ledger.next_share(id) {
-                ledger.lend(id, share, lease(1));
+                ledger.lend(id, share, lease(1), Nanos(6));
             }
         }
         assert_eq!(ledger.get(id).map(|task| task.state), Some(TaskState::Dispatched), "one is at work");
@@ -511,6 +532,51 @@ mod tests {
         assert!(
             task.state == TaskState::Failed && task.error.as_deref().is_some_and(|it| it.starts_with(POISON))
         );
+    }
+
+    #[test]
+    fn further_parts_wait_behind_what_came_before_them() {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        let submit = |ledger: &mut Ledger, priority, now| {
+            let spec = TaskSpec { priority, ..TaskSpec::default() };
+            ledger.submit(spec, now).expect("accepted")
+        };
+        let id = submit(&mut ledger, Priority::Normal, Nanos(1));
+        ledger.peek(Nanos(2));
+        ledger.divide(id, 2, 8, 0.0, Nanos(2));
+        let (first, second) = (Share::Part { at: 0, of: 8 }, Share::Part { at: 1, of: 8 });
+        let early = submit(&mut ledger, Priority::Normal, Nanos(3));
+        ledger.peek(Nanos(3));
+        for (slot, share) in [(0, first), (1, second)] {
+            assert!(!ledger.is_outranked(id, Nanos(4)), "it was there first");
+            assert_eq!(ledger.next_share(id), Some(share));
+            ledger.lend(id, share, lease(slot), Nanos(4));
+        }
+        assert_eq!(ledger.next_share(id), None, "two agents were free");
+        ledger.on_part(id, lease(1), done(), Nanos(5));
+        assert_eq!(ledger.next_share(id), Some(Share::Part { at: 2, of: 8 }));
+        assert!(ledger.is_outranked(id, Nanos(5)), "the other task was there before the rest of this one");
+        let high = submit(&mut ledger, Priority::High, Nanos(6));
+        ledger.dispatch(early, lease(1), Nanos(6));
+        ledger.peek(Nanos(6));
+        assert!(ledger.is_outranked(id, Nanos(6)));
+        ledger.dispatch(high, lease(1), Nanos(6));
+        submit(&mut ledger, Priority::Normal, Nanos(7));
+        submit(&mut ledger, Priority::Low, Nanos(1));
+        ledger.peek(Nanos(7));
+        assert!(!ledger.is_outranked(id, Nanos(7)), "later, or less urgent");
+        let other = submit(&mut ledger, Priority::High, Nanos(8));
+        ledger.peek(Nanos(8));
+        ledger.divide(other, 1, 2, 0.0, Nanos(8));
+        assert_eq!(ledger.divided_by_turn(Nanos(8)), [other, id]);
+    }
+
+    #[test]
+    fn what_all_parts_are_done_of_is_joined_before_the_swarm_leaves_it() {
+        let (mut ledger, id) = divided(1, TaskSpec::default());
+        ledger.leave_to_a_later_life(Nanos(3));
+        ledger.on_part(id, lease(0), done(), Nanos(4));
+        assert_eq!(ledger.next_share(id), Some(Share::Join));
     }
 
     #[test]
@@ -558,7 +624,8 @@ mod tests {
                     3 if luck.below(8) == 0 => ledger.spoil(id, "spoiled", now),
                     4 => {
                         if let Some(next) = ledger.peek(now).map(|task| task.id) {
-                            let attempt = ledger.divide(next, 1 + luck.below(4) as u32, 1, None, now);
+                            let (agents, each) = (1 + luck.below(4) as u32, 1 + luck.below(3) as u32);
+                            let attempt = ledger.divide(next, agents, agents * each, 0.0, now);
                             in_parts.push((next, attempt));
                         }
                     }
@@ -568,7 +635,7 @@ mod tests {
                         let lease = Lease { slot: AgentSlot(slot), incarnation };
                         let has_one = held.iter().any(|it| (it.0, it.2) == (id, lease));
                         if let Some(share) = ledger.next_share(id).filter(|_| !has_one) {
-                            ledger.lend(id, share, lease);
+                            ledger.lend(id, share, lease, now);
                             let attempt = ledger.get(id).expect("known").leased;
                             held.push((id, attempt, lease));
                             if share == Share::Join {
@@ -605,9 +672,12 @@ mod tests {
                     let wide = task.wide.as_ref().filter(|_| task.is_divided()).expect("it is in parts");
                     let is_over = wide.over.is_some() || task.cancelling.is_some();
                     let is_told = |lease| told.contains(&(task.id, task.leased, lease));
-                    assert!(!is_over || wide.held().all(is_told), "{seed}: everybody who has a part is told");
+                    assert!(
+                        !is_over || wide.holders().all(is_told),
+                        "{seed}: everybody who has a part is told"
+                    );
                     let is_known = |lease| held.contains(&(task.id, task.leased, lease));
-                    assert!(wide.held().all(is_known), "{seed}: nobody has what was not sent");
+                    assert!(wide.holders().all(is_known), "{seed}: nobody has what was not sent");
                 }
             }
             let states: Vec<TaskState> =
