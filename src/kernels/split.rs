@@ -61,7 +61,7 @@ pub fn split(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> Option<S
         KernelId::Expr if expr::yields_array(params) => {
             let axes = shapes.iter().map(|shape| shape.len()).max()?;
             let leading = |shape: &&[usize]| (shape.len() == axes).then(|| shape.first().copied()).flatten();
-            let mut many = shapes.iter().filter_map(|shape| leading(shape)).filter(|&rows| rows != 1);
+            let mut many = shapes.iter().filter_map(&leading).filter(|&rows| rows != 1);
             let rows = many.next()?;
             // What does not go together is refused as a whole, and might go together in parts.
             if many.any(|other| other != rows) {
