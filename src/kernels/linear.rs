@@ -1,7 +1,7 @@
 //! `matmul`, `dot` and `axpy`.
 
-use super::simd::{self, SimdElem};
-use super::{BLOCK, Call, KernelError, Level, Outcome, Total, elements_mut, number};
+use super::simd::{self, Matrix, SimdElem};
+use super::{BLOCK, Call, KernelError, Outcome, Total, elements_mut, number};
 use crate::arrays::{Array, DType, Element};
 
 /// `a (m, k)` by `b (k, n)` is `(m, n)`, for one pair or each of a batch; either may lie there transposed.
@@ -56,49 +56,20 @@ fn matmul_of<T: SimdElem + Element>(call: &Call<'_>) -> Result<Outcome, KernelEr
         // A matrix that stands alone serves the whole batch.
         let (next_a, next_b) =
             (if batch.is_empty() { 0 } else { m * k }, if batch_b.is_empty() { 0 } else { k * n });
+        let mut space = Vec::new();
+        if call.variant.choice == 1 {
+            space = call.space(simd::matmul_space::<T>([m, k, n]))?;
+        }
         for (index, c) in c.chunks_exact_mut(m * n).enumerate() {
             let a = Matrix { elements: &a[index * next_a..][..m * k], turned: turned_a };
             let b = Matrix { elements: &b[index * next_b..][..k * n], turned: turned_b };
             match call.variant.choice {
-                1 => by_blocks(call, a, b, c, [m, k, n])?,
+                1 => simd::matmul(call.level(), a, b, c, [m, k, n], &mut space, call.pulse)?,
                 _ => by_library(call, a, b, c, [m, k, n])?,
             }
         }
     }
     Ok(Outcome { array: Some(answer), flops, ..Outcome::default() })
-}
-
-/// A matrix as it lies there: row by row, or column by column.
-#[derive(Clone, Copy)]
-struct Matrix<'a, T> {
-    elements: &'a [T],
-    turned: bool,
-}
-
-impl<'a, T: SimdElem> Matrix<'a, T> {
-    /// From one row to the next, and from one column to the next, of `rows` by `columns`.
-    fn strides(&self, rows: usize, columns: usize) -> [usize; 2] {
-        if self.turned { [1, rows] } else { [columns, 1] }
-    }
-
-    /// Row by row, in `space` if it has to be copied.
-    fn by_rows(
-        self,
-        call: &Call<'_>,
-        [rows, columns]: [usize; 2],
-        space: &'a mut Vec<T>,
-    ) -> Result<&'a [T], KernelError> {
-        if !self.turned {
-            return Ok(self.elements);
-        }
-        *space = call.space(rows * columns)?;
-        for (row, line) in space.chunks_exact_mut(columns).enumerate() {
-            for (value, column) in line.iter_mut().zip(self.elements.chunks_exact(rows)) {
-                *value = column[row];
-            }
-        }
-        Ok(space)
-    }
 }
 
 /// Multiply-adds between two beats: 10 ms at the 200 GFLOP/s of one AVX-512 core.
@@ -173,32 +144,6 @@ unsafe fn library_panel<T: Element>(
             );
         }
     }
-}
-
-/// Our own product, by panels of rows, of matrices that lie there row by row.
-fn by_blocks<T: SimdElem>(
-    call: &Call<'_>,
-    a: Matrix<'_, T>,
-    b: Matrix<'_, T>,
-    c: &mut [T],
-    [m, k, n]: [usize; 3],
-) -> Result<(), KernelError> {
-    let (mut space_a, mut space_b) = (Vec::new(), Vec::new());
-    let a = a.by_rows(call, [m, k], &mut space_a)?;
-    let b = b.by_rows(call, [k, n], &mut space_b)?;
-    // Narrower levels are slower, so they get less between two beats; each panel packs all of `b` again,
-    // which 48 rows still pay for.
-    let work = match call.level() {
-        Level::Avx512 => PANEL_WORK / 2,
-        Level::Avx2 => PANEL_WORK / 4,
-        _ => PANEL_WORK / 32,
-    };
-    let rows = m.min((work / k.saturating_mul(n)).max(48).next_multiple_of(12));
-    for (a, c) in a.chunks(rows * k).zip(c.chunks_mut(rows * n)) {
-        call.pulse.beat()?;
-        simd::matmul(call.level(), a, b, c, a.len() / k, k, n);
-    }
-    Ok(())
 }
 
 /// The sum of products of two vectors.

@@ -7,6 +7,7 @@
 
 use super::kernel;
 use super::lanes::{Isa, LANES_MAX, Lanes, SimdElem};
+use crate::kernels::{Cancelled, Pulse};
 
 /// Depth of a block: a packed strip of `b`, `DEPTH x 2` vectors, stays in the first-level cache.
 const DEPTH: usize = 256;
@@ -16,6 +17,10 @@ const ROWS: usize = 120;
 const COLUMNS: usize = 1024;
 /// Tallest tile.
 const MR_MAX: usize = 12;
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+/// So many strips of `b` are multiplied from one beat to the next: 60 us each where there is one lane.
+const STRIPS_A_BEAT: usize = 64;
 
 /// One tile: `c[.. rows][.. columns] (+)= a_strip * b_strip`.
 ///
@@ -40,15 +45,26 @@ unsafe fn tile<I: Isa, T: SimdElem, const MR: usize>(
         let zero = <T::Lanes<I>>::splat(T::default());
         let mut acc = [[zero; 2]; MR];
         let (mut a, mut b) = (a_strip, b_strip);
-        for _ in 0..depth {
-            let (b0, b1) = (<T::Lanes<I>>::load(b), <T::Lanes<I>>::load(b.add(n)));
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let value = <T::Lanes<I>>::splat(*a.add(i));
-                acc[0] = value.mul_add(b0, acc[0]);
-                acc[1] = value.mul_add(b1, acc[1]);
-            }
-            a = a.add(MR);
-            b = b.add(2 * n);
+        macro_rules! step {
+            () => {
+                let (b0, b1) = (<T::Lanes<I>>::load(b), <T::Lanes<I>>::load(b.add(n)));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let value = <T::Lanes<I>>::splat(*a.add(i));
+                    acc[0] = value.mul_add(b0, acc[0]);
+                    acc[1] = value.mul_add(b1, acc[1]);
+                }
+                (a, b) = (a.add(MR), b.add(2 * n));
+            };
+        }
+        // What counts the loop takes a slot of the multiplications.
+        for _ in 0..depth / 4 {
+            step!();
+            step!();
+            step!();
+            step!();
+        }
+        for _ in 0..depth % 4 {
+            step!();
         }
         if rows == MR && columns == 2 * n {
             for (i, acc) in acc.iter().enumerate() {
@@ -75,57 +91,117 @@ unsafe fn tile<I: Isa, T: SimdElem, const MR: usize>(
     }
 }
 
+/// Some lines of a matrix side by side: element `p` of line `r` comes to `strip[p * lines + r]`. Lines lie `across` apart, and
+/// their elements `along`; those that are missing, from `wide` on, are zeros.
+#[inline(always)]
+fn pack<T: SimdElem>(
+    from: &[T],
+    [across, along]: [usize; 2],
+    wide: usize,
+    lines: usize,
+    depth: usize,
+    strip: &mut [T],
+) {
+    if across == 1 && wide == lines {
+        for (p, to) in strip.chunks_exact_mut(lines).enumerate() {
+            to.copy_from_slice(&from[p * along..][..lines]);
+        }
+        return;
+    }
+    let mut packed = 0;
+    if along == 1 && wide >= 4 {
+        // Four lines at a time; the last four may take some up again.
+        while packed < wide {
+            let line = packed.min(wide - 4);
+            for p in (0..depth / 4 * 4).step_by(4) {
+                let mut rows = [[T::default(); 4]; 4];
+                for (r, row) in rows.iter_mut().enumerate() {
+                    row.copy_from_slice(&from[(line + r) * across + p..][..4]);
+                }
+                for (e, column) in T::crossed(rows).into_iter().enumerate() {
+                    strip[(p + e) * lines + line..][..4].copy_from_slice(&column);
+                }
+            }
+            for p in depth / 4 * 4..depth {
+                for r in line..line + 4 {
+                    strip[p * lines + r] = from[r * across + p];
+                }
+            }
+            packed = line + 4;
+        }
+    }
+    for p in 0..depth {
+        for r in packed..wide {
+            strip[p * lines + r] = from[r * across + p * along];
+        }
+        strip[p * lines + wide..(p + 1) * lines].fill(T::default());
+    }
+}
+
+/// A matrix as it lies there.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a, T> {
+    /// Row by row, or column by column if it is `turned`.
+    pub elements: &'a [T],
+    /// See `elements`.
+    pub turned: bool,
+}
+
+impl<T> Matrix<'_, T> {
+    /// From one row to the next, and from one column to the next, of `rows` by `columns`.
+    pub fn strides(&self, rows: usize, columns: usize) -> [usize; 2] {
+        if self.turned { [1, rows] } else { [columns, 1] }
+    }
+}
+
+/// Elements that [`matmul`] packs into, for a product of these sizes at any level: 2.5 MiB of `f64` at most.
+pub fn matmul_space<T>([m, k, n]: [usize; 3]) -> usize {
+    let columns = n.min(COLUMNS).next_multiple_of(2 * LANES_MAX);
+    let rows = m.min(ROWS).next_multiple_of(MR_MAX);
+    (columns + rows) * k.min(DEPTH) + LINE / size_of::<T>()
+}
+
 /// # Safety
 /// The processor has `I`.
 #[inline(always)]
 unsafe fn blocked<I: Isa, T: SimdElem, const MR: usize>(
-    a: &[T],
-    b: &[T],
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
     c: &mut [T],
-    m: usize,
-    k: usize,
-    n: usize,
-) {
-    assert!(a.len() == m * k && b.len() == k * n && c.len() == m * n, "{m} x {k} times {k} x {n}");
-    if k == 0 {
-        c.fill(T::default());
-    }
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
+    [m, k, n]: [usize; 3],
+    space: &mut [T],
+    pulse: &dyn Pulse,
+) -> Result<(), Cancelled> {
+    assert!(
+        a.elements.len() == m * k && b.elements.len() == k * n && c.len() == m * n,
+        "{m} x {k} times {k} x {n}"
+    );
     let nr = 2 * <T::Lanes<I>>::N;
-    let depth_max = k.min(DEPTH);
-    let mut a_pack = vec![T::default(); m.min(ROWS).next_multiple_of(MR) * depth_max];
-    let mut b_pack = vec![T::default(); n.min(COLUMNS).next_multiple_of(nr) * depth_max];
+    let (a_strides, b_strides) = (a.strides(m, k), b.strides(k, n));
+    // Vectors that do not cross a line of the cache.
+    let begin = space.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
+    let b_size = n.min(COLUMNS).next_multiple_of(nr) * k.min(DEPTH);
+    let (b_pack, a_pack) = space[begin..].split_at_mut(b_size);
+    let mut strips = 0_usize;
     for column in (0..n).step_by(COLUMNS) {
         let columns = COLUMNS.min(n - column);
         for deep in (0..k).step_by(DEPTH) {
             let depth = DEPTH.min(k - deep);
             for (strip, j) in b_pack.chunks_exact_mut(nr * depth).zip((0..columns).step_by(nr)) {
-                let wide = nr.min(columns - j);
-                for (p, line) in strip.chunks_exact_mut(nr).enumerate() {
-                    let from = (deep + p) * n + column + j;
-                    line[..wide].copy_from_slice(&b[from..from + wide]);
-                    line[wide..].fill(T::default());
-                }
+                let from = &b.elements[deep * b_strides[0] + (column + j) * b_strides[1]..];
+                pack(from, [b_strides[1], b_strides[0]], nr.min(columns - j), nr, depth, strip);
             }
             for row in (0..m).step_by(ROWS) {
                 let rows = ROWS.min(m - row);
                 for (strip, i) in a_pack.chunks_exact_mut(MR * depth).zip((0..rows).step_by(MR)) {
-                    for r in 0..MR {
-                        if i + r < rows {
-                            let line = &a[(row + i + r) * k + deep..][..depth];
-                            for (p, value) in line.iter().enumerate() {
-                                strip[p * MR + r] = *value;
-                            }
-                        } else {
-                            for p in 0..depth {
-                                strip[p * MR + r] = T::default();
-                            }
-                        }
-                    }
+                    let from = &a.elements[(row + i) * a_strides[0] + deep * a_strides[1]..];
+                    pack(from, a_strides, MR.min(rows - i), MR, depth, strip);
                 }
                 for (b_strip, j) in b_pack.chunks_exact(nr * depth).zip((0..columns).step_by(nr)) {
+                    if strips.is_multiple_of(STRIPS_A_BEAT) {
+                        pulse.beat()?;
+                    }
+                    strips += 1;
                     for (a_strip, i) in a_pack.chunks_exact(MR * depth).zip((0..rows).step_by(MR)) {
                         let (high, wide) = (MR.min(rows - i), nr.min(columns - j));
                         let at = (row + i) * n + column + j;
@@ -141,30 +217,44 @@ unsafe fn blocked<I: Isa, T: SimdElem, const MR: usize>(
             }
         }
     }
+    Ok(())
 }
 
 /// # Safety
 /// The processor has `I`.
 #[inline(always)]
-unsafe fn matmul_body<I: Isa, T: SimdElem>(a: &[T], b: &[T], c: &mut [T], m: usize, k: usize, n: usize) {
+unsafe fn matmul_body<I: Isa, T: SimdElem>(
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    c: &mut [T],
+    sizes: [usize; 3],
+    space: &mut [T],
+    pulse: &dyn Pulse,
+) -> Result<(), Cancelled> {
     // Two vectors a row: 24 of 32 registers hold sums, or 12 of 16.
     // SAFETY: by contract.
     unsafe {
         if I::REGISTERS >= 32 {
-            blocked::<I, T, 12>(a, b, c, m, k, n);
+            blocked::<I, T, 12>(a, b, c, sizes, space, pulse)
         } else {
-            blocked::<I, T, 6>(a, b, c, m, k, n);
+            blocked::<I, T, 6>(a, b, c, sizes, space, pulse)
         }
     }
 }
 
 kernel! {
-    /// `c = a * b` for `a` of `m x k`, `b` of `k x n`, `c` of `m x n`, all row-major.
+    /// `c = a * b` for `a` of `m x k`, `b` of `k x n`, and `c` of `m x n` row by row, none of them empty; sizes are `m`, `k` and `n`.
     ///
     /// Accumulates in `T`, in the order of `k`: the error of an element is at most
-    /// `(k + 1) * u * sum |a| |b|`, where `u` is 2^-24 or 2^-53. Allocates the packing buffers, at most about
-    /// 2.3 MiB. Threads may share the work by rows: slices of `a` and `c`.
-    pub fn matmul<T>(a: &[T], b: &[T], c: &mut [T], m: usize, k: usize, n: usize) = matmul_body
+    /// `(k + 1) * u * sum |a| |b|`, where `u` is 2^-24 or 2^-53. Needs [`matmul_space`]. Beats every few ms at the least.
+    pub fn matmul<T>(
+        a: Matrix<'_, T>,
+        b: Matrix<'_, T>,
+        c: &mut [T],
+        sizes: [usize; 3],
+        space: &mut [T],
+        pulse: &dyn Pulse,
+    ) -> Result<(), Cancelled> = matmul_body
 }
 
 #[cfg(test)]
@@ -173,21 +263,40 @@ mod tests {
     use super::*;
     use crate::kernels::reference;
 
+    /// The other order of the same matrix.
+    fn turned<T: SimdElem>(x: &[T], rows: usize, columns: usize) -> Vec<T> {
+        (0..columns * rows).map(|at| x[at % rows * columns + at / rows]).collect()
+    }
+
     fn matches<T: SimdElem>(ulp: f64) {
-        let small = (0..=34).map(|s| (s, 35 - s, s + 1));
-        let odd =
-            [(1, 1, 1), (13, 300, 33), (121, 5, 65), (24, 520, 64), (7, 3, 1030), (3, 0, 4), (70, 70, 70)];
+        let small = (1..=34).map(|s| (s, 35 - s, s + 1));
+        let odd = [
+            (1, 1, 1),
+            (13, 300, 33),
+            (121, 5, 65),
+            (24, 1030, 64),
+            (7, 3, 2070),
+            (70, 70, 70),
+            (250, 9, 40),
+        ];
         for (m, k, n) in small.chain(odd) {
             let (a, b) = (values::<T>(71, m * k + 1, 1.0), values::<T>(72, k * n + 3, 1.0));
             let (a, b) = (&a[1..], &b[3..]);
             let mut want = vec![T::default(); m * n];
             reference::matmul(a, b, &mut want, m, k, n);
+            let (a_turned, b_turned) = (turned(a, m, k), turned(b, k, n));
             for level in levels() {
-                let mut got = vec![T::from_f64(9.0); m * n];
-                matmul(level, a, b, &mut got, m, k, n);
-                for i in 0..got.len() {
-                    let what = format!("{level} {m} x {k} x {n} at {i}");
-                    close(got[i].to_f64(), want[i].to_f64(), (k + 1) as f64 * ulp, &what);
+                for (turned_a, turned_b) in [(false, false), (true, false), (false, true), (true, true)] {
+                    let a = Matrix { elements: if turned_a { &a_turned } else { a }, turned: turned_a };
+                    let b = Matrix { elements: if turned_b { &b_turned } else { b }, turned: turned_b };
+                    let mut got = vec![T::from_f64(9.0); m * n];
+                    // What lay in the space before does not matter.
+                    let mut space = vec![T::from_f64(f64::NAN); matmul_space::<T>([m, k, n])];
+                    matmul(level, a, b, &mut got, [m, k, n], &mut space, &()).expect("nobody cancels");
+                    for i in 0..got.len() {
+                        let what = format!("{level} {m} x {k} x {n} {turned_a} {turned_b} at {i}");
+                        close(got[i].to_f64(), want[i].to_f64(), (k + 1) as f64 * ulp, &what);
+                    }
                 }
             }
         }
@@ -204,7 +313,9 @@ mod tests {
         for level in levels() {
             let (mut a, b, mut c) = (vec![1.0_f32; 30], vec![1.0; 30], vec![0.0; 25]);
             a[6 * 2 + 1] = f32::NAN;
-            matmul(level, &a, &b, &mut c, 5, 6, 5);
+            let lies = |elements| Matrix { elements, turned: false };
+            let mut space = vec![0.0; matmul_space::<f32>([5, 6, 5])];
+            matmul(level, lies(&a), lies(&b), &mut c, [5, 6, 5], &mut space, &()).expect("nobody cancels");
             for (i, value) in c.iter().enumerate() {
                 assert_eq!(value.is_nan(), i / 5 == 2, "{level} at {i}");
             }

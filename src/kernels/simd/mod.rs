@@ -48,7 +48,7 @@ pub use histogram::{histogram, histogram_u8};
 pub use lanes::SimdElem;
 pub use linear::{axpy, dot};
 pub use math::{exp, ln, sin_cos};
-pub use matmul::matmul;
+pub use matmul::{Matrix, matmul, matmul_space};
 pub use monte_carlo::monte_carlo_block;
 pub use nearest::{Neighbour, TopK, distance, row_norms, scores};
 pub use peak::{multiply_adds, triad_streaming};
