@@ -1504,7 +1504,7 @@ fn parts_of_a_call_put_together_are_the_whole() {
         let Some(divided) = split(kernel, &params, &shapes) else { continue };
         assert!(may_split(kernel, &params), "{}", what());
         let own = |at: u32| {
-            let rows = divided.rows_of(at, of)?;
+            let rows = divided.rows_of(at, 1, of)?;
             let take = |(input, by_rows): (&ArrayRef, &bool)| {
                 let input = copy(input);
                 if *by_rows { input.into_rows(rows.clone()) } else { input }

@@ -16,7 +16,7 @@ use crate::kernels::{
     Variant, check_params, extra_path,
 };
 use crate::messaging::ToAgent;
-use crate::messaging::envelope::{Done, PartMark, RESULT_BYTES, Run, Share, TEXT_BYTES, Verdict};
+use crate::messaging::envelope::{Done, PartMark, RESULT_BYTES, Run, Share, Span, TEXT_BYTES, Verdict};
 use crate::os::clock;
 use crate::os::counting::{Counters, Counts};
 use crate::os::map::Buffer;
@@ -241,17 +241,16 @@ struct Rows {
     all: usize,
 }
 
-/// Leaves of the inputs what part `at` of `of` needs.
+/// Leaves of the inputs what these units of the output need.
 fn take_part(
     kernel: KernelId,
     params: &Params,
     inputs: &mut Vec<Input>,
-    at: u32,
-    of: u32,
+    Span { at, count, of }: Span,
 ) -> Result<Rows, Failure> {
     let shapes: Vec<&[usize]> = inputs.iter().map(Input::shape).collect();
     let split = kernels::split(kernel, params, &shapes);
-    let part = split.and_then(|split| split.rows_of(at, of).map(|rows| (rows, split)));
+    let part = split.and_then(|split| split.rows_of(at, count, of).map(|rows| (rows, split)));
     let (rows, split) = part.ok_or_else(|| undivided(kernel))?;
     let take =
         |(input, by_rows): (Input, &bool)| if *by_rows { input.into_rows(rows.clone()) } else { input };
@@ -297,7 +296,7 @@ impl ComputeAgent {
         let params = check_params(kernel, &body.params).map_err(KernelError::from)?;
         let pulse = TaskPulse { context, task: run.task, attempt: run.attempt };
         let mut inputs: Vec<Input> = Vec::with_capacity(body.inputs.len());
-        let is_part = matches!(run.share, Share::Part { .. });
+        let is_part = matches!(run.share, Share::Part(_));
         let mut digest = DefaultHasher::new();
         if is_part {
             body.inputs.iter().for_each(|path| identity(path).hash(&mut digest));
@@ -325,10 +324,10 @@ impl ComputeAgent {
                 .unwrap_or_else(|| Variant::default_for(kernel, best)),
         };
         let rows = match run.share {
-            Share::Part { at, of } => Some(take_part(kernel, &params, &mut inputs, at, of)?),
+            Share::Part(span) => Some(take_part(kernel, &params, &mut inputs, span)?),
             _ => None,
         };
-        if let (Share::Part { at, .. }, Some(Rows { own: 0, .. })) = (run.share, rows) {
+        if let (Share::Part(Span { at, .. }), Some(Rows { own: 0, .. })) = (run.share, rows) {
             let part = Some(PartMark { at, digest: None });
             return Ok(Computed { part, ..Computed::without_files(Outcome::default(), variant.level) });
         }
@@ -337,7 +336,7 @@ impl ComputeAgent {
         let (outcome, counts) = meter.count(run, context, || kernels::run(&call));
         let mut outcome = outcome?;
         let part = match (run.share, &rows) {
-            (Share::Part { at, .. }, Some(rows)) => {
+            (Share::Part(Span { at, .. }), Some(rows)) => {
                 let after: Vec<_> = body.inputs.iter().map(|path| identity(path)).collect();
                 after.iter().for_each(|identity| identity.hash(&mut digest));
                 let arrays = outcome.array.iter().chain(outcome.extra.iter().map(|(_, array)| array));

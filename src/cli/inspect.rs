@@ -316,12 +316,13 @@ pub fn task_explain(client: &mut Client, id: &str, output: &OutputOptions) -> Re
 /// Why an attempt went where it went, and how that turned out.
 fn why_there(decision: &DecisionView) -> String {
     if decision.by == "dividing" {
-        let time = |us: Option<f64>| us.map_or_else(|| "nobody knows how long".to_owned(), micros);
-        let (whole, divided) = (time(decision.expected_us), decision.took_us.map(micros));
-        let took = divided.map_or_else(String::new, |took| format!("; in parts it took {took}"));
-        return format!(
-            "It was divided among agents that had nothing to do. As a whole it was expected to take {whole}{took}."
+        let whole = decision.expected_us.map_or_else(
+            || "Nobody knew how long it would take as a whole".to_owned(),
+            |us| format!("As a whole it was expected to take {}", micros(us)),
         );
+        let took =
+            decision.took_us.map(|took| format!("; in parts it took {}", micros(took))).unwrap_or_default();
+        return format!("It was divided among agents that had nothing to do. {whole}{took}.");
     }
     let how = match &*decision.by {
         "rule" => "by its rule",
@@ -454,7 +455,13 @@ fn explain(task: &TaskView, raw: &Value, agents: &[AgentView]) -> Vec<String> {
     if task.parts > 0 {
         reasons.push(format!("Its last attempt was divided into {} parts.", task.parts));
     }
-    if task.attempts > 1 + u32::from(task.hedged_on.is_some()) && task.state != "failed" {
+    if let Some(why) = &task.undivided {
+        reasons.push(format!(
+            "An attempt to divide it was called off, and it was to be done as a whole: {why}."
+        ));
+    }
+    let without_cause = u32::from(task.hedged_on.is_some()) + u32::from(task.undivided.is_some());
+    if task.attempts > 1 + without_cause && task.state != "failed" {
         reasons.push(format!(
             "It was dispatched {} times: attempts that failed or lost their agent are repeated.",
             task.attempts
@@ -1064,6 +1071,7 @@ mod tests {
             priority: "normal".into(),
             hedged_on: None,
             parts: 0,
+            undivided: None,
             attempts: u32::from(!["waiting", "queued"].contains(&state)),
             retries_left: 0,
             waiting_for: Vec::new(),

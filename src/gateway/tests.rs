@@ -92,6 +92,7 @@ fn task_view(id: &str, state: &str) -> TaskView {
         attempts: 1,
         hedged_on: None,
         parts: 0,
+        undivided: None,
         retries_left: 0,
         waiting_for: Vec::new(),
         agent: Some("compute-0".into()),

@@ -85,23 +85,18 @@ pub fn split(kernel: KernelId, params: &Params, shapes: &[&[usize]]) -> Option<S
 }
 
 impl Split {
-    /// The rows of part `at` of `of`; `None` where that is no part, or there are no rows. Where there are fewer rows than parts, the
-    /// last parts have none.
-    pub fn rows_of(&self, at: u32, of: u32) -> Option<Range<usize>> {
+    /// The rows of the units `at` to `at + count` of `of`; `None` where these are none, or there are no rows. Where there are fewer
+    /// rows than units, some units are empty.
+    pub fn rows_of(&self, at: u32, count: u32, of: u32) -> Option<Range<usize>> {
+        let end = at.checked_add(count).filter(|end| count > 0 && *end <= of && self.rows > 0)? as usize;
         let (at, of) = (at as usize, of as usize);
-        if at >= of || self.rows == 0 {
-            return None;
-        }
-        if self.rows < of {
-            return Some(at.min(self.rows)..(at + 1).min(self.rows));
-        }
         let together = if self.rows / of >= ROWS_TOGETHER { ROWS_TOGETHER } else { 1 };
         let begin = |at: usize| match at {
             _ if at == of => self.rows,
             // In 128 bits: rows are elements of arrays that may be beyond what half a word counts.
             _ => (self.rows as u128 * at as u128 / of as u128) as usize / together * together,
         };
-        Some(begin(at)..begin(at + 1))
+        Some(begin(at)..begin(end))
     }
 }
 
@@ -175,17 +170,23 @@ mod tests {
     #[test]
     fn parts_are_all_rows_once() {
         for rows in [1, 2, 15, 16, 17, 100, 4096, usize::MAX] {
-            for of in [1, 2, 3, 7, 64] {
+            for (of, count) in [(1, 1), (2, 1), (3, 1), (7, 1), (7, 2), (64, 1), (128, 10)] {
                 let split = Split { rows, by_rows: vec![true] };
-                let parts: Vec<_> = (0..of).map_while(|at| split.rows_of(at, of)).collect();
-                assert_eq!((parts.len(), parts[0].start, parts[parts.len() - 1].end), (of as usize, 0, rows));
+                let begins = (0..of).step_by(count as usize);
+                let parts: Vec<_> =
+                    begins.map_while(|at| split.rows_of(at, count.min(of - at), of)).collect();
+                let number = of.div_ceil(count) as usize;
+                assert_eq!((parts.len(), parts[0].start, parts[parts.len() - 1].end), (number, 0, rows));
                 assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start), "{rows} {of}");
                 let filled = parts.iter().filter(|part| !part.is_empty()).count();
-                assert_eq!(filled, rows.min(of as usize), "{rows} {of}: {parts:?}");
-                assert!(!parts[0].is_empty(), "who has the first row writes the header");
-                assert_eq!(split.rows_of(of, of), None);
+                assert!(filled == rows.min(number), "{rows} {of}: {parts:?}");
+                let first = parts.iter().filter(|part| part.start == 0 && !part.is_empty());
+                assert_eq!(first.count(), 1, "who has the first row writes the header");
+                for nonsense in [(of, 1), (0, of + 1), (0, 0), (1, u32::MAX)] {
+                    assert_eq!(split.rows_of(nonsense.0, nonsense.1, of), None);
+                }
             }
         }
-        assert_eq!(Split { rows: 0, by_rows: vec![true] }.rows_of(0, 2), None);
+        assert_eq!(Split { rows: 0, by_rows: vec![true] }.rows_of(0, 1, 2), None);
     }
 }

@@ -85,10 +85,22 @@ pub enum Verdict {
 /// are told apart by their attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartMark {
-    /// Counted from 0.
+    /// With which unit it begins.
     pub at: u32,
     /// Of what it read and what shape its rows have: alike for all parts. `None`: there were no rows left for it.
     pub digest: Option<u64>,
+}
+
+/// Units `at` to `at + count` of the `of` that the rows of an output are cut into, which are alike but for what does not come out
+/// even.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The first one, counted from 0.
+    pub at: u32,
+    /// How many.
+    pub count: u32,
+    /// Of how many.
+    pub of: u32,
 }
 
 /// How much of a task is asked for.
@@ -98,13 +110,8 @@ pub enum Share {
     Whole,
     /// All of it, while an earlier attempt still runs on another agent.
     Beside,
-    /// Part `at`, counted from 0, of `of`: its rows of the output, which other agents write to as well.
-    Part {
-        /// Which one.
-        at: u32,
-        /// Of how many.
-        of: u32,
-    },
+    /// Its rows of the output, which other agents write to as well.
+    Part(Span),
     /// Every part is written: the output shall appear.
     Join,
 }
@@ -384,9 +391,10 @@ impl Encode for ToAgent<'_> {
                     Share::Whole => kind::RUN,
                     Share::Beside => kind::RUN_BESIDE,
                     Share::Join => kind::RUN_JOIN,
-                    Share::Part { at, of } => {
-                        buffer.extend_from_slice(&at.to_le_bytes());
-                        buffer.extend_from_slice(&of.to_le_bytes());
+                    Share::Part(Span { at, count, of }) => {
+                        for number in [at, count, of] {
+                            buffer.extend_from_slice(&number.to_le_bytes());
+                        }
                         kind::RUN_PART
                     }
                 };
@@ -441,7 +449,9 @@ impl<'a> ToAgent<'a> {
                 share: match message_kind {
                     kind::RUN_BESIDE => Share::Beside,
                     kind::RUN_JOIN => Share::Join,
-                    kind::RUN_PART => Share::Part { at: fields.u32()?, of: fields.u32()? },
+                    kind::RUN_PART => {
+                        Share::Part(Span { at: fields.u32()?, count: fields.u32()?, of: fields.u32()? })
+                    }
                     _ => Share::Whole,
                 },
                 body: fields.rest,
@@ -854,7 +864,7 @@ mod tests {
         let to_agent = [
             ToAgent::Run(run()),
             ToAgent::Run(Run { share: Share::Beside, ..run() }),
-            ToAgent::Run(Run { share: Share::Part { at: 3, of: u32::MAX }, ..run() }),
+            ToAgent::Run(Run { share: Share::Part(Span { at: 3, count: 1, of: u32::MAX }), ..run() }),
             ToAgent::Run(Run { share: Share::Join, ..run() }),
             ToAgent::Cancel(TaskId(9), Attempt(1)),
             ToAgent::Stop,

@@ -213,6 +213,9 @@ pub struct TaskView {
     /// Into how many parts its last attempt was divided, which several agents computed; absent: it was not.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub parts: u32,
+    /// Why it was done as a whole after all, when it had been divided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undivided: Option<String>,
     /// Instruction-set level that ran.
     pub backend: Option<String>,
     /// Result, if the kernel gave one.

@@ -81,6 +81,7 @@ impl Supervisor {
             agent: task.agent.and_then(|slot| self.id_of(slot)),
             hedged_on: task.hedged_on.and_then(|slot| self.id_of(slot)),
             parts: task.parts,
+            undivided: task.undivided.as_deref().filter(|why| !why.is_empty()).map(str::to_owned),
             backend: task.ran_level.map(backend_word),
             result: result.and_then(|text| serde_json::from_str(text).ok()),
             error: error.map(str::to_owned),

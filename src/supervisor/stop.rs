@@ -35,7 +35,7 @@ impl Supervisor {
         self.leaves_tasks = self.shall_leave();
         if self.leaves_tasks {
             self.limit = self.most_at_work();
-            self.ledger.leave_to_a_later_life(self.now);
+            self.ledger.leave_to_a_later_life();
         } else {
             self.ledger.end_with_this_life();
             self.ledger.cancel_waiting(STOPPED, self.now);
@@ -44,6 +44,7 @@ impl Supervisor {
         let span = if on_end == OnEnd::Drain { self.config.tasks.drain } else { Duration::ZERO };
         self.turn_until(span, |this| this.dispatcher.in_flight() == 0 || this.stop_signals > 1);
         if self.leaves_tasks {
+            self.ledger.take_back(self.now);
             self.take_back_rest();
         } else {
             self.give_up_rest();

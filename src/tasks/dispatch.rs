@@ -7,7 +7,7 @@ use super::hedge::{Budget, HedgeRules, Usual};
 use super::ledger::Ledger;
 use super::placer::{Ask, Candidate, Placer, remaining_ns};
 use super::results::{Signal, Totals};
-use super::wide::{Divider, WideRules};
+use super::wide::{Divided, Divider, WideRules};
 use super::{Decisions, Lease, Room, Task, TaskId, Windows, held_ns};
 use crate::base::clock::Nanos;
 use crate::base::ids::{AgentKind, AgentSlot, Attempt, Incarnation};
@@ -299,7 +299,8 @@ impl Dispatcher {
     ) -> usize {
         let mut sent = 0;
         if limit == 0 {
-            // A join costs nothing.
+            // A join costs nothing; and of what is being done when the swarm stops, further parts may be, too.
+            let limit = if ledger.is_draining() { usize::MAX } else { 0 };
             return self.send_shares(ledger, limit, now);
         }
         while self.dispatch_upcoming(ledger, costs, limit, now, &mut sent) {}
@@ -353,10 +354,17 @@ impl Dispatcher {
                 }
                 break;
             }
-            if let Some(shares) = self.try_divide(ledger, id, mean, limit, now) {
-                *sent += shares;
-                placed = true;
-                continue;
+            match self.try_divide(ledger, id, mean, limit, now) {
+                Some(Divided::Now(shares)) => {
+                    *sent += shares;
+                    placed = true;
+                    continue;
+                }
+                Some(Divided::Later(later)) => {
+                    self.again = Some(self.again.map_or(later, |earlier| earlier.min(later)));
+                    continue;
+                }
+                None => {}
             }
             let Some(placement) = self.placer.place(&ask, &self.candidates) else {
                 self.plan_next_offer(now);
@@ -473,7 +481,7 @@ impl Dispatcher {
         let spec = &task.spec;
         let attempt = match share {
             Share::Whole | Share::Beside => Attempt(task.attempt.0 + 1),
-            Share::Join | Share::Part { .. } => task.leased,
+            Share::Join | Share::Part(_) => task.leased,
         };
         let run = Run {
             task: id,

@@ -226,6 +226,8 @@ pub struct Ledger {
     /// Attempts in parts that came to nothing.
     abandoned: Vec<(TaskId, Attempt)>,
     phase: Phase,
+    /// What was being done is a later life's, too.
+    is_taken_back: bool,
     /// Why nothing is accepted for now.
     refusing: Option<String>,
     next_batch: u64,
@@ -273,6 +275,7 @@ impl Ledger {
             divided: Vec::new(),
             abandoned: Vec::new(),
             phase: Phase::Open,
+            is_taken_back: false,
             refusing: None,
             next_batch: 0,
         }
@@ -451,9 +454,13 @@ impl Ledger {
     }
 
     /// From now on every submission is refused; what is not done is a later life's.
-    pub fn leave_to_a_later_life(&mut self, now: Nanos) {
+    pub fn leave_to_a_later_life(&mut self) {
         self.phase = Phase::Leaving;
-        self.put_together(now);
+    }
+
+    /// Whether what is not done is left to a later life, and what is being done may still end in this one.
+    pub fn is_draining(&self) -> bool {
+        self.phase == Phase::Leaving && !self.is_taken_back
     }
 
     /// Accepts one task without dependencies; the cheap path for tiny tasks.
@@ -1699,7 +1706,7 @@ mod tests {
             let id = ledger.submit(TaskSpec { retries: 1, ..spec("a", &[]) }, Nanos(1)).expect("room");
             ledger.dispatch(id, LEASE, Nanos(2));
             if leaves {
-                ledger.leave_to_a_later_life(Nanos(2))
+                ledger.leave_to_a_later_life()
             } else {
                 ledger.end_with_this_life()
             }
@@ -1714,7 +1721,7 @@ mod tests {
     fn what_is_taken_back_for_a_later_life_is_no_death_and_a_crash_is_one() {
         let mut ledger = ledger();
         let id = ledger.submit(spec("a", &[]), Nanos(1)).expect("room");
-        ledger.leave_to_a_later_life(Nanos(2));
+        ledger.leave_to_a_later_life();
         for crashed in [false, true] {
             ledger.dispatch(id, LEASE, Nanos(2));
             ledger.on_agent_gone(&[id], LEASE, Some(id), "killed", crashed, Nanos(3));

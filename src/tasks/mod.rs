@@ -204,8 +204,8 @@ pub struct Task {
     pub wide: Option<Box<Wide>>,
     /// Into how many parts the last attempt was divided; 0: it was not.
     pub parts: u32,
-    /// It was to be done in parts, and has to be done as a whole.
-    pub undivided: bool,
+    /// It has to be done as a whole; why, if it was to be done in parts.
+    pub undivided: Option<Box<str>>,
     /// The agent that was given a second attempt, if one was: there is at most one in the life of a task.
     pub hedged_on: Option<AgentSlot>,
     /// Failures that may still be tried again.
@@ -264,7 +264,7 @@ impl Task {
             hedge: None,
             wide: None,
             parts: 0,
-            undivided: false,
+            undivided: None,
             hedged_on: None,
             deaths: (0, 0),
             missing: 0,

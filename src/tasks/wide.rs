@@ -8,25 +8,21 @@
 //! 3. that was worth it so far: of tasks of one kernel and size class one is now and then done the other way, and the faster way is
 //!    kept. What needs memory more than cores gains nothing from more cores, and only measuring tells.
 //!
-//! There are as many parts for each agent as make one take no longer than [`PART_NS`], which is what others wait for.
-//!
 //! Who divides a call, and where, is `kernels::split`; what becomes of parts is in the ledger (`ledger/wide.rs`).
 
 use super::dispatch::{Dispatcher, Posted, Seat};
 use super::ledger::{Ledger, PartEnd};
 use super::{By, Candidate, Lease, Placement, Task, TaskId, TaskSpec};
 use crate::base::clock::Nanos;
-use crate::base::ids::AgentSlot;
+use crate::base::ids::{AgentKind, AgentSlot};
 use crate::messaging::envelope::{Done, Share, Verdict};
 use crate::shm::board::{CLASSES, KERNELS};
 use std::time::Duration;
 
 /// A task of which nobody knows how long it takes is wide from this class on: 8 MiB.
 const WIDE_CLASS: u8 = 23;
-/// What a part should take at most, ns, where no more than so many for each agent do that;
-const PART_NS: f64 = 250e6;
-/// and of a task of which nobody knows how long it takes there are so many.
-const ROUNDS: (f64, u32) = (64.0, 2);
+/// So long after it was queued, a task that may be divided waits for agents that are just being started.
+const START: Duration = Duration::from_millis(100);
 /// Of tasks of one kind, one in so many is done the slower way,
 const OTHER_WAY_EVERY: u32 = 32;
 /// or in so many as a whole, while nobody knows how long that takes.
@@ -47,8 +43,11 @@ pub struct WideRules {
 #[derive(Clone, Copy, Debug, Default)]
 struct Ways {
     whole_ns: f32,
-    /// Infinite: they do not fall into parts.
+    /// Infinite: the last one did not fall into parts.
     divided_ns: f32,
+    /// How many in a row did not.
+    vain: u32,
+    /// How many tasks there were; since the last vain one, if there was one.
     asked: u32,
 }
 
@@ -59,13 +58,22 @@ impl Ways {
         if self.divided_ns == 0.0 {
             return true;
         }
+        if self.vain > 0 {
+            // It may have been but the shape of one.
+            return self.asked >= OTHER_WAY_EVERY.min(1 << self.vain.min(8));
+        }
         let is_unknown = self.whole_ns == 0.0;
-        let is_best = self.divided_ns.is_finite() && (is_unknown || self.divided_ns < self.whole_ns);
+        let is_best = is_unknown || self.divided_ns < self.whole_ns;
         let is_other = self.asked.is_multiple_of(if is_unknown { UNKNOWN_EVERY } else { OTHER_WAY_EVERY });
         is_best != is_other
     }
 
+    fn learn_in_vain(&mut self) {
+        (self.divided_ns, self.vain, self.asked) = (f32::INFINITY, self.vain + 1, 0);
+    }
+
     fn learn(&mut self, is_divided: bool, took_ns: f32) {
+        self.vain = if is_divided { 0 } else { self.vain };
         let mean = if is_divided { &mut self.divided_ns } else { &mut self.whole_ns };
         let is_known = *mean > 0.0 && mean.is_finite();
         // By logarithms: one that took a hundred times as long, because an agent died, counts no more than a few.
@@ -102,14 +110,17 @@ impl Divider {
     /// A task of this kind could not be divided, or that went wrong.
     fn learn_in_vain(&mut self, task: &Task) {
         if let Some(ways) = self.ways(task) {
-            ways.divided_ns = f32::INFINITY;
+            ways.learn_in_vain();
         }
     }
 
     /// Whether such a task may take long enough, as far as that is quickly said. `mean`: what its like take.
     fn may_divide(&self, task: &Task, mean: Option<f64>) -> bool {
         let above_ns = self.rules.above.as_nanos() as f64;
-        above_ns > 0.0 && mean.is_none_or(|mean| mean > above_ns) && !task.undivided && task.deaths.0 == 0
+        above_ns > 0.0
+            && mean.is_none_or(|mean| mean > above_ns)
+            && task.undivided.is_none()
+            && task.deaths.0 == 0
     }
 
     /// Whether one that is expected to take so long does.
@@ -120,15 +131,20 @@ impl Divider {
         }
     }
 
-    /// How many parts there are for each of so many agents, and what each is expected to take, ns; 0: nobody knows.
-    fn parts_each(&mut self, task: &Task, agents: u32, expected_ns: Option<f64>) -> (u32, f64) {
+    /// What such a task takes as a whole, ns: as expected, or as long as so many agents took for the last ones.
+    fn whole_ns(&mut self, task: &Task, agents: u32, expected_ns: Option<f64>) -> Option<f64> {
         let divided_ns = self.ways(task).map(|ways| f64::from(ways.divided_ns));
-        let known = divided_ns.filter(|ns| *ns > 0.0 && ns.is_finite()).map(|ns| ns * f64::from(agents));
-        let Some(whole_ns) = expected_ns.or(known) else { return (ROUNDS.1, 0.0) };
-        let own_ns = whole_ns / f64::from(agents);
-        let each = (own_ns / PART_NS).ceil().clamp(1.0, ROUNDS.0);
-        (each as u32, own_ns / each)
+        let known = divided_ns.filter(|ns| *ns > 0.0 && ns.is_finite());
+        expected_ns.or(known.map(|ns| ns * f64::from(agents)))
     }
+}
+
+/// What became of a task that may be divided.
+pub(super) enum Divided {
+    /// It was, and so many envelopes were sent.
+    Now(usize),
+    /// It had better wait until then.
+    Later(Nanos),
 }
 
 impl Dispatcher {
@@ -137,7 +153,7 @@ impl Dispatcher {
         self.divider.rules.above = above;
     }
 
-    /// Divides a queued task among the candidates, if that is worth it. Returns how many envelopes were sent, if so.
+    /// Divides a queued task among the candidates, if that is worth it.
     pub(super) fn try_divide(
         &mut self,
         ledger: &mut Ledger,
@@ -145,7 +161,7 @@ impl Dispatcher {
         mean: Option<f64>,
         limit: usize,
         now: Nanos,
-    ) -> Option<usize> {
+    ) -> Option<Divided> {
         let task = ledger.get(id).filter(|task| self.divider.may_divide(task, mean))?;
         let is_idle = |candidate: &&Candidate| candidate.room && candidate.in_flight == 0;
         let idle = self.candidates.iter().filter(is_idle);
@@ -154,26 +170,32 @@ impl Dispatcher {
         let others = ledger.queued().saturating_sub(1);
         let busy = self.iter().filter(|seat| !seat.held.is_empty()).count();
         let spare = idle.count().min(limit.saturating_sub(busy)).saturating_sub(others);
-        if spare < 2 || !self.divider.is_long(task, expected_ns) {
+        let starting =
+            self.iter().any(|seat| seat.kind == AgentKind::Compute && !seat.ready && !seat.draining);
+        let later = Some(task.queued.plus(START)).filter(|later| starting && *later > now);
+        if spare < 2 && later.is_none() || !self.divider.is_long(task, expected_ns) {
             return None;
         }
         if !(self.divider.rules.falls_into_parts)(&task.spec) {
-            ledger.keep_whole(id);
+            ledger.keep_whole(id, "");
             return None;
+        }
+        if let Some(later) = later {
+            return Some(Divided::Later(later));
         }
         if !self.divider.ways(task).is_some_and(Ways::divides) {
             return None;
         }
         let agents = spare as u32;
-        let (each, part_ns) = self.divider.parts_each(task, agents, expected_ns);
-        let attempt = ledger.divide(id, agents, agents * each, part_ns, now);
+        let whole_ns = self.divider.whole_ns(task, agents, expected_ns);
+        let attempt = ledger.divide(id, agents, whole_ns, now);
         self.budget.earn();
         let sent = self.send_shares(ledger, limit, now);
         let first = ledger.get(id).and_then(|task| task.holders().next()).map(|lease| lease.slot);
         let at = self.candidates.iter().position(|candidate| Some(candidate.slot) == first).unwrap_or(0);
         let placement = Placement { at, expected_ns, probability: 1.0, by: By::Dividing };
         self.decisions.note(id, attempt, &placement, &self.candidates, |_| None);
-        Some(sent)
+        Some(Divided::Now(sent))
     }
 
     /// Sends what is to be sent of tasks in parts: to agents that have nothing to do, before what waits behind it gets these.
@@ -195,8 +217,8 @@ impl Dispatcher {
                     }
                     Posted::NoRoom => continue,
                     // As a whole it says why.
-                    Posted::Impossible(..) => {
-                        ledger.undivide(id, now);
+                    Posted::Impossible(_, why) => {
+                        ledger.undivide(id, &why, now);
                         break;
                     }
                 }
@@ -264,12 +286,12 @@ impl Dispatcher {
                 let digest = done.part.and_then(|part| part.digest);
                 let result = (!done.body.is_empty()).then(|| text().into());
                 let started = done.started.clamp(task.dispatched, now);
-                PartEnd::Done { started, level: done.level, digest, result }
+                PartEnd::Done { started, service_ns, level: done.level, digest, result }
             }
             Verdict::Failed => PartEnd::Failed(text().into_owned()),
             Verdict::Cancelled => PartEnd::GivenUp,
             // As a whole it says what is wrong.
-            Verdict::Undivided | Verdict::Wrong => PartEnd::Undivided,
+            Verdict::Undivided | Verdict::Wrong => PartEnd::Undivided(text().into_owned()),
         };
         ledger.on_part(done.task, lease, end, now);
         self.note_undivided(ledger, done.task);
@@ -277,7 +299,7 @@ impl Dispatcher {
 
     /// Remembers of a task that was in parts and has to be done as a whole that its like had better be, too.
     pub(super) fn note_undivided(&mut self, ledger: &Ledger, id: TaskId) {
-        if let Some(task) = ledger.get(id).filter(|task| task.undivided && task.wide.is_none()) {
+        if let Some(task) = ledger.get(id).filter(|task| task.undivided.is_some() && task.wide.is_none()) {
             self.divider.learn_in_vain(task);
         }
     }
@@ -303,7 +325,7 @@ mod tests {
         let mut ledger = Ledger::new(Default::default());
         let id = ledger.submit(task(class).spec, Nanos(0)).expect("accepted");
         ledger.peek(Nanos(0));
-        ledger.divide(id, 2, 2, 0.0, Nanos(0));
+        ledger.divide(id, 2, None, Nanos(0));
         ledger.get(id).expect("known").clone()
     }
 
@@ -319,7 +341,7 @@ mod tests {
             assert_eq!(divider.is_long(&task(class), expected), is_long, "{class} {expected:?}");
         }
         let (crashed, undivided) =
-            (Task { deaths: (1, 0), ..task(20) }, Task { undivided: true, ..task(20) });
+            (Task { deaths: (1, 0), ..task(20) }, Task { undivided: Some("".into()), ..task(20) });
         assert!(divider.may_divide(&task(20), None) && divider.may_divide(&task(20), Some(6e6)));
         assert!(!divider.may_divide(&task(20), Some(4e6)), "most tasks");
         assert!([crashed, undivided].iter().all(|task| !divider.may_divide(task, None)));
@@ -328,19 +350,12 @@ mod tests {
     }
 
     #[test]
-    fn a_part_takes_no_longer_than_others_should_wait() {
+    fn what_nobody_expects_takes_as_long_as_the_last_ones() {
         let mut divider = divider();
-        for (expected, parts) in [
-            (None, (2, 0.0)),
-            (Some(1e7), (1, 5e6)),
-            (Some(5e8), (1, 250e6)),
-            (Some(2e9), (4, 250e6)),
-            (Some(1e12), (64, 1e12 / 128.0)),
-        ] {
-            assert_eq!(divider.parts_each(&task(24), 2, expected), parts, "{expected:?}");
-        }
+        assert_eq!(divider.whole_ns(&task(24), 2, None), None);
+        assert_eq!(divider.whole_ns(&task(24), 2, Some(5.0)), Some(5.0));
         divider.ways(&task(24)).expect("a kind").divided_ns = 1e9;
-        assert_eq!(divider.parts_each(&task(24), 2, None), (4, 250e6), "as long as the last ones took");
+        assert_eq!(divider.whole_ns(&task(24), 2, None), Some(2e9));
     }
 
     /// Whether each of so many tasks was divided that took so long as a whole and in parts.
@@ -371,8 +386,14 @@ mod tests {
         divider.learn_in_vain(&task(24));
         divider.learn(&task(24), 20_000_000);
         let ways = divider.ways(&task(24)).expect("a kind");
-        let again = (0..320).filter(|_| ways.divides()).count();
-        assert_eq!(again, 320 / OTHER_WAY_EVERY as usize);
+        let mut tried = Vec::new();
+        for at in 0..100 {
+            if ways.divides() {
+                tried.push(at);
+                ways.learn_in_vain();
+            }
+        }
+        assert_eq!(tried, [1, 5, 13, 29, 61, 93]);
         divider.learn(&in_parts(24), 10_000_000);
         assert!(divider.ways(&task(24)).expect("a kind").divides(), "it can by now");
     }
@@ -383,7 +404,7 @@ mod tests {
         let mut ledger = Ledger::new(Default::default());
         let id = ledger.submit(task(24).spec, Nanos(0)).expect("accepted");
         ledger.peek(Nanos(0));
-        let attempt = ledger.divide(id, 2, 2, 0.0, Nanos(0));
+        let attempt = ledger.divide(id, 2, Some(1.0), Nanos(0));
         let says = |ledger: &Ledger, slot, part: Option<u32>, verdict| {
             let part = part.map(|at| PartMark { at, digest: Some(7) });
             let (started, service_ns, flops, bytes) = (Nanos(0), 1, 0.0, 0.0);
@@ -409,10 +430,13 @@ mod tests {
         for slot in [0, 1] {
             ledger.lend(id, share(&ledger), lease(slot), Nanos(0));
         }
-        let end = || PartEnd::Done { started: Nanos(1), level: 1, digest: Some(7), result: None };
-        assert_eq!(says(&ledger, 1, Some(1), succeeded), Some(true));
+        let end = || {
+            let (started, digest) = (Nanos(1), Some(7));
+            PartEnd::Done { started, service_ns: 1, level: 1, digest, result: None }
+        };
+        assert_eq!(says(&ledger, 1, Some(64), succeeded), Some(true));
         assert_eq!(says(&ledger, 1, None, Verdict::Failed), Some(true));
-        for nonsense in [Some(0), Some(2), Some(u32::MAX), None] {
+        for nonsense in [Some(0), Some(65), Some(u32::MAX), None] {
             assert_eq!(says(&ledger, 1, nonsense, succeeded), None, "{nonsense:?}");
         }
         ledger.on_part(id, lease(0), end(), Nanos(2));
@@ -420,7 +444,7 @@ mod tests {
         ledger.on_part(id, lease(1), end(), Nanos(2));
         ledger.lend(id, share(&ledger), lease(1), Nanos(2));
         assert_eq!(says(&ledger, 1, None, succeeded), Some(true));
-        assert_eq!(says(&ledger, 1, Some(1), succeeded), Some(false));
-        assert_eq!(says(&ledger, 1, Some(2), succeeded), None);
+        assert_eq!(says(&ledger, 1, Some(64), succeeded), Some(false));
+        assert_eq!(says(&ledger, 1, Some(65), succeeded), None);
     }
 }

@@ -122,6 +122,7 @@ fn what_is_wrong_is_said_of_the_whole() {
     let task = swarm.until_task("wrong", "failed");
     assert!(task["error"].as_str().is_some_and(|error| error.contains("100001")), "{task:#}");
     assert!(task["parts"].is_null(), "its last attempt was whole: {task:#}");
+    swarm.place.cli(&["task", "explain", "wrong"]).ends(0).says("called off").says("100001");
     swarm.until("nothing is left", |swarm| beside(&swarm.place).is_empty().then_some(()));
     swarm.end();
 }
@@ -295,6 +296,28 @@ fn a_stop_leaves_or_cancels_a_task_in_parts() {
             swarm.end();
         }
     }
+}
+
+/// Further parts are sent while the swarm waits for what is being done, as long as `tasks.drain_s` allows.
+#[test]
+fn a_divided_task_ends_before_a_stop_that_keeps_the_others() {
+    let mut config = config();
+    config["tasks"]["drain_s"] = json!(60);
+    let swarm = Swarm::deploy(&config);
+    let vectors = |count: usize| numbers(count * 64).iter().map(|x| *x as f32).collect::<Vec<_>>();
+    swarm.place.write_array("queries.npy", &[40_000, 64], &vectors(40_000));
+    swarm.place.write_array("corpus.npy", &[5000, 64], &vectors(5000));
+    let inputs = json!(["queries.npy", "corpus.npy"]);
+    let find =
+        json!({"id": "parts", "kernel": "knn", "params": {"k": 3}, "inputs": inputs, "output": "near.npy"});
+    swarm.submit(&json!([find]));
+    swarm.until("it is in parts", |swarm| swarm.task("parts")["parts"].as_u64().filter(|parts| *parts > 1));
+    swarm.submit(&json!([{"id": "later", "kernel": "noop", "after": ["parts"]}]));
+    swarm.place.cli(&["stop", "--keep-tasks"]).ends(0);
+    let (place, report) = swarm.ends_for_now(0);
+    let tasks = &report["tasks"];
+    assert_eq!((&tasks["succeeded"], &tasks["left"]), (&json!(1), &json!(1)), "{report:#}");
+    assert!(place.path("near.npy").exists() && beside(&place).is_empty());
 }
 
 #[test]

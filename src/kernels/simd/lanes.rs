@@ -28,6 +28,9 @@ pub trait Isa: Copy {
     /// Ends what [`Lanes::stream`] put off: to be called before anybody looks at what it wrote.
     #[inline(always)]
     fn fence() {}
+    /// Asks for the line of the cache with this address, whatever that is: it will be needed soon.
+    #[inline(always)]
+    fn soon<T>(_at: *const T) {}
 }
 
 /// Lanes of one element type.

@@ -17,6 +17,8 @@ const ROWS: usize = 120;
 const COLUMNS: usize = 1024;
 /// Tallest tile.
 const MR_MAX: usize = 12;
+/// So many lines before they are needed, those of `a` are asked for.
+const AHEAD: usize = 32;
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
 /// So many strips of `b` are multiplied from one beat to the next: 60 us each where there is one lane.
@@ -44,6 +46,11 @@ unsafe fn tile<I: Isa, T: SimdElem, const MR: usize>(
     unsafe {
         let zero = <T::Lanes<I>>::splat(T::default());
         let mut acc = [[zero; 2]; MR];
+        // What lies in the second level or beyond comes in while the tile is multiplied.
+        for i in 0..rows {
+            I::soon(c.wrapping_add(i * c_stride));
+            I::soon(c.wrapping_add(i * c_stride + columns - 1));
+        }
         let (mut a, mut b) = (a_strip, b_strip);
         macro_rules! step {
             () => {
@@ -58,6 +65,9 @@ unsafe fn tile<I: Isa, T: SimdElem, const MR: usize>(
         }
         // What counts the loop takes a slot of the multiplications.
         for _ in 0..depth / 4 {
+            for at in (0..4 * MR).step_by(LINE / size_of::<T>()) {
+                I::soon(a.wrapping_add(AHEAD * MR + at));
+            }
             step!();
             step!();
             step!();

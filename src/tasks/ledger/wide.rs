@@ -13,22 +13,36 @@
 //! 3. A task that cannot be divided after all, or of which a part fails, is wrong or crashes its agent, runs again as a whole,
 //!    which needs less memory and says what is wrong.
 //! 4. At most as many parts are held at a time as agents were free at the division, and every further part is queued anew behind what
-//!    waits by then: nobody waits longer for a divided task than for one of its parts.
+//!    waits by then: nobody of the same priority waits longer for a divided task than for one of its parts.
+//! 5. Rows are cut into units, and a part has as many of them as take [`PART_NS`]. Where nobody knows, the first parts have one unit
+//!    each, and what these take says how many the others get.
 
 use super::{KILL_LIMIT, Ledger, POISON, Phase, Transition};
 use crate::base::clock::Nanos;
 use crate::base::ids::{Attempt, TaskId};
-use crate::messaging::envelope::Share;
+use crate::messaging::envelope::{Share, Span};
 use crate::tasks::{Event, Lease, TaskState};
+
+/// What a part should take at most, ns: others wait for it.
+const PART_NS: f64 = 250e6;
+/// Units for each agent.
+const UNITS_EACH: u32 = 64;
 
 /// What its parts are and came to.
 #[derive(Clone, Debug)]
 pub struct Wide {
+    /// Those that were sent.
     parts: Vec<Part>,
+    /// Into how many units the rows are cut,
+    units: u32,
+    /// how many of them are in parts,
+    taken: u32,
+    /// and how many the next part gets.
+    size: u32,
+    /// Whether somebody knows how long a unit takes.
+    is_planned: bool,
     /// How many may be held at a time.
-    most: usize,
-    /// How many were sent.
-    sent: usize,
+    most: u32,
     /// Since when the next part waits.
     due: Nanos,
     /// Why no part is sent any more.
@@ -45,8 +59,16 @@ pub struct Wide {
     pub result: Option<Box<str>>,
 }
 
+/// Units of rows that belong together.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    at: u32,
+    count: u32,
+    state: State,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum State {
     Waiting,
     Held(Lease),
     Done,
@@ -57,8 +79,8 @@ enum Part {
 enum Over {
     /// A part failed.
     Failed(String),
-    /// It has to be done as a whole.
-    Undivided,
+    /// It has to be done as a whole, for this reason.
+    Undivided(String),
     /// The task is given up for good.
     Hopeless(String),
 }
@@ -70,6 +92,8 @@ pub enum PartEnd {
     Done {
         /// When it began.
         started: Nanos,
+        /// How long it took, ns.
+        service_ns: u64,
         /// On which level.
         level: u8,
         /// Of what it read, and what shape its rows have: alike for all parts. `None`: it had no rows.
@@ -80,58 +104,93 @@ pub enum PartEnd {
     /// Something failed that may work another time.
     Failed(String),
     /// It cannot be done so: the task does not fall into parts, or is wrong.
-    Undivided,
+    Undivided(String),
     /// It was given up, as its agent was told.
     GivenUp,
 }
 
 impl Wide {
-    fn new(agents: u32, of: u32, part_ns: f64, due: Nanos) -> Self {
-        Self {
-            parts: vec![Part::Waiting; of as usize],
-            most: agents as usize,
-            sent: 0,
+    fn new(agents: u32, expected_ns: Option<f64>, due: Nanos) -> Self {
+        let units = agents.saturating_mul(UNITS_EACH);
+        let mut wide = Self {
+            parts: Vec::new(),
+            units,
+            taken: 0,
+            size: 1,
+            is_planned: false,
+            most: agents,
             due,
             over: None,
             digest: None,
-            part_ns,
+            part_ns: 0.0,
             started: Nanos(u64::MAX),
             level: 0,
             result: None,
+        };
+        if let Some(ns) = expected_ns {
+            wide.plan(ns / f64::from(units));
+        }
+        wide
+    }
+
+    /// Parts alike, of what is left, where a unit takes so long.
+    fn plan(&mut self, unit_ns: f64) {
+        let left = f64::from(self.units - self.taken);
+        let rounds = (left * unit_ns / f64::from(self.most) / PART_NS).ceil().max(1.0);
+        let size = (left / f64::from(self.most) / rounds).ceil().max(1.0);
+        (self.size, self.part_ns, self.is_planned) = (size as u32, size * unit_ns, true);
+    }
+
+    /// A part of so many units took so long; without rows it says nothing but that they are few.
+    fn learn(&mut self, count: u32, service_ns: u64, had_rows: bool) {
+        match (self.is_planned, had_rows) {
+            (true, _) => {}
+            (false, true) => self.plan(service_ns as f64 / f64::from(count.max(1))),
+            (false, false) => self.size = count.saturating_mul(2).clamp(1, self.units),
         }
     }
 
     fn part_of(&mut self, lease: Lease) -> Option<&mut Part> {
-        self.parts.iter_mut().find(|part| **part == Part::Held(lease))
+        self.parts.iter_mut().find(|part| part.state == State::Held(lease))
     }
 
-    /// Which part this life of an agent has.
+    /// With which unit the part begins that this life of an agent has.
     pub fn held_by(&self, lease: Lease) -> Option<u32> {
-        self.parts.iter().position(|part| *part == Part::Held(lease)).map(|at| at as u32)
+        self.parts.iter().find(|part| part.state == State::Held(lease)).map(|part| part.at)
     }
 
     /// Who has a part of it.
     pub fn holders(&self) -> impl Iterator<Item = Lease> {
-        self.parts.iter().filter_map(|part| if let Part::Held(lease) = part { Some(*lease) } else { None })
+        self.parts
+            .iter()
+            .filter_map(|part| if let State::Held(lease) = part.state { Some(lease) } else { None })
     }
 
-    /// Whether this part was answered.
+    /// Whether the part that begins with this unit was answered.
     pub fn is_done(&self, at: u32) -> bool {
-        self.parts.get(at as usize) == Some(&Part::Done)
+        self.parts.iter().any(|part| part.at == at && part.state == State::Done)
     }
 
     fn are_all_done(&self) -> bool {
-        self.parts.iter().all(|part| *part == Part::Done)
+        self.taken == self.units && self.parts.iter().all(|part| part.state == State::Done)
+    }
+
+    /// The next part: one that came back undone, or of what is left.
+    fn next_part(&self) -> Option<(u32, u32)> {
+        let back = self.parts.iter().find(|part| part.state == State::Waiting);
+        let left = self.units - self.taken;
+        let new = (left > 0).then(|| (self.taken, self.size.min(left)));
+        back.map(|part| (part.at, part.count)).or(new)
     }
 }
 
 impl Ledger {
-    /// Divides a queued task among so many agents, into `of` parts that are expected to take `part_ns` each (0: nobody knows) and
-    /// are to be [lent](Self::lend).
-    pub fn divide(&mut self, id: TaskId, agents: u32, of: u32, part_ns: f64, now: Nanos) -> Attempt {
+    /// Divides a queued task, that would take so long as a whole, among so many agents, to which parts are to be
+    /// [lent](Self::lend).
+    pub fn divide(&mut self, id: TaskId, agents: u32, expected_ns: Option<f64>, now: Nanos) -> Attempt {
         let attempt = self.begin_attempt(id, None, now);
         let task = self.get_mut(id).expect("just begun");
-        (task.wide, task.parts) = (Some(Box::new(Wide::new(agents, of, part_ns, task.due))), of);
+        task.wide = Some(Box::new(Wide::new(agents, expected_ns, task.due)));
         self.divided.push(id);
         attempt
     }
@@ -155,11 +214,10 @@ impl Ledger {
         if wide.are_all_done() {
             return Some(Share::Join);
         }
-        if wide.holders().count() >= wide.most {
+        if self.is_taken_back || wide.holders().count() >= wide.most as usize {
             return None;
         }
-        let at = wide.parts.iter().position(|part| *part == Part::Waiting)?;
-        Some(Share::Part { at: at as u32, of: wide.parts.len() as u32 })
+        wide.next_part().map(|(at, count)| Share::Part(Span { at, count, of: wide.units }))
     }
 
     /// Leases what [`next_share`](Self::next_share) showed.
@@ -167,11 +225,18 @@ impl Ledger {
         let task = self.get_mut(id).expect("just shown");
         task.agent = Some(lease.slot);
         match (share, task.wide.as_mut()) {
-            (Share::Part { at, .. }, Some(wide)) => {
-                wide.parts[at as usize] = Part::Held(lease);
-                wide.sent += 1;
+            (Share::Part(Span { at, count, .. }), Some(wide)) => {
+                let state = State::Held(lease);
+                match wide.parts.iter_mut().find(|part| part.at == at) {
+                    Some(part) => part.state = state,
+                    None => {
+                        wide.parts.push(Part { at, count, state });
+                        wide.taken = at + count;
+                    }
+                }
                 // The first ones have waited as a whole.
-                wide.due = if wide.sent >= wide.most { now } else { wide.due };
+                wide.due = if wide.parts.len() as u32 >= wide.most { now } else { wide.due };
+                task.parts = wide.parts.len() as u32;
             }
             // From here on it is an attempt like any other.
             _ => {
@@ -187,21 +252,24 @@ impl Ledger {
         let is_wanted = task.cancelling.is_none();
         let wide = task.wide.as_mut()?;
         let part = wide.part_of(lease)?;
-        *part = Part::Waiting;
+        part.state = if matches!(end, PartEnd::Done { .. }) { State::Done } else { State::Waiting };
+        let count = part.count;
         let over = match end {
-            PartEnd::Done { started, level, digest, result } => {
-                *part = Part::Done;
+            PartEnd::Done { started, service_ns, level, digest, result } => {
                 wide.started = wide.started.min(started);
+                wide.learn(count, service_ns, digest.is_some());
                 if wide.digest.is_none() && digest.is_some() {
                     (wide.level, wide.result, wide.digest) = (level, result, digest);
                 }
-                // Somebody has put another file where an input was: these rows do not belong together.
-                (digest.is_some() && wide.digest != digest).then_some(Over::Undivided)
+                // These rows do not belong together.
+                let is_other = digest.is_some() && wide.digest != digest;
+                is_other
+                    .then(|| Over::Undivided("an input was replaced by another file meanwhile".to_owned()))
             }
             PartEnd::Failed(error) => Some(Over::Failed(error)),
-            PartEnd::Undivided => Some(Over::Undivided),
+            PartEnd::Undivided(why) => Some(Over::Undivided(why)),
             // Nobody asked: it does not want it.
-            PartEnd::GivenUp => is_wanted.then_some(Over::Undivided),
+            PartEnd::GivenUp => is_wanted.then(|| Over::Undivided("an agent gave its part up".to_owned())),
         };
         if let Some(over) = over {
             self.call_off(id, over);
@@ -210,8 +278,8 @@ impl Ledger {
     }
 
     /// It has to be done as a whole.
-    pub fn undivide(&mut self, id: TaskId, now: Nanos) {
-        self.call_off(id, Over::Undivided);
+    pub fn undivide(&mut self, id: TaskId, why: &str, now: Nanos) {
+        self.call_off(id, Over::Undivided(why.to_owned()));
         self.conclude(id, now);
     }
 
@@ -229,20 +297,21 @@ impl Ledger {
         let Some(task) = self.get_mut(id) else { return };
         let Some(wide) = task.wide.as_mut() else { return };
         let Some(part) = wide.part_of(lease) else { return };
-        *part = Part::Waiting;
+        part.state = State::Waiting;
         // What makes one part crash makes all of them crash: that is one death, and not one for each.
         let counts = was_running && if crashed { wide.over.is_none() } else { !is_leaving };
-        task.error = Some(format!("the agent of one of its parts died by {cause}").into());
+        let died = format!("the agent of one of its parts died by {cause}");
+        task.error = Some(died.as_str().into());
         if counts {
             self.note_death(id, crashed);
         }
         let Some(deaths) = self.get(id).map(|task| task.deaths) else { return };
         if deaths.0 >= poison_deaths || deaths.1 >= KILL_LIMIT {
-            let died = deaths.0 + deaths.1;
-            let error = format!("{POISON}: {died} agents died while running it, the last by {cause}");
+            let count = deaths.0 + deaths.1;
+            let error = format!("{POISON}: {count} agents died while running it, the last by {cause}");
             self.call_off(id, Over::Hopeless(error));
         } else if crashed {
-            self.call_off(id, Over::Undivided);
+            self.call_off(id, Over::Undivided(died));
         }
         self.conclude(id, now);
     }
@@ -255,7 +324,8 @@ impl Ledger {
 
     /// Whether something waits that goes before the parts of this task.
     pub fn is_outranked(&mut self, id: TaskId, now: Nanos) -> bool {
-        let Some(own) = self.turn(id, now) else { return false };
+        // What waits for a later life does not wait for agents.
+        let Some(own) = self.turn(id, now).filter(|_| self.phase != Phase::Leaving) else { return false };
         (0..3).any(|priority| {
             let first = self.queues[priority].first(|id| super::waits(&self.tasks, id));
             first.is_some_and(|(due, _)| (self.aged(priority, due, now), due) < own)
@@ -269,8 +339,9 @@ impl Ledger {
         Some((self.aged(task.spec.priority as usize, due, now), due))
     }
 
-    /// Nobody will send parts any more: what is in parts and held by nobody becomes a whole again.
-    pub(super) fn put_together(&mut self, now: Nanos) {
+    /// Nothing more will be sent but joins: what is in parts becomes a whole again, for a later life.
+    pub fn take_back(&mut self, now: Nanos) {
+        self.is_taken_back = true;
         for id in self.divided.clone() {
             self.conclude(id, now);
         }
@@ -295,12 +366,12 @@ impl Ledger {
 
     /// Ends an attempt in parts that comes to nothing, once its last part is back.
     pub(super) fn conclude(&mut self, id: TaskId, now: Nanos) -> Option<Transition> {
-        let is_leaving = self.phase == Phase::Leaving;
+        let is_taken_back = self.is_taken_back;
         let task = self.get_mut(id).filter(|task| task.is_divided())?;
         let wide = task.wide.as_mut()?;
         let is_over = task.cancelling.is_some() || wide.over.is_some();
         // What a later life takes over is whole; what is to be joined only ends in this one.
-        let is_left = is_leaving && !wide.are_all_done();
+        let is_left = is_taken_back && !wide.are_all_done();
         if !(is_over || is_left) || wide.holders().next().is_some() {
             return None;
         }
@@ -310,11 +381,11 @@ impl Ledger {
             (Some(Over::Hopeless(error)), _) => self.end(id, TaskState::Failed, Some(&error), now),
             (_, Some(_)) => self.on_given_up(id, now),
             (Some(Over::Failed(error)), None) => {
-                self.keep_whole(id);
+                self.keep_whole(id, &error);
                 self.on_failure(id, &error, true, now)
             }
-            (Some(Over::Undivided), None) => {
-                self.keep_whole(id);
+            (Some(Over::Undivided(why)), None) => {
+                self.keep_whole(id, &why);
                 self.queue_again(id);
                 Transition::Again
             }
@@ -325,10 +396,10 @@ impl Ledger {
         })
     }
 
-    /// From now on this task is done as a whole.
-    pub fn keep_whole(&mut self, id: TaskId) {
+    /// From now on this task is done as a whole. `why`: if it was to be divided, and was.
+    pub fn keep_whole(&mut self, id: TaskId, why: &str) {
         if let Some(task) = self.get_mut(id) {
-            task.undivided = true;
+            task.undivided = Some(why.into());
         }
     }
 
@@ -372,7 +443,17 @@ mod tests {
     }
 
     fn done() -> PartEnd {
-        PartEnd::Done { started: Nanos(5), level: 3, digest: Some(7), result: Some("{}".into()) }
+        took(1)
+    }
+
+    fn took(service_ns: u64) -> PartEnd {
+        let (started, digest) = (Nanos(5), Some(7));
+        PartEnd::Done { started, service_ns, level: 3, digest, result: Some("{}".into()) }
+    }
+
+    /// Part `at` of `of` that are alike.
+    fn part(at: u32, of: u32) -> Share {
+        Share::Part(Span { at: at * UNITS_EACH, count: UNITS_EACH, of: of * UNITS_EACH })
     }
 
     /// A ledger with one task in parts, which the agents 0, 1, … hold.
@@ -380,10 +461,10 @@ mod tests {
         let mut ledger = Ledger::new(LedgerLimits::default());
         let id = ledger.submit(spec, Nanos(1)).expect("accepted");
         assert_eq!(ledger.peek(Nanos(2)).map(|task| task.id), Some(id));
-        ledger.divide(id, of, of, 0.0, Nanos(2));
+        ledger.divide(id, of, Some(1.0), Nanos(2));
         for slot in 0..of {
             let share = ledger.next_share(id).expect("a part for everybody");
-            assert_eq!(share, Share::Part { at: slot, of });
+            assert_eq!(share, part(slot, of));
             ledger.lend(id, share, lease(slot as u16), Nanos(2));
         }
         assert_eq!((ledger.next_share(id), ledger.queued()), (None, 0));
@@ -418,9 +499,9 @@ mod tests {
         let (mut ledger, id) = divided(2, TaskSpec::default());
         ledger.on_part(id, lease(0), done(), Nanos(6));
         assert_eq!(ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 9", false, Nanos(7)), [id]);
-        assert_eq!(ledger.next_share(id), Some(Share::Part { at: 1, of: 2 }));
+        assert_eq!(ledger.next_share(id), Some(part(1, 2)));
         assert!(ledger.get(id).is_some_and(|task| task.is_divided() && task.deaths == (0, 1)));
-        ledger.lend(id, Share::Part { at: 1, of: 2 }, lease(0), Nanos(6));
+        ledger.lend(id, part(1, 2), lease(0), Nanos(6));
         assert_eq!(
             ledger.on_agent_gone(&[id], lease(1), None, "signal 9", false, Nanos(7)),
             [],
@@ -446,17 +527,17 @@ mod tests {
         assert_eq!(ledger.on_part(id, lease(2), PartEnd::GivenUp, Nanos(8)), Some(Transition::Again));
         let task = ledger.get(id).expect("known");
         assert_eq!((task.state, task.error.as_deref()), (TaskState::Retrying, Some("disk full")));
-        assert!(task.undivided, "as a whole it may find room");
+        assert!(task.undivided.is_some(), "as a whole it may find room");
         assert_eq!(ledger.take_abandoned(), [(id, attempt)]);
     }
 
     #[test]
     fn what_is_wrong_in_parts_runs_as_a_whole() {
-        for end in [PartEnd::Undivided, PartEnd::GivenUp] {
+        for end in [PartEnd::Undivided("no".into()), PartEnd::GivenUp] {
             let (mut ledger, id) = divided(1, TaskSpec::default());
             assert_eq!(ledger.on_part(id, lease(0), end, Nanos(6)), Some(Transition::Again));
             let task = ledger.get(id).expect("known");
-            assert!(task.undivided && task.state == TaskState::Queued && task.wide.is_none());
+            assert!(task.undivided.is_some() && task.state == TaskState::Queued && task.wide.is_none());
             assert_eq!(ledger.take_abandoned(), [(id, Attempt(1))]);
             assert_eq!(ledger.dispatch(id, lease(0), Nanos(7)), Attempt(2));
             assert_eq!(ledger.get(id).map(|task| task.parts), Some(0));
@@ -497,7 +578,7 @@ mod tests {
         ledger.on_agent_gone(&[id], lease(0), None, "signal 9", false, Nanos(6));
         ledger.on_time(Nanos(20));
         assert!(ledger.next_share(id).is_some(), "while nobody has a part its time does not run");
-        ledger.lend(id, Share::Part { at: 0, of: 1 }, lease(1), Nanos(21));
+        ledger.lend(id, part(0, 1), lease(1), Nanos(21));
         ledger.on_time(Nanos(40));
         assert_eq!(ledger.take_unwanted(), [(id, lease(1), Attempt(1))]);
     }
@@ -512,7 +593,10 @@ mod tests {
         assert_eq!((ledger.next_share(id), ledger.take_unwanted()[0]), (None, (id, lease(0), Attempt(1))));
         assert_eq!(ledger.on_part(id, lease(0), PartEnd::GivenUp, Nanos(7)), Some(Transition::Again));
         let task = ledger.get(id).expect("known");
-        assert!(task.undivided && task.state == TaskState::Queued && task.deaths == (1, 0), "{task:?}");
+        assert!(
+            task.undivided.is_some() && task.state == TaskState::Queued && task.deaths == (1, 0),
+            "{task:?}"
+        );
     }
 
     #[test]
@@ -543,8 +627,10 @@ mod tests {
         };
         let id = submit(&mut ledger, Priority::Normal, Nanos(1));
         ledger.peek(Nanos(2));
-        ledger.divide(id, 2, 8, 0.0, Nanos(2));
-        let (first, second) = (Share::Part { at: 0, of: 8 }, Share::Part { at: 1, of: 8 });
+        // Each agent gets four parts.
+        ledger.divide(id, 2, Some(8.0 * PART_NS), Nanos(2));
+        let quarter = |at: u32| Share::Part(Span { at: 16 * at, count: 16, of: 128 });
+        let (first, second) = (quarter(0), quarter(1));
         let early = submit(&mut ledger, Priority::Normal, Nanos(3));
         ledger.peek(Nanos(3));
         for (slot, share) in [(0, first), (1, second)] {
@@ -554,7 +640,7 @@ mod tests {
         }
         assert_eq!(ledger.next_share(id), None, "two agents were free");
         ledger.on_part(id, lease(1), done(), Nanos(5));
-        assert_eq!(ledger.next_share(id), Some(Share::Part { at: 2, of: 8 }));
+        assert_eq!(ledger.next_share(id), Some(quarter(2)));
         assert!(ledger.is_outranked(id, Nanos(5)), "the other task was there before the rest of this one");
         let high = submit(&mut ledger, Priority::High, Nanos(6));
         ledger.dispatch(early, lease(1), Nanos(6));
@@ -567,14 +653,52 @@ mod tests {
         assert!(!ledger.is_outranked(id, Nanos(7)), "later, or less urgent");
         let other = submit(&mut ledger, Priority::High, Nanos(8));
         ledger.peek(Nanos(8));
-        ledger.divide(other, 1, 2, 0.0, Nanos(8));
+        ledger.divide(other, 1, Some(2.0 * PART_NS), Nanos(8));
         assert_eq!(ledger.divided_by_turn(Nanos(8)), [other, id]);
+    }
+
+    /// The sizes of all parts, where each unit takes so long, and the first rows begin with unit `empty`.
+    fn sizes(expected_ns: Option<f64>, unit_ns: u64, empty: u32) -> Vec<u32> {
+        let mut ledger = Ledger::new(LedgerLimits::default());
+        let id = ledger.submit(TaskSpec::default(), Nanos(1)).expect("accepted");
+        ledger.peek(Nanos(2));
+        ledger.divide(id, 2, expected_ns, Nanos(2));
+        let mut sizes = Vec::new();
+        let mut next = 0;
+        while let Some(share) = ledger.next_share(id).filter(|share| *share != Share::Join) {
+            let Share::Part(Span { at, count, of }) = share else { panic!("{share:?}") };
+            assert_eq!((at, of), (next, 128));
+            next = at + count;
+            sizes.push(count);
+            ledger.lend(id, share, lease(0), Nanos(3));
+            let digest = (at + count > empty).then_some(7);
+            let service_ns = unit_ns * u64::from(count);
+            let end = PartEnd::Done { started: Nanos(5), service_ns, level: 3, digest, result: None };
+            ledger.on_part(id, lease(0), end, Nanos(6));
+        }
+        assert_eq!((next, ledger.next_share(id)), (128, Some(Share::Join)));
+        assert_eq!(ledger.get(id).map(|task| task.parts as usize), Some(sizes.len()));
+        sizes
+    }
+
+    #[test]
+    fn parts_are_as_large_as_others_may_wait_for() {
+        assert_eq!(sizes(Some(1e6), 1, 0), [64, 64]);
+        assert_eq!(sizes(Some(8.0 * PART_NS), 1, 0), [16; 8]);
+        assert_eq!(sizes(Some(1e15), 1, 0), [1; 128]);
+        // Nobody knows: one unit says how long the others take.
+        assert_eq!(sizes(None, 1000, 0), [1, 64, 63]);
+        assert_eq!(sizes(None, (PART_NS / 10.0) as u64, 0), [&[1][..], &[10; 12], &[7]].concat());
+        assert_eq!(sizes(None, u64::from(u32::MAX), 0), [1; 128]);
+        // There is one row only, and the last unit has it.
+        assert_eq!(sizes(None, 1000, 127), [1, 2, 4, 8, 16, 32, 64, 1]);
     }
 
     #[test]
     fn what_all_parts_are_done_of_is_joined_before_the_swarm_leaves_it() {
         let (mut ledger, id) = divided(1, TaskSpec::default());
-        ledger.leave_to_a_later_life(Nanos(3));
+        ledger.leave_to_a_later_life();
+        ledger.take_back(Nanos(3));
         ledger.on_part(id, lease(0), done(), Nanos(4));
         assert_eq!(ledger.next_share(id), Some(Share::Join));
     }
@@ -582,9 +706,11 @@ mod tests {
     #[test]
     fn what_is_left_to_a_later_life_is_left_whole() {
         let (mut ledger, id) = divided(2, TaskSpec::default());
-        ledger.leave_to_a_later_life(Nanos(3));
+        ledger.leave_to_a_later_life();
+        assert!(!ledger.is_outranked(id, Nanos(4)));
+        ledger.take_back(Nanos(5));
         ledger.on_agent_gone(&[id], lease(0), Some(id), "signal 9", false, Nanos(6));
-        assert_eq!(ledger.divided(), [id]);
+        assert_eq!((ledger.divided(), ledger.next_share(id)), (&[id][..], None));
         ledger.on_agent_gone(&[id], lease(1), Some(id), "signal 9", false, Nanos(6));
         let task = ledger.get(id).expect("known");
         assert_eq!((task.state, task.deaths), (TaskState::Queued, (0, 0)));
@@ -624,8 +750,9 @@ mod tests {
                     3 if luck.below(8) == 0 => ledger.spoil(id, "spoiled", now),
                     4 => {
                         if let Some(next) = ledger.peek(now).map(|task| task.id) {
-                            let (agents, each) = (1 + luck.below(4) as u32, 1 + luck.below(3) as u32);
-                            let attempt = ledger.divide(next, agents, agents * each, 0.0, now);
+                            let agents = 1 + luck.below(4) as u32;
+                            let expected_ns = [None, Some(1e9), Some(1e3)][luck.below(3) as usize];
+                            let attempt = ledger.divide(next, agents, expected_ns, now);
                             in_parts.push((next, attempt));
                         }
                     }
@@ -651,7 +778,7 @@ mod tests {
                             let end = match luck.below(if step < 1000 { 6 } else { 1 }) {
                                 1 => PartEnd::Failed("no".into()),
                                 2 => PartEnd::GivenUp,
-                                _ => done(),
+                                _ => took(luck.below(1 << 33)),
                             };
                             ledger.on_part(id, lease, end, now);
                         } else if step < 1000 && luck.below(3) == 0 {
