@@ -301,9 +301,10 @@ impl Dispatcher {
         if limit == 0 {
             // A join costs nothing; and of what is being done when the swarm stops, further parts may be, too.
             let limit = if ledger.is_draining() { usize::MAX } else { 0 };
-            return self.send_shares(ledger, limit, now);
+            sent = self.send_shares(ledger, limit, now);
+        } else {
+            while self.dispatch_upcoming(ledger, costs, limit, now, &mut sent) {}
         }
-        while self.dispatch_upcoming(ledger, costs, limit, now, &mut sent) {}
         for seat in self.seats.iter_mut().flatten() {
             seat.full = false;
         }

@@ -170,9 +170,11 @@ impl Dispatcher {
         let others = ledger.queued().saturating_sub(1);
         let busy = self.iter().filter(|seat| !seat.held.is_empty()).count();
         let spare = idle.count().min(limit.saturating_sub(busy)).saturating_sub(others);
-        let starting =
-            self.iter().any(|seat| seat.kind == AgentKind::Compute && !seat.ready && !seat.draining);
-        let later = Some(task.queued.plus(START)).filter(|later| starting && *later > now);
+        let is_starting = |seat: &&Seat| seat.kind == AgentKind::Compute && !seat.ready && !seat.draining;
+        let starting = self.iter().filter(is_starting).count();
+        // Half of the agents are worth a moment; one of many is not.
+        let waits = starting >= spare && starting + spare >= 2 && others == 0;
+        let later = Some(task.queued.plus(START)).filter(|later| waits && *later > now);
         if spare < 2 && later.is_none() || !self.divider.is_long(task, expected_ns) {
             return None;
         }

@@ -186,6 +186,7 @@ unsafe fn blocked<I: Isa, T: SimdElem, const MR: usize>(
         a.elements.len() == m * k && b.elements.len() == k * n && c.len() == m * n,
         "{m} x {k} times {k} x {n}"
     );
+    assert!(space.len() >= matmul_space::<T>([m, k, n]), "space for {m} x {k} times {k} x {n}");
     let nr = 2 * <T::Lanes<I>>::N;
     let (a_strides, b_strides) = (a.strides(m, k), b.strides(k, n));
     // Vectors that do not cross a line of the cache.

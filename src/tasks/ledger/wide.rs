@@ -293,13 +293,13 @@ impl Ledger {
         crashed: bool,
         now: Nanos,
     ) {
-        let (poison_deaths, is_leaving) = (self.limits.poison_deaths, self.phase == Phase::Leaving);
+        let (poison_deaths, is_taken_back) = (self.limits.poison_deaths, self.is_taken_back);
         let Some(task) = self.get_mut(id) else { return };
         let Some(wide) = task.wide.as_mut() else { return };
         let Some(part) = wide.part_of(lease) else { return };
         part.state = State::Waiting;
         // What makes one part crash makes all of them crash: that is one death, and not one for each.
-        let counts = was_running && if crashed { wide.over.is_none() } else { !is_leaving };
+        let counts = was_running && if crashed { wide.over.is_none() } else { !is_taken_back };
         let died = format!("the agent of one of its parts died by {cause}");
         task.error = Some(died.as_str().into());
         if counts {
