@@ -25,14 +25,13 @@ impl Variant {
         Variant { level, choice, other_stores: false }
     }
 
-    /// What runs when nobody measured anything: the library's matrix product on the machine's own level (it chooses its
-    /// instructions itself, so a forced level takes ours), but ours on AVX2, where it is a fifth faster on Zen 3; the last
-    /// algorithm of `sort`,
+    /// What runs when nobody measured anything: the library's matrix product on the machine's own level (it
+    /// chooses its instructions itself, so a forced level takes ours), the last algorithm of `sort`,
     /// `argsort`, `histogram` and `stencil5`, which falls back to another where that is better.
     pub fn default_for(kernel: KernelId, level: Level) -> Variant {
         let widest = Level::available().last().copied() == Some(level);
         let choice = match kernel {
-            KernelId::Matmul => u8::from(!widest || level == Level::Avx2),
+            KernelId::Matmul => u8::from(!widest),
             KernelId::Sort => 2,
             KernelId::Argsort | KernelId::Histogram | KernelId::Stencil5 => 1,
             _ => 0,
