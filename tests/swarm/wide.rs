@@ -168,17 +168,23 @@ fn a_task_in_parts_can_be_cancelled() {
     swarm.end();
 }
 
-/// Two agents have a part of it, and hear that nobody wants it; one of them stands still.
-#[test]
-fn who_stands_still_with_a_part_that_nobody_wants_is_killed() {
-    let swarm = that_knows();
-    let pids = ["compute-0", "compute-1"].map(|agent| pid(&swarm, agent));
+/// Stops both agents, each with a part of the task `parts`.
+fn stopped_with_a_part_each(swarm: &Swarm) -> [u32; 2] {
+    let pids = ["compute-0", "compute-1"].map(|agent| pid(swarm, agent));
     pids.iter().for_each(|pid| assert!(signal(*pid, Signal::STOP)));
     swarm.submit(&json!([double("parts", "x.npy", "parts.npy")]));
     swarm.until("both have a part", |swarm| {
         let has_one = |agent| swarm.agent(agent)["in_flight"] == 1;
         (has_one("compute-0") && has_one("compute-1")).then_some(())
     });
+    pids
+}
+
+/// Two agents have a part of it, and hear that nobody wants it; one of them stands still.
+#[test]
+fn who_stands_still_with_a_part_that_nobody_wants_is_killed() {
+    let swarm = that_knows();
+    let pids = stopped_with_a_part_each(&swarm);
     swarm.place.cli(&["task", "cancel", "parts"]).ends(0);
     assert!(signal(pids[0], Signal::CONT));
     swarm.until_task("parts", "cancelled");
@@ -213,13 +219,7 @@ fn parts_that_nobody_will_ever_do_are_cancelled() {
     let mut config = config();
     config["fault_tolerance"] = json!(false);
     let swarm = knowing(Swarm::deploy(&config));
-    let pids = ["compute-0", "compute-1"].map(|agent| pid(&swarm, agent));
-    pids.iter().for_each(|pid| assert!(signal(*pid, Signal::STOP)));
-    swarm.submit(&json!([double("parts", "x.npy", "parts.npy")]));
-    swarm.until("both have a part", |swarm| {
-        let has_one = |agent| swarm.agent(agent)["in_flight"] == 1;
-        (has_one("compute-0") && has_one("compute-1")).then_some(())
-    });
+    let pids = stopped_with_a_part_each(&swarm);
     pids.iter().for_each(|pid| assert!(signal(*pid, Signal::KILL)));
     swarm.until_task("parts", "cancelled");
     swarm.until("nothing is left", |swarm| beside(&swarm.place).is_empty().then_some(()));
